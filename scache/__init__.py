@@ -1,0 +1,26 @@
+"""A daemon that keeps live connections for other processes, and a client for it.
+
+It speaks the protocol of Postfix's scache(8) and can take its place.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scache.client import Client, Found
+    from scache.errors import ProtocolError, ScacheError, Unavailable
+
+__version__ = "0.1.0"
+
+__all__ = ["Client", "Found", "ProtocolError", "ScacheError", "Unavailable", "__version__"]
+
+_HOME = {"Client": "scache.client", "Found": "scache.client"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the daemon needs no client."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "scache.errors")), name)

@@ -1,0 +1,8 @@
+"""``python -m scache`` is the command ``scache``."""
+
+import sys
+
+from scache.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What scache(8) logs of its work, in the very words that log readers parse."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+
+class Statistics:
+    """Lookups and peaks since the last report (scache(8), connection_cache_status_update_time).
+
+    A hit of ``find_dest`` counts as a domain lookup and not as an address
+    lookup. Peaks are updated by saves alone.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._connections = 0
+        self._endpoints: Counter[bytes] = Counter()
+        self._destinations: Counter[bytes] = Counter()
+        self._reset(now)
+
+    def _reset(self, now: float) -> None:
+        self._since = now
+        self.domain_hits = 0
+        self.domain_misses = 0
+        self.address_hits = 0
+        self.address_misses = 0
+        self._most_destinations = 0
+        self._most_endpoints = 0
+        self._most_connections = 0
+
+    def connection_added(self, endpoint: bytes) -> None:
+        """Count a connection that is now parked."""
+        self._endpoints[endpoint] += 1
+        self._connections += 1
+
+    def connection_removed(self, endpoint: bytes) -> None:
+        """Count a connection that is no longer parked."""
+        _decrease(self._endpoints, endpoint)
+        self._connections -= 1
+
+    def bindings_added(self, destination: bytes, count: int = 1) -> None:
+        """Count new bindings of a destination."""
+        self._destinations[destination] += count
+
+    def binding_removed(self, destination: bytes) -> None:
+        """Count a binding that is gone."""
+        _decrease(self._destinations, destination)
+
+    def saved(self) -> None:
+        """Take note of the peaks; called after every save."""
+        self._most_destinations = max(self._most_destinations, len(self._destinations))
+        self._most_endpoints = max(self._most_endpoints, len(self._endpoints))
+        self._most_connections = max(self._most_connections, self._connections)
+
+    def report(self, now: float) -> list[str]:
+        """Return the lines to log, none if there is nothing to say, and start over."""
+        lines = []
+        if self.domain_hits or self.domain_misses:
+            lines.append(_lookups("domain", self.domain_hits, self.domain_misses))
+        if self.address_hits or self.address_misses:
+            lines.append(_lookups("address", self.address_hits, self.address_misses))
+        if self._most_destinations or self._most_endpoints or self._most_connections:
+            lines.append(
+                f"statistics: max simultaneous domains={self._most_destinations} "
+                f"addresses={self._most_endpoints} connection={self._most_connections}"
+            )
+        if lines:
+            # The 15 characters of ctime(3) after the weekday.
+            lines.insert(0, f"statistics: start interval {time.ctime(self._since)[4:19]}")
+        self._reset(now)
+        return lines
+
+
+def _decrease(counter: Counter[bytes], label: bytes) -> None:
+    if counter[label] > 1:
+        counter[label] -= 1
+    else:
+        del counter[label]
+
+
+def _lookups(kind: str, hits: int, misses: int) -> str:
+    success = hits * 100 // (hits + misses)
+    return f"statistics: {kind} lookup hits={hits} miss={misses} success={success}%"

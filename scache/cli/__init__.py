@@ -1,0 +1,84 @@
+"""The command ``scache``: its subcommands, and the one place where errors become text.
+
+Whatever goes wrong is one line on stderr and an exit code of `scache.errors`.
+Each subcommand imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from scache import __version__
+from scache.cli.logs import one_line
+from scache.cli.serve import serve
+from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, StartupError
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""What a shell reports of a program that Ctrl-C ended."""
+
+EPILOG = """\b
+Examples:
+  scache serve
+  scache serve --help
+"""
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Keep live connections for other processes, as Postfix's scache(8) does."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+cli.add_command(serve)
+
+
+def main() -> int:
+    """Run the command that the process was started with; return its exit code."""
+    # A reader of our output that has seen enough (scache --help | head) ends us, silently.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return execute(sys.argv[1:])
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code, having said in one line what went wrong."""
+    try:
+        with cli.make_context("scache", list(arguments)) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_SETTINGS)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        return _fail_with(error)
+    return EXIT_OK
+
+
+def _fail_with(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # what a task group wrapped
+    if isinstance(error, StartupError):
+        return _fail(str(error), error.exit_code)
+    code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
+    if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    return code
+
+
+def _fail(text: str, code: int) -> int:
+    click.echo(f"scache: {one_line(text)}", err=True)
+    return code

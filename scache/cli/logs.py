@@ -1,0 +1,76 @@
+"""The log of a running daemon: lines on stderr that nothing can break."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+STDERR = 2
+
+
+def one_line(text: str) -> str:
+    r"""Return the text with whatever would break the line, or a terminal, as \n, \x1b and so on."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class LineFormatter(logging.Formatter):
+    """``scache[PID]: message``, the level in between unless it is info.
+
+    An exception is told by its type and text; its traceback is for those who
+    asked for debug.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as it goes to stderr, without the final newline."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
+        if not record.exc_info or record.exc_info[1] is None:
+            return line
+        error = record.exc_info[1]
+        line += one_line(f": {type(error).__name__}: {error}")
+        if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class StderrHandler(logging.Handler):
+    """Writes each record with one write(2), so that lines of many processes never mix.
+
+    Nothing is buffered: a stderr that is full, closed or gone costs that one
+    line and nothing else, now or at exit.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or lose it."""
+        try:
+            line = self.format(record).encode(errors="backslashreplace") + b"\n"
+        except Exception:  # noqa: BLE001 - a line that cannot be made must not end the daemon
+            self.handleError(record)
+            return
+        with contextlib.suppress(OSError):
+            os.write(STDERR, line)
+
+
+def start_logging(level: str) -> None:
+    """Log to stderr: what scache has to say from ``level`` on, and the warnings of others."""
+    occupy_standard_descriptors()
+    logging.raiseExceptions = False
+    handler = StderrHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("scache").setLevel(level.upper())
+
+
+def occupy_standard_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed.
+
+    Otherwise a connection that the daemon keeps for somebody might become
+    number 2, and be sent the log.
+    """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= STDERR:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)

@@ -1,0 +1,43 @@
+"""Idle exit: one owner of the question whether anybody still needs the daemon."""
+
+from __future__ import annotations
+
+import anyio
+
+
+class IdleTimer:
+    """Knows since when no client has been connected."""
+
+    def __init__(self, max_idle: float) -> None:
+        """Wait for ``max_idle`` seconds without clients; 0 waits for ever."""
+        self._max_idle = max_idle
+        self._clients = 0
+        self._changed = anyio.Event()
+
+    def connected(self) -> None:
+        """Count a client."""
+        self._clients += 1
+        if self._clients == 1:
+            self._change()
+
+    def disconnected(self) -> None:
+        """Count a client that has gone; the timer starts when it was the last."""
+        self._clients -= 1
+        if self._clients == 0:
+            self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self) -> None:
+        """Return when there was no client for ``max_idle`` seconds (scache(8), max_idle)."""
+        while True:
+            changed = self._changed
+            if self._clients or not self._max_idle:
+                await changed.wait()
+                continue
+            with anyio.move_on_after(self._max_idle):
+                await changed.wait()
+                continue
+            return

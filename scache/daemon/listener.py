@@ -1,0 +1,202 @@
+"""The listening socket: nobody gets in who should not, and no other daemon is thrown out."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from scache.errors import SocketError
+
+MAX_PATH_SIZE = 107
+"""Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
+
+_ACCEPTS_PER_TURN = 64
+_ACCEPT_PAUSE = 0.1
+"""Seconds until the next attempt when the process or the machine is out of descriptors."""
+
+_START_LOCK_TIMEOUT = 1.0
+"""Seconds to wait for another daemon that starts in the same directory."""
+
+logger = logging.getLogger(__name__)
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory of the default socket: root's for everybody, a user's for that user.
+
+    Raises SocketError if it cannot be made, or is another user's, who could
+    put a socket of his own in the place of ours.
+    """
+    uid = os.geteuid()
+    try:
+        path.mkdir(mode=0o755 if uid == 0 else 0o700, exist_ok=True)
+        owner = path.stat().st_uid
+    except OSError as error:
+        raise SocketError(f"cannot make the directory {path}: {_reason(error, path)}") from error
+    if owner not in (0, uid):
+        raise SocketError(f"the directory {path} belongs to another user: choose a --socket")
+
+
+def listen(path: Path, mode: int, owner: tuple[int, int]) -> socket.socket:
+    """Return a listening socket at this path, with this mode and owner (uid, gid; -1 keeps).
+
+    A socket that nobody listens on any more is replaced. Raises SocketError if
+    somebody does, or if the path cannot be used.
+    """
+    size = len(os.fsencode(path))
+    if size > MAX_PATH_SIZE:
+        raise SocketError(
+            f"the socket path {path} has {size} bytes, and UNIX allows {MAX_PATH_SIZE}: "
+            "choose a shorter --socket"
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _starting_in(path.parent):
+            _remove_stale(path)
+            _bind(sock, path, mode)
+        os.chown(path, *owner)
+        # Until now nobody could connect, so nobody met a socket with another owner.
+        sock.listen(socket.SOMAXCONN)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise SocketError(f"cannot make the socket {path}: {_reason(error, path)}") from error
+    except SocketError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, path: Path, mode: int) -> None:
+    """Bind with the mode in force from the first moment."""
+    umask = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(os.fspath(path))
+    finally:
+        os.umask(umask)
+
+
+@contextmanager
+def _starting_in(directory: Path) -> Iterator[None]:
+    """Keep two daemons that start at once from replacing each other's new socket."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _START_LOCK_TIMEOUT
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on; SocketError for anything else that is there."""
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise SocketError(
+            f"{path} exists and is not a socket: remove it, or choose another --socket"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A full backlog must not make us wait: somebody listens, that is all we ask.
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise SocketError(f"another daemon listens on {path}: stop it, or choose another --socket")
+
+
+def _reason(error: OSError, path: Path) -> str:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return f"there is no directory {path.parent}: make it first"
+        case errno.EACCES | errno.EPERM:
+            return f"permission denied: run as a user who may write to {path.parent}"
+        case errno.EROFS:
+            return "its file system is read-only: choose another --socket"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "the disk is full: free some space"
+        case _:
+            return error.strerror or str(error)
+
+
+class Listener:
+    """Accepts clients on the event loop, and takes its socket's path away at the end."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        on_client: Callable[[socket.socket], None],
+    ) -> None:
+        self._socket = sock
+        self._path = path
+        self._identity = _identity(path)
+        self._loop = loop
+        self._on_client = on_client
+        self._open = True
+        self._paused = False
+
+    def start(self) -> None:
+        """Begin to accept, and pass each client's socket on."""
+        self._loop.add_reader(self._socket, self._accept)
+
+    def close(self) -> None:
+        """Accept nobody any more; remove the socket, if it is still ours."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        with suppress(OSError):
+            if _identity(self._path) == self._identity:
+                self._path.unlink()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                client, _ = self._socket.accept()
+            except BlockingIOError:
+                break
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._pause(error)
+                break
+            self._paused = False
+            self._on_client(client)
+
+    def _pause(self, error: OSError) -> None:
+        """Wait a little when there is no descriptor to be had: the client waits in the backlog."""
+        if not self._paused:
+            logger.warning("cannot accept a client now (%s): trying again", error.strerror)
+        self._paused = True
+        self._loop.remove_reader(self._socket)
+        self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        if self._open:
+            self.start()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

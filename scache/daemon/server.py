@@ -1,0 +1,150 @@
+"""The daemon from its first step to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+from contextlib import suppress
+
+import anyio
+from anyio.abc import TaskGroup
+
+from scache import __version__, fdpass
+from scache.cache import Cache
+from scache.clock import Clock
+from scache.daemon import upkeep
+from scache.daemon.channel import Channel
+from scache.daemon.deadlines import Deadlines
+from scache.daemon.idle import IdleTimer
+from scache.daemon.listener import Listener, listen, make_directory
+from scache.daemon.session import Session
+from scache.settings import Settings
+from scache.store import Database, Start, open_database
+
+STOP_TIMEOUT = 1.0
+"""Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """The connected clients, and all that is done for them until the daemon stops."""
+
+    def __init__(self, settings: Settings, clock: Clock, database: Database, cache: Cache) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._database = database
+        self._cache = cache
+        self._sessions: set[Session] = set()
+        self._deadlines: Deadlines[Session] = Deadlines(clock, settings.exchange_timeout)
+        self._idle = IdleTimer(settings.max_idle)
+        self._loop = asyncio.get_running_loop()
+        self._stop = anyio.Event()
+        self._all_gone = anyio.Event()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve clients of this listening socket until a signal or idleness ends it."""
+        listener = Listener(sock, self._settings.socket, self._loop, self._connected)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self._watch_signals)
+                self._start_upkeep(tasks)
+                listener.start()
+                logger.info(
+                    "listening on %s, database %s", self._settings.socket, self._database.path
+                )
+                await self._stop.wait()
+                listener.close()
+                await self._finish_sessions()
+                tasks.cancel_scope.cancel()
+        finally:
+            listener.close()
+            for session in list(self._sessions):
+                session.abort()
+            upkeep.log_statistics(self._cache, self._clock)
+
+    def _start_upkeep(self, tasks: TaskGroup) -> None:
+        committed = upkeep.Signal()
+        tasks.start_soon(upkeep.expire, self._cache, self._clock)
+        tasks.start_soon(upkeep.commit, self._database, committed)
+        tasks.start_soon(upkeep.checkpoint, self._database, committed)
+        tasks.start_soon(upkeep.drop_overdue, self._deadlines)
+        tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
+        tasks.start_soon(self._watch_idleness)
+
+    async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """SIGHUP logs the statistics; SIGTERM and SIGINT stop, and a second one stops at once."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    upkeep.log_statistics(self._cache, self._clock)
+                elif self._stop.is_set():
+                    signal.signal(number, signal.SIG_DFL)
+                    signal.raise_signal(number)
+                else:
+                    logger.info("stopping: received %s", signal.Signals(number).name)
+                    self._stop.set()
+
+    async def _watch_idleness(self) -> None:
+        await self._idle.wait()
+        logger.info("stopping: no client for %g seconds", self._settings.max_idle)
+        self._stop.set()
+
+    def _connected(self, client: socket.socket) -> None:
+        session = Session(
+            Channel(client, self._loop),
+            fdpass.peer(client),
+            self._cache,
+            self._deadlines,
+            self._disconnected,
+            announce=self._settings.announce,
+        )
+        self._sessions.add(session)
+        self._idle.connected()
+        session.start()
+
+    def _disconnected(self, session: Session) -> None:
+        self._sessions.remove(session)
+        self._idle.disconnected()
+        if not self._sessions:
+            self._all_gone.set()
+
+    async def _finish_sessions(self) -> None:
+        """Give exchanges under way their time to end."""
+        for session in list(self._sessions):
+            session.finish()
+        self._all_gone = anyio.Event()
+        if self._sessions:
+            with anyio.move_on_after(STOP_TIMEOUT):
+                await self._all_gone.wait()
+
+
+async def serve(settings: Settings) -> None:
+    """Run the daemon until it is asked to stop or has been idle for long enough.
+
+    Raises StartupError when it cannot start.
+    """
+    _raise_descriptor_limit()
+    clock = Clock()
+    start = Start(clock.now(), __version__, settings.ttl_limit)
+    async with open_database(settings.database, start) as database:
+        cache = Cache(database, clock, settings.ttl_limit)
+        try:
+            if settings.socket_is_default:
+                make_directory(settings.socket.parent)
+            sock = listen(settings.socket, settings.socket_mode, settings.owner_ids)
+            await Server(settings, clock, database, cache).serve(sock)
+        finally:
+            cache.close()
+            await database.stop(clock.now())
+
+
+def _raise_descriptor_limit() -> None:
+    """Let this process hold as many descriptors as it may: that is what it is for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

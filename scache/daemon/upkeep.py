@@ -1,0 +1,103 @@
+"""What has to be done now and then, each a task of its own that sleeps in between."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import anyio
+import anyio.lowlevel
+
+from scache.cache import Cache
+from scache.clock import Clock
+from scache.daemon.deadlines import Deadlines
+from scache.daemon.session import Session
+from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
+
+EXPIRY_PAUSE = 0.01
+"""Seconds between two rounds of expiry, so that a steady trickle does not keep us busy."""
+
+CHECKPOINT_INTERVAL = 1.0
+"""Seconds from a commit to the checkpoint that follows."""
+
+logger = logging.getLogger(__name__)
+
+
+class Signal:
+    """An event that can be waited for again and again; setting it twice is setting it once."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wake whoever waits, or will."""
+        self._event.set()
+
+    async def wait(self, at_most: float = math.inf) -> None:
+        """Return when it has been set since the last time, or after ``at_most`` seconds."""
+        with anyio.move_on_after(at_most):
+            await self._event.wait()
+        if self._event.is_set():
+            self._event = anyio.Event()
+
+
+async def expire(cache: Cache, clock: Clock) -> None:
+    """Clear away what expires, when it does, a slice at a time."""
+    earlier = Signal()
+    cache.on_earlier_expiry = earlier.set
+    while True:
+        due_in = cache.expire() - clock.now()
+        if due_in <= 0:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await anyio.sleep(min(due_in, EXPIRY_PAUSE))
+            await earlier.wait(max(0, due_in - EXPIRY_PAUSE))
+
+
+async def commit(database: Database, committed: Signal) -> None:
+    """Commit each batch COMMIT_INTERVAL after it began."""
+    pending = Signal()
+    database.batch.on_pending = pending.set
+    while True:
+        await pending.wait()
+        await anyio.sleep(COMMIT_INTERVAL)
+        if database.batch.commit():
+            committed.set()
+        else:
+            await anyio.sleep(FAULT_RETRY_INTERVAL - COMMIT_INTERVAL)
+            pending.set()
+
+
+async def checkpoint(database: Database, committed: Signal) -> None:
+    """Copy what was committed into the database file, when there is something."""
+    while True:
+        await committed.wait()
+        await anyio.sleep(CHECKPOINT_INTERVAL)
+        await database.checkpoint()
+
+
+async def drop_overdue(deadlines: Deadlines[Session]) -> None:
+    """Disconnect clients that leave an exchange half done."""
+    started = Signal()
+    deadlines.on_first = started.set
+    while True:
+        for session in deadlines.overdue():
+            session.overdue()
+        due_in = deadlines.next_due()
+        if due_in == math.inf:
+            await started.wait()
+        else:
+            await anyio.sleep(due_in)
+
+
+def log_statistics(cache: Cache, clock: Clock) -> None:
+    """Log what scache(8) logs of the time since the last report."""
+    for line in cache.statistics.report(clock.now()):
+        logger.info("%s", line)
+
+
+async def report(cache: Cache, clock: Clock, interval: float) -> None:
+    """Log the statistics every ``interval`` seconds; 0 is never."""
+    while interval:
+        await anyio.sleep(interval)
+        log_statistics(cache, clock)

@@ -1,0 +1,80 @@
+"""Bytes and descriptors over a UNIX socket: sendmsg(2) and recvmsg(2) with SCM_RIGHTS.
+
+Every read of a socket that may carry descriptors must go through `receive`:
+a plain recv(2) drops them without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from scache.model import Peer
+
+MAX_DESCRIPTORS = 253
+"""What the kernel takes with one message (SCM_MAX_FD, unix(7))."""
+
+RECEIVE_SIZE = 65536
+"""Bytes asked for by one `receive`."""
+
+_INT = struct.Struct("i")
+_UCRED = struct.Struct("3i")
+_CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT.size)
+_RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
+
+
+class Received(NamedTuple):
+    """What one recvmsg(2) brought."""
+
+    data: bytes
+    """Empty at the end of the stream."""
+    descriptors: Sequence[int]
+    """Close-on-exec, in the order sent; they are the receiver's to close."""
+    truncated: bool
+    """The kernel had to drop descriptors: this process is at its limit (MSG_CTRUNC)."""
+
+
+def receive(sock: socket.socket, size: int = RECEIVE_SIZE) -> Received:
+    """Read up to ``size`` bytes and the descriptors that came with them.
+
+    The socket's own blocking mode and timeout apply.
+    """
+    data, control, flags, _ = sock.recvmsg(size, _CONTROL_SIZE, _RECEIVE_FLAGS)
+    if not control:
+        return Received(data, (), bool(flags & socket.MSG_CTRUNC))
+    descriptors: list[int] = []
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(payload) - len(payload) % _INT.size
+            descriptors.extend(fd for (fd,) in _INT.iter_unpack(payload[:whole]))
+    return Received(data, descriptors, bool(flags & socket.MSG_CTRUNC))
+
+
+def send(sock: socket.socket, data: bytes, descriptors: Iterable[int] = ()) -> int:
+    """Send bytes, with descriptors attached to the first of them, in one sendmsg(2).
+
+    The receiver gets duplicates: the caller's own stay open and the caller's.
+    Returns the number of bytes sent, which may be fewer than given; the
+    descriptors have gone with the first byte.
+    """
+    packed = b"".join(map(_INT.pack, descriptors))
+    if not packed:
+        return sock.send(data, socket.MSG_NOSIGNAL)
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
+    return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+
+
+def close(descriptors: Iterable[int]) -> None:
+    """Close each of them, whatever the kernel says of the one before."""
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def peer(sock: socket.socket) -> Peer:
+    """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
+    return Peer(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))

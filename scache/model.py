@@ -1,0 +1,49 @@
+"""Values that every layer speaks of. The words are those of scache(8)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Status(IntEnum):
+    """The outcome of a request, as it stands in a reply (scache(8))."""
+
+    OK = 0
+    BAD = 1
+    """The request was malformed."""
+    FAIL = 2
+    """A miss, no descriptor received, or a limit or a fault said no."""
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a client socket (SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Connection(NamedTuple):
+    """A row of the table ``connection``: all that is known of one parked descriptor."""
+
+    id: int
+    """Names this connection for ever; no other row of any table ever has it."""
+    endpoint: bytes
+    properties: bytes
+    saved_at: float
+    """Seconds since the epoch, on the daemon's steady clock."""
+    expires_at: float
+    """Seconds since the epoch, on the daemon's steady clock."""
+    client_id: int
+    """The client that saved it."""
+
+
+class Loan(NamedTuple):
+    """A connection that a find has taken out of the cache, and that is on its way."""
+
+    connection: Connection
+    descriptor: int
+    """Still the cache's own: to be reported as delivered, or put back."""
+    destination_properties: bytes = b""
+    """The properties of the binding that led here; empty for ``find_endp``."""

@@ -1,0 +1,1 @@
+"""The protocol of scache(8), sans-IO: the codec, the messages, and both halves."""

@@ -1,0 +1,99 @@
+"""The requests and replies of scache(8), as values and as bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from scache.model import Status
+from scache.protocol.codec import encode
+
+ANNOUNCEMENT = encode([(b"protocol", b"connection_cache_protocol")])
+"""What the server says first (Postfix 3.6 and later expect it)."""
+
+DUMMY = encode([(b"dummy", b"")])
+"""Says "go on", in both directions, around the passing of a descriptor."""
+
+DESCRIPTOR_BYTE = b"\0"
+"""The byte that carries a descriptor."""
+
+
+class SaveEndp(NamedTuple):
+    """Park a connection under an endpoint."""
+
+    ttl: int
+    """Seconds."""
+    endpoint: bytes
+    properties: bytes
+
+
+class FindEndp(NamedTuple):
+    """Take the oldest connection of an endpoint."""
+
+    endpoint: bytes
+
+
+class SaveDest(NamedTuple):
+    """Bind a destination to an endpoint."""
+
+    ttl: int
+    """Seconds."""
+    destination: bytes
+    properties: bytes
+    endpoint: bytes
+
+
+class FindDest(NamedTuple):
+    """Take the oldest connection of the first bound endpoint that has one."""
+
+    destination: bytes
+
+
+Request = SaveEndp | FindEndp | SaveDest | FindDest
+
+
+class Grammar(NamedTuple):
+    """How one kind of request stands on the wire."""
+
+    kind: type[Request]
+    names: tuple[bytes, ...]
+    """The attributes after ``request``, in this order, which is that of the fields of `kind`."""
+    reply_properties: int
+    """How many ``property`` attributes follow the ``status`` of the reply."""
+
+
+GRAMMAR: dict[bytes, Grammar] = {
+    b"save_endp": Grammar(SaveEndp, (b"ttl", b"label", b"property"), 0),
+    b"find_endp": Grammar(FindEndp, (b"label",), 1),
+    b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0),
+    b"find_dest": Grammar(FindDest, (b"label",), 2),
+}
+"""Every request of the base protocol, by its name on the wire."""
+
+NAMES: dict[type[Request], bytes] = {grammar.kind: name for name, grammar in GRAMMAR.items()}
+"""The name on the wire of each kind of request."""
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the message that makes this request; ValueError if a string has a NUL byte."""
+    name = NAMES[type(request)]
+    values = [value if isinstance(value, bytes) else b"%d" % value for value in request]
+    return encode([(b"request", name), *zip(GRAMMAR[name].names, values, strict=True)])
+
+
+def encode_reply(status: Status, *properties: bytes) -> bytes:
+    """Return the reply with this status and these properties (none of which has a NUL byte)."""
+    return b"".join(
+        [b"status\0%d\0" % status, *(b"property\0%b\0" % value for value in properties), b"\0"]
+    )
+
+
+STATUS_REPLY = {status: encode_reply(status) for status in Status}
+"""The reply to a save, and to a request that nobody knows."""
+
+EMPTY_REPLY = {
+    grammar.kind: {
+        status: encode_reply(status, *[b""] * grammar.reply_properties) for status in Status
+    }
+    for grammar in GRAMMAR.values()
+}
+"""The reply to each kind of request when there is nothing to tell but the status."""

@@ -1,0 +1,310 @@
+"""The settings of the daemon: what each means, what it allows, what it is by default.
+
+`Settings` is where a setting is spelled, once. The options of the command
+line, the environment variables, the keys of the configuration file, the output
+of ``--show-config`` and the table in the README all come from its fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeGuard
+
+from scache.errors import SettingsError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+MAX_SECONDS: Final = 1_000_000_000
+"""The longest time that a setting takes: some thirty years, which sums of times survive."""
+
+UNCHANGED: Final = -1
+"""What chown(2) takes for an owner or group that stays as it is."""
+
+_ID_DIGITS = 10
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+def default_socket() -> Path:
+    """Return the socket of whoever does not name one: one for root, one for each user."""
+    uid = os.geteuid()
+    if uid == 0:
+        return Path("/run/scache/scache.sock")
+    runtime_directory = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime_directory.startswith("/"):  # a relative one is to be ignored (XDG base directories)
+        return Path(runtime_directory, "scache.sock")
+    return Path(f"/tmp/scache-{uid}/scache.sock")
+
+
+def _refusal(allowed: str, value: object) -> ValueError:
+    return ValueError(f"must be {allowed}, not {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# Both ranges also refuse nan, which is neither above nor below anything.
+def _positive_seconds(value: object) -> float:
+    if _is_number(value) and 0 < value <= MAX_SECONDS:
+        return float(value)
+    raise _refusal(f"a number of seconds above 0 and at most {MAX_SECONDS}", value)
+
+
+def _seconds_or_never(value: object) -> float:
+    if _is_number(value) and 0 <= value <= MAX_SECONDS:
+        return float(value)
+    raise _refusal(f"a number of seconds from 0 (never) to {MAX_SECONDS}", value)
+
+
+def _path(value: object) -> Path:
+    return Path(_file_name(str(value) if isinstance(value, Path) else value))
+
+
+def _file_name(value: object) -> str:
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise _refusal("a path", value)
+
+
+def _mode(value: object) -> int:
+    mode = _octal_in(value) if isinstance(value, str) else value
+    if isinstance(mode, int) and not isinstance(mode, bool) and 0 <= mode <= 0o777:
+        return mode
+    raise _refusal('an octal mode from 0000 to 0777, such as "0660"', value)
+
+
+def _octal_in(text: str) -> int | None:
+    try:
+        return int(text, 8)
+    except ValueError:
+        return None
+
+
+def _owner(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise _refusal("USER or USER:GROUP", value)
+    _owner_ids(value)
+    return value
+
+
+def _owner_ids(owner: str) -> tuple[int, int]:
+    """Return the uid and gid that ``USER[:GROUP]`` means, as chown(1) understands it."""
+    user, colon, group = owner.partition(":")
+    uid = _id_of(user, "user", lambda name: pwd.getpwnam(name).pw_uid)
+    if not colon:
+        return uid, UNCHANGED
+    return uid, _id_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
+    with contextlib.suppress(KeyError, ValueError):  # ValueError: no name could look like this
+        return look_up(name)
+    # A number needs no entry in the database. The highest one means "unchanged" to chown(2).
+    if name.isdecimal() and len(name) <= _ID_DIGITS and int(name) < 2**32 - 1:
+        return int(name)
+    raise ValueError(f"names a {kind} that does not exist: {name!r}")
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _refusal("true or false", value)
+
+
+def _log_level(value: object) -> str:
+    if value in LOG_LEVELS:
+        return str(value)
+    raise _refusal(f"one of {', '.join(LOG_LEVELS)}", value)
+
+
+def _number_in(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _truth_in(text: str) -> object:
+    word = text.lower()
+    return word in _TRUE if word in _TRUE + _FALSE else text
+
+
+def _text_in(text: str) -> object:
+    return text
+
+
+class Kind(NamedTuple):
+    """A sort of value: what it is called, what is allowed, how it is written."""
+
+    metavar: str
+    check: Callable[[object], object]
+    """Return the value as the field holds it, or raise ValueError with the end of a sentence."""
+    read: Callable[[str], object] = _text_in
+    """Return what `check` takes for this text; text that means nothing stays as it is."""
+    write: Callable[[Any], str] = str
+    """Return the text that `read` and `check` turn back into this value of a field."""
+
+
+def _write_number(number: float) -> str:
+    return repr(number).removesuffix(".0")
+
+
+POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)
+SECONDS_OR_NEVER = Kind("SECONDS", _seconds_or_never, _number_in, _write_number)
+PATH = Kind("PATH", _path)
+FILE_NAME = Kind("PATH", _file_name)
+MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
+OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")
+SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
+LOG_LEVEL = Kind("LEVEL", _log_level)
+
+
+def _about(kind: Kind, help_text: str, default: str | None = None) -> Mapping[str, Any]:
+    """Return a field's metadata; ``default`` is for one that is not the same everywhere."""
+    return {"kind": kind, "help": help_text, "default": default}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the daemon is told; checked at once, so every instance makes sense.
+
+    Raises SettingsError, which names the setting and says what is allowed.
+    """
+
+    socket: Path = field(
+        default_factory=default_socket,
+        metadata=_about(
+            PATH,
+            "The UNIX socket to listen on.",
+            "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
+        ),
+    )
+    """Where clients connect; `default_socket` unless somebody names another."""
+
+    database: str = field(
+        default=":memory:",
+        metadata=_about(FILE_NAME, "The SQLite database: a file, or :memory:."),
+    )
+    """The path of a file, or ``:memory:``."""
+
+    ttl_limit: float = field(
+        default=300.0,
+        metadata=_about(POSITIVE_SECONDS, "A longer time to live is lowered to this."),
+    )
+    """Seconds, more than 0; as silently as scache(8) does it."""
+
+    max_idle: float = field(
+        default=100.0,
+        metadata=_about(SECONDS_OR_NEVER, "Exit after so long without a client; 0: never."),
+    )
+    """Seconds; cached connections do not keep the daemon alive. 0 means never."""
+
+    status_interval: float = field(
+        default=600.0,
+        metadata=_about(SECONDS_OR_NEVER, "Log the statistics so often; 0: never."),
+    )
+    """Seconds between two logs of the statistics; 0 leaves those at SIGHUP and at exit."""
+
+    exchange_timeout: float = field(
+        default=5.0,
+        metadata=_about(POSITIVE_SECONDS, "Drop a client that stops half-way for so long."),
+    )
+    """Seconds, more than 0, from the first byte of a request to the end of its exchange."""
+
+    socket_mode: int = field(
+        default=0o600,
+        metadata=_about(MODE, "Who may connect: the mode of the socket."),
+    )
+    """Permission bits, 0 to 0o777; as text they are octal digits."""
+
+    socket_owner: str | None = field(
+        default=None,
+        metadata=_about(OWNER, "The owner of the socket, names or numbers; empty: unchanged."),
+    )
+    """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
+
+    announce: bool = field(
+        default=True,
+        metadata=_about(SWITCH, "Speak first, as clients from Postfix 3.6 on expect."),
+    )
+    """Whether a client is greeted with the name of the protocol when it connects."""
+
+    log_level: LogLevel = field(
+        default="info",
+        metadata=_about(LOG_LEVEL, "Log this and worse: debug, info, warning or error."),
+    )
+    """The least that goes to stderr; ``debug`` adds tracebacks."""
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS:
+            value = setting.check(getattr(self, setting.name), setting.name)
+            object.__setattr__(self, setting.name, value)
+
+    @property
+    def socket_is_default(self) -> bool:
+        """Whether the socket is `default_socket`, whose directory is ours to make."""
+        return self.socket == default_socket()
+
+    @property
+    def owner_ids(self) -> tuple[int, int]:
+        """The uid and gid for chown(2) on the socket; UNCHANGED for what stays as it is."""
+        if self.socket_owner is None:
+            return UNCHANGED, UNCHANGED
+        return _owner_ids(self.socket_owner)
+
+
+class Setting(NamedTuple):
+    """One field of `Settings`, and how people spell it."""
+
+    name: str
+    """The field, and the key in a configuration file."""
+    kind: Kind
+    help: str
+    """One line."""
+    default: str
+    """What it is when nobody sets it, as people write it."""
+
+    @property
+    def option(self) -> str:
+        """The option of the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "SCACHE_" + self.name.upper()
+
+    def check(self, value: object, spelled: str) -> Any:  # noqa: ANN401 - a field's value
+        """Return the value as the field holds it, or raise SettingsError.
+
+        ``spelled`` is what the person who gave the value calls the setting.
+        """
+        try:
+            return self.kind.check(value)
+        except ValueError as error:
+            raise SettingsError(f"{spelled} {error}") from None
+
+
+def _settings() -> tuple[Setting, ...]:
+    found = []
+    for each in fields(Settings):
+        kind, text, default = (each.metadata[key] for key in ("kind", "help", "default"))
+        if each.default is not MISSING:
+            default = kind.write(each.default)
+        found.append(Setting(each.name, kind, text, default))
+    return tuple(found)
+
+
+SETTINGS: Final = _settings()
+"""Every setting, in the order of the fields of `Settings`."""

@@ -1,0 +1,18 @@
+"""The only home of SQL: opening and mending a database, and its live rows."""
+
+from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
+from scache.store.database import MEMORY, Database, Start, open_database
+from scache.store.live import Binding, ExpiredRow, LiveRows, Saved
+
+__all__ = [
+    "COMMIT_INTERVAL",
+    "FAULT_RETRY_INTERVAL",
+    "MEMORY",
+    "Binding",
+    "Database",
+    "ExpiredRow",
+    "LiveRows",
+    "Saved",
+    "Start",
+    "open_database",
+]

@@ -1,0 +1,258 @@
+"""The control plane's side of a database: open, migrate, recover, checkpoint, close.
+
+What may wait for a disk happens here, through aiosqlite, off the event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiosqlite
+
+from scache.errors import DatabaseError
+from scache.store.batch import Batch
+from scache.store.ids import ID_RESERVE, Ids
+from scache.store.migrations import migrations, pending_script
+
+MEMORY = ":memory:"
+
+APPLICATION_ID = 0x73636163
+"""Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
+
+WAL_LIMIT = 4096
+"""Pages (of 4 KiB) that the write-ahead log may hold before it is made to start over."""
+
+_COUNT_LOST = """
+    INSERT INTO counter (name, value) SELECT 'connections_lost', count(*) FROM connection WHERE true
+    ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
+"""
+_LOSE_CONNECTIONS = "DELETE FROM connection"
+_LOSE_CLIENTS = "UPDATE client SET disconnected_at = ? WHERE disconnected_at IS NULL"
+_EXPIRE_BINDINGS = "DELETE FROM binding WHERE expires_at <= ?"
+_SHORTEN_BINDINGS = "UPDATE binding SET expires_at = ?1 WHERE expires_at > ?1"
+_LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
+_START = "INSERT INTO instance (started_at, version, pid, last_id) VALUES (?, ?, ?, ?)"
+_STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run of the daemon brings to the database it opens."""
+
+    now: float
+    """Seconds since the epoch."""
+    version: str
+    ttl_limit: float
+    """Seconds; no binding of an earlier run outlives it."""
+
+
+class Database:
+    """An open database: the data plane's batch, and what the control plane does for it."""
+
+    def __init__(
+        self,
+        path: str,
+        data: sqlite3.Connection,
+        control: aiosqlite.Connection,
+        batch: Batch,
+        ids: Ids,
+    ) -> None:
+        self.path = path
+        """A file's path, or MEMORY."""
+        self.batch = batch
+        self.ids = ids
+        self._data = data
+        self._control = control
+
+    async def checkpoint(self) -> None:
+        """Copy what is committed from the write-ahead log into the database file.
+
+        The copying, and the waiting for the disk, is done off the loop. A log
+        starts over only if a batch begins when all of it has been copied, which
+        under steady load never happens by itself: past WAL_LIMIT the rest, a
+        few pages, is copied between two batches.
+        """
+        if self.path == MEMORY:
+            return
+        try:
+            async with self._control.execute("PRAGMA wal_checkpoint(PASSIVE)") as cursor:
+                row = await cursor.fetchone()
+            if row is not None and row[1] > WAL_LIMIT and self.batch.commit():
+                self._data.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            logger.warning("cannot copy the write-ahead log into the database now: %s", error)
+
+    async def stop(self, now: float) -> None:
+        """Record an orderly end: whatever is still cached is lost with the process."""
+        if not self.batch.commit():
+            return
+        try:
+            await self._control.execute("BEGIN IMMEDIATE")
+            await _lose_live_rows(self._control, now)
+            await self._control.execute(_STOP, (now, self.ids.last, self.ids.instance_id))
+            await self._control.execute("COMMIT")
+            if self.path != MEMORY:
+                await self._control.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            logger.warning("cannot record the end of this run in the database: %s", error)
+
+
+@asynccontextmanager
+async def open_database(path: str, start: Start) -> AsyncIterator[Database]:
+    """Open a database (a file's path, or MEMORY), made or migrated as needed, and mend it.
+
+    Rows that a crashed process left behind are cleared away; bindings that have
+    not expired stay. Raises DatabaseError with one sentence that says what to do.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            if path == MEMORY:
+                data = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                control = await stack.enter_async_context(aiosqlite.Connection(lambda: data, 64))
+            else:
+                stack.callback(os.close, _claim(path))
+                control = await stack.enter_async_context(
+                    aiosqlite.connect(path, isolation_level=None)
+                )
+            instance_id, first_id = await _prepare(path, control, start)
+            if path != MEMORY:
+                data = sqlite3.connect(path, isolation_level=None, timeout=0)
+                stack.callback(data.close)
+            _configure_data_plane(data)
+        except sqlite3.Error as error:
+            raise _explain(path, error) from error
+        batch = Batch(data)
+        yield Database(path, data, control, batch, Ids(batch, instance_id, first_id))
+
+
+def _claim(path: str) -> int:
+    """Open the file, made if need be, and lock it against other daemons until it is closed.
+
+    flock(2) and the locks of SQLite do not see each other, but closing any
+    descriptor of the file drops SQLite's: this one is to be closed last.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DatabaseError(f"cannot open the database {path}: {_reason(error, path)}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DatabaseError(
+            f"another scache daemon uses the database {path}: stop it, or choose another --database"
+        ) from error
+    return descriptor
+
+
+def _reason(error: OSError, path: str) -> str:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return f"there is no directory {Path(path).parent}: make it first"
+        case errno.EACCES | errno.EPERM:
+            return "permission denied: let this user read and write it and its directory"
+        case errno.EISDIR:
+            return "it is a directory: name a file"
+        case errno.EROFS:
+            return "its file system is read-only: choose another place"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "the disk is full: free some space"
+        case _:
+            return error.strerror or str(error)
+
+
+async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
+    """Check, migrate and mend a database; return the id of this run and its first free id."""
+    known = migrations()
+    version = await _number(control, "PRAGMA user_version")
+    marked = await _number(control, "PRAGMA application_id") == APPLICATION_ID
+    if not marked and await _number(control, "SELECT count(*) FROM sqlite_schema"):
+        raise DatabaseError(f"{path} is a database of another program: choose another --database")
+    if version > known[-1].version:
+        raise DatabaseError(
+            f"the database {path} was made by a newer version of scache: "
+            "upgrade scache, or choose another --database"
+        )
+    async with control.execute("PRAGMA quick_check(1)") as cursor:
+        verdict = await cursor.fetchone()
+    if verdict is None or verdict[0] != "ok":
+        raise _corrupt(path, verdict[0] if verdict else "no verdict")
+    if path != MEMORY:
+        await control.execute("PRAGMA journal_mode = WAL")
+    await control.execute("PRAGMA synchronous = NORMAL")
+    await control.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    await control.executescript(pending_script(version, known))
+    return await _recover(control, start)
+
+
+async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
+    """Clear away what a crashed process left, and begin a run; return its id and first id."""
+    await control.execute("BEGIN IMMEDIATE")
+    await _lose_live_rows(control, start.now)
+    await control.execute(_EXPIRE_BINDINGS, (start.now,))
+    await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
+    first = await _number(control, _LAST_ID) + 1
+    row = (start.now, start.version, os.getpid(), first + ID_RESERVE)
+    async with control.execute(_START, row) as cursor:
+        instance_id = cursor.lastrowid
+    await control.execute("COMMIT")
+    assert instance_id is not None
+    return instance_id, first
+
+
+async def _lose_live_rows(control: aiosqlite.Connection, now: float) -> None:
+    """Account for connections and clients that ended with the process that held them."""
+    await control.execute(_COUNT_LOST)
+    await control.execute(_LOSE_CONNECTIONS)
+    await control.execute(_LOSE_CLIENTS, (now,))
+
+
+def _configure_data_plane(data: sqlite3.Connection) -> None:
+    data.text_factory = bytes
+    data.execute("PRAGMA synchronous = NORMAL")
+    # The control plane checkpoints, and a batch stays in memory until its commit.
+    data.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+    data.execute("PRAGMA cache_spill = OFF")
+
+
+async def _number(control: aiosqlite.Connection, sql: str) -> int:
+    async with control.execute(sql) as cursor:
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _corrupt(path: str, detail: object) -> DatabaseError:
+    return DatabaseError(
+        f"the database {path} is corrupt ({detail}): move it away and start again, "
+        "only counters and bindings are lost"
+    )
+
+
+def _explain(path: str, error: sqlite3.Error) -> DatabaseError:
+    """Return the one sentence for what SQLite refused while the database was opened."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_NOTADB:
+            problem = "is not a SQLite database: choose another --database"
+        case sqlite3.SQLITE_CORRUPT:
+            return _corrupt(path, error)
+        case sqlite3.SQLITE_FULL:
+            problem = "cannot be written, the disk is full: free some space"
+        case sqlite3.SQLITE_READONLY:
+            problem = "cannot be written, it is read-only: let this user write it and its directory"
+        case sqlite3.SQLITE_BUSY:
+            problem = "is locked by another program: close that program and start again"
+        case _:
+            problem = f"cannot be used ({error}): check its disk and its directory"
+    return DatabaseError(f"the database {path} {problem}")

@@ -1,0 +1,199 @@
+"""The live rows: what is cached now, read and written on the event loop's thread.
+
+Every statement is constant and finds its rows through an index: nothing here
+scans, sorts or waits for a disk.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from scache.model import Connection, Peer
+from scache.store.batch import Batch
+
+# CAST keeps any bytes exact in a TEXT column, where people's tools show them as text.
+_SAVE_CONNECTION = """
+    INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
+    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
+"""
+# A SELECT and a DELETE by key: together faster than one DELETE ... RETURNING with a subquery.
+_OLDEST_OF_ENDPOINT = """
+    SELECT id, endpoint, properties, saved_at, expires_at, client_id FROM connection
+    WHERE endpoint = CAST(? AS TEXT) AND expires_at > ? ORDER BY id LIMIT 1
+"""
+_OLDEST_OF_DESTINATION = """
+    SELECT c.id, c.endpoint, c.properties, c.saved_at, c.expires_at, c.client_id, b.properties
+    FROM binding AS b CROSS JOIN connection AS c ON c.endpoint = b.endpoint
+    WHERE b.destination = CAST(?1 AS TEXT) AND b.expires_at > ?2 AND c.expires_at > ?2
+    ORDER BY b.id, c.id LIMIT 1
+"""
+_REMOVE_CONNECTION = "DELETE FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
+_REFRESH_BINDING = """
+    UPDATE binding SET expires_at = ? WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT) AND expires_at > ?
+"""
+_ADD_BINDING = """
+    INSERT INTO binding (id, destination, endpoint, properties, saved_at, expires_at, client_id)
+    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
+    ON CONFLICT (destination, endpoint, properties) DO NOTHING
+"""
+_REMOVE_SAME_BINDING = """
+    DELETE FROM binding WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
+"""
+_REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
+_EXPIRED_CONNECTIONS = """
+    SELECT id, endpoint, expires_at FROM connection
+    WHERE expires_at > ? AND expires_at <= ? ORDER BY expires_at LIMIT ?
+"""
+_EXPIRED_BINDINGS = """
+    SELECT id, destination, expires_at FROM binding
+    WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+"""
+_NEXT_EXPIRY = """
+    SELECT min(
+        coalesce((SELECT min(expires_at) FROM connection WHERE expires_at > ?1), 9e999),
+        coalesce((SELECT min(expires_at) FROM binding WHERE expires_at > ?1), 9e999)
+    )
+"""
+_DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
+_ADD_CLIENT = "INSERT INTO client (id, pid, uid, gid, connected_at) VALUES (?, ?, ?, ?, ?)"
+_END_CLIENT = "UPDATE client SET disconnected_at = ? WHERE id = ?"
+_FORGET_CLIENT = """
+    DELETE FROM client
+    WHERE id = (SELECT min(id) FROM client WHERE disconnected_at IS NOT NULL)
+"""
+_COUNT_DISCONNECTED = "SELECT count(*) FROM client WHERE disconnected_at IS NOT NULL"
+
+MAX_DISCONNECTED_CLIENTS = 10_000
+"""Rows of ``client`` kept for processes that have left; the oldest go first."""
+
+
+class Binding(NamedTuple):
+    """A row of the table ``binding``: an endpoint that serves a destination."""
+
+    id: int
+    destination: bytes
+    endpoint: bytes
+    properties: bytes
+    saved_at: float
+    expires_at: float
+    client_id: int
+
+
+class Saved(Enum):
+    """What saving a binding came to."""
+
+    ADDED = auto()
+    REFRESHED = auto()
+    REPLACED = auto()
+    """The same binding had expired already and was still there."""
+
+
+class ExpiredRow(NamedTuple):
+    """A connection or binding whose time is over."""
+
+    id: int
+    label: bytes
+    """The endpoint of a connection, the destination of a binding."""
+    expires_at: float
+
+
+class LiveRows:
+    """The tables ``connection``, ``binding`` and ``client`` of a running daemon.
+
+    A method raises DatabaseFault when the database says no, and then has
+    changed nothing. Those that record what has happened already do not: their
+    writes wait for the database.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        ((self._disconnected,),) = batch.query(_COUNT_DISCONNECTED, ())
+
+    def save_connection(self, row: Connection) -> None:
+        """Add a connection."""
+        self._batch.refuse_while_full()
+        self._batch.execute(_SAVE_CONNECTION, row)
+
+    def restore_connection(self, row: Connection) -> None:
+        """Bring back a connection that was taken, in its old place. Never refused."""
+        self._batch.execute_eventually(_SAVE_CONNECTION, row)
+
+    def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
+        """Return the oldest connection of an endpoint that has not expired."""
+        self._batch.begin()
+        rows = self._batch.query(_OLDEST_OF_ENDPOINT, (endpoint, now))
+        return Connection(*rows[0]) if rows else None
+
+    def oldest_of_destination(
+        self, destination: bytes, now: float
+    ) -> tuple[Connection, bytes] | None:
+        """Return the connection to use for a destination, and the properties of its binding.
+
+        That is the oldest connection of the first endpoint that has one, the
+        endpoints in the order in which they were bound.
+        """
+        self._batch.begin()
+        rows = self._batch.query(_OLDEST_OF_DESTINATION, (destination, now))
+        return (Connection(*rows[0][:-1]), rows[0][-1]) if rows else None
+
+    def take_connection(self, row: Connection) -> None:
+        """Remove a connection that is about to be handed out."""
+        self._batch.execute(_REMOVE_CONNECTION, (row.endpoint, row.id))
+
+    def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
+        """Remove a connection whose descriptor is gone. Never refused."""
+        self._batch.execute_eventually(_REMOVE_CONNECTION, (endpoint, connection_id))
+
+    def save_binding(self, row: Binding) -> Saved:
+        """Add a binding, or move the expiry of the one that is there already."""
+        self._batch.refuse_while_full()
+        identity = (row.destination, row.endpoint, row.properties)
+        refresh = (row.expires_at, *identity, row.saved_at)
+        if self._batch.execute(_REFRESH_BINDING, refresh).rowcount:
+            return Saved.REFRESHED
+        if self._batch.execute(_ADD_BINDING, row).rowcount:
+            return Saved.ADDED
+        self._batch.execute(_REMOVE_SAME_BINDING, identity)
+        self._batch.execute(_ADD_BINDING, row)
+        return Saved.REPLACED
+
+    def remove_binding(self, destination: bytes, binding_id: int) -> None:
+        """Remove a binding that has expired."""
+        self._batch.execute(_REMOVE_BINDING, (destination, binding_id))
+
+    def expired_connections(self, after: float, now: float, limit: int) -> list[ExpiredRow]:
+        """Return connections that expired later than ``after``, the first to expire first."""
+        return [
+            ExpiredRow(*row) for row in self._batch.query(_EXPIRED_CONNECTIONS, (after, now, limit))
+        ]
+
+    def expired_bindings(self, now: float, limit: int) -> list[ExpiredRow]:
+        """Return bindings that have expired, the first to expire first."""
+        return [ExpiredRow(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
+
+    def next_expiry(self, after: float) -> float:
+        """Return when the next row expires that does so later than ``after``; inf if none does."""
+        ((expires_at,),) = self._batch.query(_NEXT_EXPIRY, (after,))
+        return float(expires_at)
+
+    def bindings_by_destination(self) -> dict[bytes, int]:
+        """Return how many bindings each destination has (reads all of them: for the start)."""
+        return dict(self._batch.query(_DESTINATIONS, ()))
+
+    def add_client(self, client_id: int, peer: Peer, now: float) -> None:
+        """Record that a client has connected. Never refused."""
+        self._batch.execute_eventually(_ADD_CLIENT, (client_id, *peer, now))
+
+    def end_client(self, client_id: int, now: float) -> None:
+        """Record that a client has disconnected, and forget the oldest if they are too many.
+
+        Never refused.
+        """
+        self._batch.execute_eventually(_END_CLIENT, (now, client_id))
+        self._disconnected += 1
+        if self._disconnected > MAX_DISCONNECTED_CLIENTS:
+            self._batch.execute_eventually(_FORGET_CLIENT, ())
+            self._disconnected -= 1

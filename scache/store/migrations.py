@@ -1,0 +1,40 @@
+"""The schema's versions: numbered SQL files, applied forward only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Migration(NamedTuple):
+    """One step of the schema."""
+
+    version: int
+    script: str
+
+
+def _directory() -> Path:
+    """Return where the files are: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def migrations() -> list[Migration]:
+    """Return every migration, the first first."""
+    return [
+        Migration(int(path.name[:4]), path.read_text(encoding="utf-8"))
+        for path in sorted(_directory().glob("[0-9][0-9][0-9][0-9]_*.sql"))
+    ]
+
+
+def pending_script(version: int, known: list[Migration]) -> str:
+    """Return the SQL that brings a database of this version up to date.
+
+    Each migration and its record (``PRAGMA user_version``) share one transaction.
+    """
+    return "".join(
+        f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;\n"
+        for number, script in known
+        if number > version
+    )
