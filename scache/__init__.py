@@ -9,14 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scache.client import Client, Found
+    from scache.client.asynchronous import AsyncClient
+    from scache.client.blocking import Client
+    from scache.client.found import Found
     from scache.errors import ProtocolError, ScacheError, Unavailable
 
 __version__ = "0.1.0"
 
-__all__ = ["Client", "Found", "ProtocolError", "ScacheError", "Unavailable", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Found",
+    "ProtocolError",
+    "ScacheError",
+    "Unavailable",
+    "__version__",
+]
 
-_HOME = {"Client": "scache.client", "Found": "scache.client"}
+_HOME = {
+    "AsyncClient": "scache.client.asynchronous",
+    "Client": "scache.client.blocking",
+    "Found": "scache.client.found",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeGuard
 
@@ -171,7 +171,7 @@ LOG_LEVEL = Kind("LEVEL", _log_level)
 
 
 def _about(kind: Kind, help_text: str, default: str | None = None) -> Mapping[str, Any]:
-    """Return a field's metadata; ``default`` is for one that is not the same everywhere."""
+    """Return a field's metadata; ``default`` tells of one that its value does not tell of."""
     return {"kind": kind, "help": help_text, "default": default}
 
 
@@ -230,7 +230,9 @@ class Settings:
 
     socket_owner: str | None = field(
         default=None,
-        metadata=_about(OWNER, "The owner of the socket, names or numbers; empty: unchanged."),
+        metadata=_about(
+            OWNER, "The owner of the socket, names or numbers; empty: unchanged.", "unchanged"
+        ),
     )
     """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
 
@@ -273,7 +275,7 @@ class Setting(NamedTuple):
     help: str
     """One line."""
     default: str
-    """What it is when nobody sets it, as people write it."""
+    """What it is when nobody sets it, for people to read."""
 
     @property
     def option(self) -> str:
@@ -300,9 +302,7 @@ def _settings() -> tuple[Setting, ...]:
     found = []
     for each in fields(Settings):
         kind, text, default = (each.metadata[key] for key in ("kind", "help", "default"))
-        if each.default is not MISSING:
-            default = kind.write(each.default)
-        found.append(Setting(each.name, kind, text, default))
+        found.append(Setting(each.name, kind, text, default or kind.write(each.default)))
     return tuple(found)
 
 

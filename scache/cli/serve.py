@@ -39,7 +39,7 @@ Command = Callable[..., None]
 def settings_options(command: Command) -> Command:
     """Give a command an option for each setting, as text or None under the setting's name."""
     for setting in reversed(SETTINGS):
-        text = setting.help + (f"  [default: {setting.default}]" if setting.default else "")
+        text = f"{setting.help}  [default: {setting.default}]"
         if setting.kind is SWITCH:
             names = f"{setting.option}/--no-{setting.option.removeprefix('--')}"
             option = click.option(names, setting.name, default=None, help=text)

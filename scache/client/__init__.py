@@ -1,6 +1,1 @@
-"""Clients of the daemon, and of the genuine scache(8)."""
-
-from scache.client.blocking import Client
-from scache.client.found import Found
-
-__all__ = ["Client", "Found"]
+"""Clients of the daemon, and of the genuine scache(8): blocking and async."""

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from scache import fdpass
+from scache.client import exchanges
+from scache.client.exchanges import (
+    DEFAULT_TIMEOUT,
+    Begin,
+    Exchange,
+    HangupError,
+    HasFileno,
+    Text,
+)
 from scache.client.found import Found
-from scache.errors import ProtocolError, Unavailable
-from scache.model import Status
-from scache.protocol.client import ClientConversation, Hit, Send
-from scache.protocol.codec import NeedData
-from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
+from scache.errors import Unavailable
+from scache.protocol.client import ClientConversation, Send
 
-DEFAULT_TIMEOUT = 5.0
-"""Seconds that a request may take, as Postfix's own client gives it."""
+_SHORTEST_WAIT = 0.001
+"""Seconds; a timeout of 0 would mean "do not block" to a socket."""
 
 T = TypeVar("T")
-Exchange = Generator[Send | NeedData, None, T]
-
-
-class HasFileno(Protocol):
-    """Anything with a descriptor, such as a socket."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-
-
-class _HangupError(Exception):
-    """The server closed the connection."""
 
 
 class Client:
@@ -54,10 +47,16 @@ class Client:
     NUL in a label or in properties.
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds."""
+    def __init__(
+        self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
+    ) -> None:
+        """Speak to the socket at this path; give each request ``timeout`` seconds.
+
+        ``inline=False`` stays in the base protocol with every server.
+        """
         self._path = os.fspath(path)
         self._timeout = timeout
+        self._inline = inline
         self._socket: socket.socket | None = None
         self._conversation = ClientConversation()
         self._process_id = 0
@@ -85,7 +84,7 @@ class Client:
         fdpass.close(self._conversation.close())
 
     def save_endp(
-        self, ttl: int, endpoint: str | bytes, properties: str | bytes, connection: HasFileno | int
+        self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
     ) -> bool:
         """Park a connection under an endpoint for ``ttl`` seconds; return whether it was taken.
 
@@ -93,116 +92,117 @@ class Client:
         afterwards, in every case, because whoever finds the connection is to be
         its only user. False means that the daemon said no, at a limit say.
         """
-        descriptor = connection if isinstance(connection, int) else connection.fileno()
-        request = SaveEndp(operator.index(ttl), _bytes(endpoint), _bytes(properties))
-        return _accepted(self._run(lambda peer: peer.save_endp(request, descriptor)))
+        return self._run(exchanges.save_endp(ttl, endpoint, properties, connection))
 
-    def find_endp(self, endpoint: str | bytes) -> Found | None:
+    def find_endp(self, endpoint: Text) -> Found | None:
         """Take the oldest connection of an endpoint; None if there is none."""
-        return _found(self._run(lambda peer: peer.find(FindEndp(_bytes(endpoint)))))
+        return self._run(exchanges.find_endp(endpoint))
 
-    def save_dest(
-        self,
-        ttl: int,
-        destination: str | bytes,
-        properties: str | bytes,
-        endpoint: str | bytes,
-    ) -> bool:
+    def save_dest(self, ttl: int, destination: Text, properties: Text, endpoint: Text) -> bool:
         """Bind a destination to an endpoint for ``ttl`` seconds; return whether it was taken.
 
         The endpoint need not have a connection yet. The same destination,
         endpoint and properties again only set a new ttl.
         """
-        request = SaveDest(
-            operator.index(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint)
-        )
-        return _accepted(self._run(lambda peer: peer.save_dest(request)))
+        return self._run(exchanges.save_dest(ttl, destination, properties, endpoint))
 
-    def find_dest(self, destination: str | bytes) -> Found | None:
+    def find_dest(self, destination: Text) -> Found | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
-        return _found(self._run(lambda peer: peer.find(FindDest(_bytes(destination)))))
+        return self._run(exchanges.find_dest(destination))
 
-    def _run(self, begin: Callable[[ClientConversation], Exchange[T]]) -> T:
+    def save_many(self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> list[bool]:
+        """Do `save_endp` for each of these tuples of its arguments; return what each returns.
+
+        Our daemon gets them all without a pause for replies. The timeout is
+        for all of them together.
+        """
+        return self._run(exchanges.save_many(items))
+
+    def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
+        """Do `find_endp` for each of these endpoints; return what each returns."""
+        return self._run(exchanges.find_many(endpoints))
+
+    def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
+        """Do `save_dest` for each of these tuples of its arguments; return what each returns."""
+        return self._run(exchanges.save_dest_many(items))
+
+    def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
+        """Do `find_dest` for each of these destinations; return what each returns."""
+        return self._run(exchanges.find_dest_many(destinations))
+
+    def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""
         deadline = time.monotonic() + self._timeout
-        if self._socket is not None and self._process_id == os.getpid():
+        if self._process_id != os.getpid():
+            self.close()
+        if self._socket is not None:
             try:
-                return self._drive(begin, deadline)
-            except _HangupError:
-                self.close()
-        else:
-            self.close()
-        self._connect(deadline)
+                return self._drive(self._socket, begin(self._conversation), deadline)
+            except HangupError:
+                pass  # the daemon was restarted since the last request, say
         try:
-            return self._drive(begin, deadline)
-        except _HangupError:
-            self.close()
+            sock = self._connect(deadline)
+            return self._drive(sock, begin(self._conversation), deadline)
+        except HangupError:
             raise Unavailable(f"the daemon at {self._path} hung up") from None
 
-    def _connect(self, deadline: float) -> None:
+    def _connect(self, deadline: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-            sock.connect(self._path)
-        except OSError as error:
-            sock.close()
-            raise Unavailable(
-                f"no daemon answers at {self._path}: {error.strerror or error}"
-            ) from error
         self._socket = sock
         self._process_id = os.getpid()
         self._conversation = ClientConversation()
+        try:
+            sock.settimeout(_until(deadline))
+            sock.connect(self._path)
+        except OSError as error:
+            self.close()
+            reason = error.strerror or error
+            raise Unavailable(f"no daemon answers at {self._path}: {reason}") from error
+        if self._inline:
+            self._drive(sock, self._conversation.hello(), deadline)
+        return sock
 
-    def _drive(self, begin: Callable[[ClientConversation], Exchange[T]], deadline: float) -> T:
+    def _drive(self, sock: socket.socket, exchange: Exchange[T], deadline: float) -> T:
         """Do what the exchange says until it ends; hang up if it does not end well."""
-        assert self._socket is not None
-        exchange = begin(self._conversation)
         try:
             while True:
                 step = next(exchange)
-                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+                sock.settimeout(_until(deadline))
                 if isinstance(step, Send):
-                    _send_all(self._socket, step)
+                    _send_all(sock, step)
                 else:
-                    received = fdpass.receive(self._socket)
-                    self._conversation.receive(received.data, received.descriptors)
-                    if not received.data:
-                        raise _HangupError
+                    self._receive(sock)
         except StopIteration as end:
             result: T = end.value
             return result
         except TimeoutError:
-            self.close()
+            self._give_up(exchange)
             raise Unavailable(
                 f"the daemon at {self._path} did not answer within {self._timeout:g} seconds"
             ) from None
         except OSError as error:
-            raise _HangupError from error
+            self._give_up(exchange)
+            raise HangupError from error
         except BaseException:
-            self.close()
+            self._give_up(exchange)
             raise
+
+    def _receive(self, sock: socket.socket) -> None:
+        received = fdpass.receive(sock)
+        self._conversation.receive(received.data, received.descriptors)
+        if not received.data:
+            raise HangupError
+
+    def _give_up(self, exchange: Exchange[T]) -> None:
+        exchange.close()
+        self.close()
 
 
 def _send_all(sock: socket.socket, step: Send) -> None:
-    descriptors = () if step.descriptor is None else (step.descriptor,)
-    sent = fdpass.send(sock, step.data, descriptors)
+    sent = fdpass.send(sock, step.data, step.descriptors)
     if sent < len(step.data):
         sock.sendall(step.data[sent:])
 
 
-def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
-
-
-def _accepted(status: Status) -> bool:
-    if status is Status.BAD:
-        raise ProtocolError("the server calls the request malformed: is the ttl at least 1?")
-    return status is Status.OK
-
-
-def _found(outcome: Hit | Status) -> Found | None:
-    if isinstance(outcome, Hit):
-        return Found(outcome.descriptor, outcome.properties[-1], b"".join(outcome.properties[:-1]))
-    if outcome is Status.BAD:
-        raise ProtocolError("the server calls the request malformed: is the label too long?")
-    return None
+def _until(deadline: float) -> float:
+    return max(deadline - time.monotonic(), _SHORTEST_WAIT)

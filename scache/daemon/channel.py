@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from scache import fdpass
@@ -42,7 +42,7 @@ class Channel:
         sock.setblocking(False)
         self._socket = sock
         self._loop = loop
-        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._receiver: Receiver
         self._held = False
         self.open = True
@@ -57,10 +57,15 @@ class Channel:
         """Whether everything given to `send` has reached the kernel."""
         return not self._unsent
 
-    def send(self, data: bytes, *descriptors: int) -> None:
+    @property
+    def sent_descriptors(self) -> bool:
+        """Whether every descriptor given to `send` has reached the kernel."""
+        return not any(descriptors for _, descriptors in self._unsent)
+
+    def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send bytes, with descriptors attached to the first of them, now or when there is room.
 
-        The descriptors stay the caller's, to be kept open until `sent_all`.
+        The descriptors stay the caller's, to be kept open until `sent_descriptors`.
         """
         if not self.open:
             return

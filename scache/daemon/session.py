@@ -25,7 +25,7 @@ from scache.protocol.server import (
     ServerConversation,
 )
 
-_EVENTS_PER_TURN = 32
+_EVENTS_PER_TURN = 64
 """Requests served for one client before the others have their turn."""
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class Session:
         self._on_end = on_end
         self._conversation = ServerConversation(announce=announce)
         self._client_id = cache.client_connected(peer)
-        self._lent: Loan | None = None
-        self._descriptor_sent = False
+        self._loans: list[Loan] = []
+        self._handed_over = False
         self._finishing = False
         self._warned = False
 
@@ -99,14 +99,15 @@ class Session:
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
+        if self._conversation.inline:
+            self._end_loans(sent=True)
         self._serve()
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
         self._deadlines.stop(self)
         fdpass.close(self._conversation.close())
-        if self._lent is not None:
-            self._end_loan(sent=self._descriptor_sent and self._channel.sent_all)
+        self._end_loans(sent=self._handed_over and self._channel.sent_descriptors)
         self._cache.client_disconnected(self._client_id)
         self._on_end(self)
 
@@ -134,8 +135,14 @@ class Session:
 
     def _flush(self) -> None:
         data = self._conversation.data_to_send()
-        if data:
+        if not data:
+            return
+        if not self._conversation.inline:
             self._channel.send(data)
+            return
+        self._hand_over(data)
+        if self._channel.sent_all:
+            self._end_loans(sent=True)
 
     def _settle(self) -> None:
         """Set a deadline if the client owes us something; leave if we are to."""
@@ -161,37 +168,41 @@ class Session:
             case Malformed(name):
                 self._note_malformed(name)
             case Deliver():
-                assert self._lent is not None
                 self._flush()
-                self._descriptor_sent = True
-                self._channel.send(DESCRIPTOR_BYTE, self._lent.descriptor)
+                self._hand_over(DESCRIPTOR_BYTE)
             case Delivered():
-                self._end_loan(sent=True)
+                self._end_loans(sent=True)
             case Abandoned():
-                self._end_loan(sent=False)
+                self._end_loans(sent=False)
 
     def _find(self, request: FindEndp | FindDest) -> None:
         if isinstance(request, FindEndp):
-            self._lent = self._cache.find_endp(request.endpoint)
+            loan = self._cache.find_endp(request.endpoint)
         else:
-            self._lent = self._cache.find_dest(request.destination)
-        if self._lent is None:
+            loan = self._cache.find_dest(request.destination)
+        if loan is None:
             self._conversation.reply_miss(request)
             return
-        properties = [self._lent.connection.properties]
-        if isinstance(request, FindDest):
-            properties.insert(0, self._lent.destination_properties)
-        self._conversation.reply_hit(*properties)
-
-    def _end_loan(self, *, sent: bool) -> None:
-        """Part with the connection that this client found."""
-        assert self._lent is not None
-        found, self._lent = self._lent, None
-        self._descriptor_sent = False
-        if sent:
-            self._cache.delivered(found)
+        self._loans.append(loan)
+        if isinstance(request, FindEndp):
+            self._conversation.reply_hit(loan.connection.properties)
         else:
-            self._cache.put_back(found)
+            self._conversation.reply_hit(loan.destination_properties, loan.connection.properties)
+
+    def _hand_over(self, data: bytes) -> None:
+        """Send bytes that carry the descriptors of all that this client has found."""
+        self._handed_over = True
+        self._channel.send(data, [loan.descriptor for loan in self._loans])
+
+    def _end_loans(self, *, sent: bool) -> None:
+        """Part with the connections that this client found."""
+        loans, self._loans = self._loans, []
+        self._handed_over = False
+        for loan in loans:
+            if sent:
+                self._cache.delivered(loan)
+            else:
+                self._cache.put_back(loan)
 
     def _note_malformed(self, name: bytes) -> None:
         kind = name.decode() if name in GRAMMAR else "unknown"

@@ -9,7 +9,7 @@ and the way of waiting.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from scache.errors import ProtocolError
@@ -28,9 +28,13 @@ from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
     DUMMY,
     GRAMMAR,
+    HELLO_NAMES,
+    INLINE_VERSION,
     NAMES,
     FindDest,
     FindEndp,
+    Hello,
+    Request,
     SaveDest,
     SaveEndp,
     encode_request,
@@ -38,11 +42,11 @@ from scache.protocol.messages import (
 
 
 class Send(NamedTuple):
-    """Send these bytes, with this descriptor attached to the first of them."""
+    """Send these bytes, with these descriptors attached to the first of them."""
 
     data: bytes
-    descriptor: int | None = None
-    """Stays the owner's who gave it to the exchange."""
+    descriptors: Sequence[int] = ()
+    """They stay the owner's who gave them to the exchange."""
 
 
 class Hit(NamedTuple):
@@ -61,6 +65,16 @@ class Reply(NamedTuple):
     properties: tuple[bytes, ...]
 
 
+Step = Send | NeedData
+
+MAX_BATCH = 128
+"""Requests sent ahead of their replies; their descriptors fit into one message."""
+
+MAX_BATCH_SIZE = 32768
+"""Bytes sent ahead of the replies: they fit into any socket's buffer, so that
+the two sides never wait for each other to read."""
+
+
 class ClientConversation:
     """A client's side of one connection to scache(8) or to our daemon.
 
@@ -69,6 +83,8 @@ class ClientConversation:
     """
 
     def __init__(self) -> None:
+        self.inline = False
+        """Whether the server has granted inline mode."""
         self._tokens = Tokens()
         self._descriptors: deque[int] = deque()
         self._greeted = False
@@ -84,36 +100,83 @@ class ClientConversation:
         self._descriptors.clear()
         return surplus
 
-    def save_endp(
-        self, request: SaveEndp, descriptor: int
-    ) -> Generator[Send | NeedData, None, Status]:
-        """Save a connection; return the status."""
-        yield Send(encode_request(request))
+    def hello(self) -> Generator[Step, None, None]:
+        """Ask for inline mode; a server that does not know it stays in the base protocol."""
+        yield Send(encode_request(Hello()))
         answer = yield from self._message()
-        if answer != [(b"dummy", b"")]:
-            # A malformed request is refused before its descriptor is asked for.
-            return self._parse(answer, 0).status
-        yield Send(DESCRIPTOR_BYTE, descriptor)
-        return (yield from self._reply(0)).status
+        if [name for name, _ in answer] == list(HELLO_NAMES):
+            self.inline = (b"version", INLINE_VERSION) in answer
+        else:
+            self._parse(answer, 0)
 
-    def save_dest(self, request: SaveDest) -> Generator[Send | NeedData, None, Status]:
+    def save_endp(self, request: SaveEndp, descriptor: int) -> Generator[Step, None, Status]:
+        """Save a connection; return the status."""
+        yield Send(encode_request(request), (descriptor,) if self.inline else ())
+        answer = yield from self._message()
+        if not self.inline and answer == _DUMMY_ATTRIBUTES:
+            yield Send(DESCRIPTOR_BYTE, (descriptor,))
+            answer = yield from self._message()
+        # A malformed request is refused before its descriptor is asked for.
+        return self._parse(answer, 0).status
+
+    def save_dest(self, request: SaveDest) -> Generator[Step, None, Status]:
         """Save a binding; return the status."""
         yield Send(encode_request(request))
         return (yield from self._reply(0)).status
 
-    def find(self, request: FindEndp | FindDest) -> Generator[Send | NeedData, None, Hit | Status]:
+    def find(self, request: FindEndp | FindDest) -> Generator[Step, None, Hit | Status]:
         """Find a connection; return it, or the status if there is none."""
         yield Send(encode_request(request))
+        return (yield from self._outcome(request))
+
+    def save_many(
+        self, requests: Sequence[SaveEndp | SaveDest], descriptors: Sequence[int]
+    ) -> Generator[Step, None, list[Status]]:
+        """Save all of these, which are of one kind; return the status of each.
+
+        ``descriptors`` are those of ``save_endp``, one a request.
+        """
+        statuses = []
+        if not self.inline:
+            for at, request in enumerate(requests):
+                if isinstance(request, SaveEndp):
+                    statuses.append((yield from self.save_endp(request, descriptors[at])))
+                else:
+                    statuses.append((yield from self.save_dest(request)))
+            return statuses
+        for batch, messages in _batches(requests):
+            yield Send(messages, descriptors[batch.start : batch.stop])
+            for _ in batch:
+                statuses.append((yield from self._reply(0)).status)
+        return statuses
+
+    def find_many(
+        self, requests: Sequence[FindEndp | FindDest], outcomes: list[Hit | Status]
+    ) -> Generator[Step, None, None]:
+        """Find all of these; add each outcome to a list, which has what was found if this fails."""
+        if not self.inline:
+            for request in requests:
+                outcomes.append((yield from self.find(request)))
+            return
+        for batch, messages in _batches(requests):
+            yield Send(messages)
+            for at in batch:
+                outcomes.append((yield from self._outcome(requests[at])))
+
+    def _outcome(self, request: FindEndp | FindDest) -> Generator[Step, None, Hit | Status]:
+        """Read the reply to a find, and take the descriptor of a hit."""
         reply = yield from self._reply(GRAMMAR[NAMES[type(request)]].reply_properties)
         if reply.status is not Status.OK:
             return reply.status
-        yield Send(DUMMY)
-        while not self._tokens.take_byte():
-            yield NEED_DATA
+        if not self.inline:
+            yield Send(DUMMY)
+            while not self._tokens.take_byte():
+                yield NEED_DATA
         if not self._descriptors:
             raise ProtocolError("the server sent no descriptor, or this process can open no more")
         hit = Hit(reply.properties, self._descriptors.popleft())
-        yield Send(DUMMY)
+        if not self.inline:
+            yield Send(DUMMY)
         return hit
 
     def _reply(self, properties: int) -> Generator[NeedData, None, Reply]:
@@ -150,3 +213,22 @@ class ClientConversation:
         values = tokens.complete[tokens.at + 1 :: 2]
         tokens.at += 2 * count + 1
         return list(zip(names[:count], values, strict=False))
+
+
+_DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
+
+
+def _batches(requests: Sequence[Request]) -> Iterator[tuple[range, bytes]]:
+    """Cut into batches that may be sent ahead: the indices of each, and its messages."""
+    start, size = 0, 0
+    messages: list[bytes] = []
+    for at, request in enumerate(requests):
+        message = encode_request(request)
+        if messages and (len(messages) == MAX_BATCH or size + len(message) > MAX_BATCH_SIZE):
+            yield range(start, at), b"".join(messages)
+            start, size = at, 0
+            messages = []
+        messages.append(message)
+        size += len(message)
+    if messages:
+        yield range(start, len(requests)), b"".join(messages)

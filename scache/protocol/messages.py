@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from scache import __version__
 from scache.model import Status
 from scache.protocol.codec import encode
 
@@ -48,7 +49,11 @@ class FindDest(NamedTuple):
     destination: bytes
 
 
-Request = SaveEndp | FindEndp | SaveDest | FindDest
+class Hello(NamedTuple):
+    """Ask for inline mode, our extension; the genuine program calls it malformed."""
+
+
+Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello
 
 
 class Grammar(NamedTuple):
@@ -66,8 +71,9 @@ GRAMMAR: dict[bytes, Grammar] = {
     b"find_endp": Grammar(FindEndp, (b"label",), 1),
     b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0),
     b"find_dest": Grammar(FindDest, (b"label",), 2),
+    b"hello": Grammar(Hello, (), 0),
 }
-"""Every request of the base protocol, by its name on the wire."""
+"""Every request, by its name on the wire."""
 
 NAMES: dict[type[Request], bytes] = {grammar.kind: name for name, grammar in GRAMMAR.items()}
 """The name on the wire of each kind of request."""
@@ -89,6 +95,16 @@ def encode_reply(status: Status, *properties: bytes) -> bytes:
 
 STATUS_REPLY = {status: encode_reply(status) for status in Status}
 """The reply to a save, and to a request that nobody knows."""
+
+HELLO_NAMES = (b"status", b"version", b"server")
+"""The attributes of the reply to ``hello`` when it is granted."""
+
+INLINE_VERSION = b"1"
+
+HELLO_REPLY = encode(
+    zip(HELLO_NAMES, (b"0", INLINE_VERSION, f"scache {__version__}".encode()), strict=True)
+)
+"""Grants inline mode."""
 
 EMPTY_REPLY = {
     grammar.kind: {

@@ -13,6 +13,10 @@ what `data_to_send` returns.
     DUMMY       ``dummy``, to get a descriptor  RECEIPT
     RECEIPT     ``dummy``, having got it        IDLE
 
+A client that says ``hello`` is in inline mode from then on, and stays IDLE: its
+``save_endp`` carries the descriptor on the message itself, the reply to a find
+that hits carries it on the reply, and there are no dummies.
+
 Where a client breaks the rules, we do what the genuine program does, which
 reads name by name and value by value: it gives up at the first token that is
 not the expected one and looks for ``request`` from there on. Three things
@@ -36,10 +40,12 @@ from scache.protocol.messages import (
     DUMMY,
     EMPTY_REPLY,
     GRAMMAR,
+    HELLO_REPLY,
     STATUS_REPLY,
     FindDest,
     FindEndp,
     Grammar,
+    Hello,
     Request,
     SaveDest,
     SaveEndp,
@@ -106,9 +112,11 @@ _MAX_HELD = 1000
 
 
 class ServerConversation:
-    """One client's conversation with the base protocol of scache(8)."""
+    """One client's conversation, in the base protocol of scache(8) or in inline mode."""
 
     def __init__(self, *, announce: bool = True) -> None:
+        self.inline = False
+        """Whether the client has asked for inline mode."""
         self._state = _State.IDLE
         self._tokens = Tokens()
         self._descriptors: deque[int] = deque()
@@ -152,9 +160,14 @@ class ServerConversation:
         self._output.append(STATUS_REPLY[status])
 
     def reply_hit(self, *properties: bytes) -> None:
-        """Answer a find that hit: the properties of the binding, if any, then the endpoint's."""
+        """Answer a find that hit: the properties of the binding, if any, then the endpoint's.
+
+        In inline mode the descriptor is to go with this reply, or before it;
+        else a Deliver event asks for it.
+        """
         self._output.append(encode_reply(Status.OK, *properties))
-        self._state = _State.DUMMY
+        if not self.inline:
+            self._state = _State.DUMMY
 
     def reply_miss(self, request: FindEndp | FindDest) -> None:
         """Answer a find that found nothing."""
@@ -183,10 +196,14 @@ class ServerConversation:
     def _begin(self, request: Request | Malformed) -> Event | None:
         """Turn a request into its event; None while a ``save_endp`` lacks its descriptor."""
         if isinstance(request, SaveEndp):
-            self._output.append(DUMMY)
+            if not self.inline:
+                self._output.append(DUMMY)
             if self._descriptors:
-                # It came early. The byte that carries none any more is an empty message to us.
+                # In the base protocol it came early, and the byte that should have carried it
+                # is an empty message to us.
                 return Save(request, self._descriptors.popleft())
+            if self.inline:
+                return Save(request, None)
             self._saving = request
             self._state = _State.DESCRIPTOR
             return None
@@ -195,6 +212,10 @@ class ServerConversation:
             replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
             self._output.append(replies[Status.BAD])
             return request
+        if isinstance(request, Hello):
+            self.inline = True
+            self._output.append(HELLO_REPLY)
+            return None
         return Bind(request) if isinstance(request, SaveDest) else Find(request)
 
     def _take_descriptor(self) -> Event | NeedData:
@@ -253,6 +274,7 @@ class ServerConversation:
         start, end = tokens.at, len(tokens.complete)
         values: list[int | bytes] = []
         at = start + 2
+        lives = True
         for expected in grammar.names:
             if at < end and tokens.complete[at] != expected:
                 tokens.at = at + 1
@@ -269,13 +291,14 @@ class ServerConversation:
                 tokens.at = at
                 return Malformed(name)
             values.append(ttl)
+            lives = ttl > 0
         if at == end:
             return self._wait_for_more(name)
         # The genuine program looks at this token no more than we do: empty, the message ends;
         # not empty, there is an attribute too many, which it passes over.
         tokens.at = at + 1
         size = sum(map(len, tokens.complete[start : at + 1])) + at + 1 - start
-        if size > MAX_MESSAGE_SIZE or (isinstance(values[0], int) and values[0] <= 0):
+        if not lives or size > MAX_MESSAGE_SIZE:
             return Malformed(name)
         return grammar.kind._make(values)
 

@@ -1,0 +1,152 @@
+"""What both clients do alike: arguments to exchanges, and outcomes to results."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Generator, Iterable
+from typing import Protocol, TypeAlias, TypeVar
+
+from scache import fdpass
+from scache.client.found import Found
+from scache.errors import ProtocolError
+from scache.model import Status
+from scache.protocol.client import ClientConversation, Hit, Step
+from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
+
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a request may take, as Postfix's own client gives it."""
+
+Text: TypeAlias = str | bytes
+"""A label or properties: bytes, or text that is sent as UTF-8; no NUL."""
+
+
+class HangupError(Exception):
+    """The server closed the connection; no program ever sees this."""
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor, such as a socket."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+
+T = TypeVar("T")
+Exchange: TypeAlias = Generator[Step, None, T]
+Begin: TypeAlias = Callable[[ClientConversation], Exchange[T]]
+"""Begins an exchange on the conversation of whatever connection there is."""
+
+
+def save_endp(
+    ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
+) -> Begin[bool]:
+    """Save one connection."""
+    request = SaveEndp(operator.index(ttl), _bytes(endpoint), _bytes(properties))
+    descriptor = _descriptor(connection)
+
+    def exchange(conversation: ClientConversation) -> Exchange[bool]:
+        return _accepted((yield from conversation.save_endp(request, descriptor)))
+
+    return exchange
+
+
+def save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> Begin[bool]:
+    """Save one binding."""
+    request = _save_dest(ttl, destination, properties, endpoint)
+
+    def exchange(conversation: ClientConversation) -> Exchange[bool]:
+        return _accepted((yield from conversation.save_dest(request)))
+
+    return exchange
+
+
+def find_endp(endpoint: Text) -> Begin[Found | None]:
+    """Find one connection of an endpoint."""
+    return _find(FindEndp(_bytes(endpoint)))
+
+
+def find_dest(destination: Text) -> Begin[Found | None]:
+    """Find one connection for a destination."""
+    return _find(FindDest(_bytes(destination)))
+
+
+def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin[list[bool]]:
+    """Save many connections."""
+    requests, descriptors = [], []
+    for ttl, endpoint, properties, connection in items:
+        requests.append(SaveEndp(operator.index(ttl), _bytes(endpoint), _bytes(properties)))
+        descriptors.append(_descriptor(connection))
+
+    def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:
+        statuses = yield from conversation.save_many(requests, descriptors)
+        return [_accepted(status) for status in statuses]
+
+    return exchange
+
+
+def save_dest_many(items: Iterable[tuple[int, Text, Text, Text]]) -> Begin[list[bool]]:
+    """Save many bindings."""
+    requests = [_save_dest(*item) for item in items]
+
+    def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:
+        statuses = yield from conversation.save_many(requests, ())
+        return [_accepted(status) for status in statuses]
+
+    return exchange
+
+
+def find_many(endpoints: Iterable[Text]) -> Begin[list[Found | None]]:
+    """Find one connection of each endpoint."""
+    return _find_many([FindEndp(_bytes(endpoint)) for endpoint in endpoints])
+
+
+def find_dest_many(destinations: Iterable[Text]) -> Begin[list[Found | None]]:
+    """Find one connection for each destination."""
+    return _find_many([FindDest(_bytes(destination)) for destination in destinations])
+
+
+def _find(request: FindEndp | FindDest) -> Begin[Found | None]:
+    def exchange(conversation: ClientConversation) -> Exchange[Found | None]:
+        return _found((yield from conversation.find(request)))
+
+    return exchange
+
+
+def _find_many(requests: list[FindEndp] | list[FindDest]) -> Begin[list[Found | None]]:
+    def exchange(conversation: ClientConversation) -> Exchange[list[Found | None]]:
+        outcomes: list[Hit | Status] = []
+        try:
+            yield from conversation.find_many(requests, outcomes)
+            return [_found(outcome) for outcome in outcomes]
+        except BaseException:
+            # Nobody else will ever know of what was found before it went wrong.
+            fdpass.close(outcome.descriptor for outcome in outcomes if isinstance(outcome, Hit))
+            raise
+
+    return exchange
+
+
+def _save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> SaveDest:
+    return SaveDest(operator.index(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint))
+
+
+def _bytes(text: Text) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _descriptor(connection: HasFileno | int) -> int:
+    return connection if isinstance(connection, int) else connection.fileno()
+
+
+def _accepted(status: Status) -> bool:
+    if status is Status.BAD:
+        raise ProtocolError("the server calls the request malformed: is the ttl at least 1?")
+    return status is Status.OK
+
+
+def _found(outcome: Hit | Status) -> Found | None:
+    if isinstance(outcome, Hit):
+        return Found(outcome.descriptor, outcome.properties[-1], b"".join(outcome.properties[:-1]))
+    if outcome is Status.BAD:
+        raise ProtocolError("the server calls the request malformed: is the label too long?")
+    return None
