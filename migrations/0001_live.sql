@@ -36,8 +36,6 @@ CREATE TABLE connection (
     PRIMARY KEY (endpoint, id)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX connection_expiry ON connection (expires_at);
-
 -- Which endpoints serve a destination, in the order in which they were first saved.
 CREATE TABLE binding (
     id INTEGER NOT NULL,

@@ -6,7 +6,6 @@ a plain recv(2) drops them without a word.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -21,10 +20,9 @@ MAX_DESCRIPTORS = 253
 RECEIVE_SIZE = 65536
 """Bytes asked for by one `receive`."""
 
-_INT = struct.Struct("i")
+_INT_SIZE = struct.calcsize("i")
 _UCRED = struct.Struct("3i")
-_CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT.size)
-_RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
+_CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
 
 class Received(NamedTuple):
@@ -43,27 +41,24 @@ def receive(sock: socket.socket, size: int = RECEIVE_SIZE) -> Received:
 
     The socket's own blocking mode and timeout apply.
     """
-    data, control, flags, _ = sock.recvmsg(size, _CONTROL_SIZE, _RECEIVE_FLAGS)
-    if not control:
-        return Received(data, (), bool(flags & socket.MSG_CTRUNC))
-    descriptors: list[int] = []
+    data, control, flags, _ = sock.recvmsg(size, _CONTROL_SIZE, socket.MSG_CMSG_CLOEXEC)
+    descriptors: Sequence[int] = ()
     for level, kind, payload in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            whole = len(payload) - len(payload) % _INT.size
-            descriptors.extend(fd for (fd,) in _INT.iter_unpack(payload[:whole]))
+            descriptors = (*descriptors, *struct.unpack(f"{len(payload) // _INT_SIZE}i", payload))
     return Received(data, descriptors, bool(flags & socket.MSG_CTRUNC))
 
 
-def send(sock: socket.socket, data: bytes, descriptors: Iterable[int] = ()) -> int:
+def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
     """Send bytes, with descriptors attached to the first of them, in one sendmsg(2).
 
     The receiver gets duplicates: the caller's own stay open and the caller's.
     Returns the number of bytes sent, which may be fewer than given; the
     descriptors have gone with the first byte.
     """
-    packed = b"".join(map(_INT.pack, descriptors))
-    if not packed:
+    if not descriptors:
         return sock.send(data, socket.MSG_NOSIGNAL)
+    packed = struct.pack(f"{len(descriptors)}i", *descriptors)
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
     return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
 
@@ -71,8 +66,10 @@ def send(sock: socket.socket, data: bytes, descriptors: Iterable[int] = ()) -> i
 def close(descriptors: Iterable[int]) -> None:
     """Close each of them, whatever the kernel says of the one before."""
     for descriptor in descriptors:
-        with contextlib.suppress(OSError):
+        try:
             os.close(descriptor)
+        except OSError:
+            continue
 
 
 def peer(sock: socket.socket) -> Peer:

@@ -1,62 +1,97 @@
-# What the tools share; to be sourced. Everything here is silent unless there is news.
 # shellcheck shell=bash
+# What the tools share; to be sourced. Two variables change where and with what they run:
 #
-#   PYTHON   the interpreter to make the virtual environment with (default: python3,
-#            or the newest python3.x on the PATH that will do)
-#   VENV     where that environment is (default: .venv in the checkout)
+#   PYTHON   the interpreter to make the virtual environment with
+#            (default: python3, or else the newest python3.x that there is)
+#   VENV     the directory of that environment (default: .venv in the checkout)
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${VENV:-$root/.venv}
+venv=$(realpath -m "${VENV:-$root/.venv}")
+
+say() {
+    echo "${0##*/}: $*" >&2
+}
 
 die() {
-    echo "${0##*/}: $*" >&2
+    say "$@"
     exit 1
 }
 
 # Whether this interpreter runs and is Python 3.11 or later. (The shims of version managers
-# are on the PATH for versions that they then refuse to run.)
+# stand on the PATH for versions that they then refuse to run.)
 will_do() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11)
+    if [[ -n ${PYTHON:-} ]]; then
+        candidates=("$PYTHON")
+    fi
+    for candidate in "${candidates[@]}"; do
         if will_do "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    die "needs Python 3.11 or later, and ${PYTHON:-python3} is not that: set PYTHON"
+    die "needs Python 3.11 or later, which ${candidates[0]} is not: name one in PYTHON"
 }
 
-# What an installation depends on: when it changes, the environment is made anew.
+# What an environment depends on. When any of it changes, the environment is made anew.
 fingerprint() {
-    "$1" -c 'import sys; print(sys.version, sys.base_prefix)'
-    echo "$root"
-    sha256sum <"$root/pyproject.toml"
+    {
+        "$1" -c 'import sys; print(sys.version, sys.base_prefix)'
+        echo "$root"
+        cat "$root/pyproject.toml"
+    } | sha256sum | cut -d ' ' -f 1
 }
 
-# ensure_venv EXTRA: make the virtual environment, with the checkout installed in it (editable)
-# together with that extra; the extra "run" is none at all. The stamp is written last and
-# removed first, so whatever was killed half-way is done again, from nothing.
+# ensure_venv EXTRA: make the virtual environment if need be, with the checkout installed in it
+# (editable) and what that extra asks for; the extra "run" asks for nothing more.
+#
+# The stamp holds the fingerprint and the extras that are installed. It is removed before
+# anything is touched and written when all is done, so what was killed half-way starts anew.
 ensure_venv() {
-    local extra=$1 python wanted installed
-    local stamp=$venv/scache-stamp
+    local extra=$1 python wanted stamp=$venv/scache.stamp installed=()
     python=$(find_python)
-    wanted=$(fingerprint "$python" | sha256sum | cut -d' ' -f1)
+    wanted=$(fingerprint "$python")
     (
-        flock 9 # two tools at once: the second finds the work done
-        read -r -a installed <"$stamp" || installed=()
+        flock 9 # of two tools at once, the second finds the work done
+        if [[ -f $stamp ]]; then
+            read -r -a installed <"$stamp"
+        fi
         if [[ ${installed[0]:-} != "$wanted" ]]; then
-            rm -rf "$venv"
             make_venv "$python"
             installed=("$wanted")
         fi
         if [[ " ${installed[*]:1} " != *" $extra "* ]]; then
             rm -f "$stamp"
-            install_into_venv "$python" "$extra"
+            install_checkout "$python" "$extra"
             echo "${installed[*]} $extra" >"$stamp"
         fi
-    ) 9<"$root/pyproject.toml" 2> >(grep -v "$stamp: No such file" >&2)
+    ) 9<"$root/pyproject.toml"
+}
+
+make_venv() {
+    say "making $venv with $("$1" --version)"
+    rm -rf "$venv"
+    # Debian's python3 is without ensurepip; its pip can install into any environment.
+    if "$1" -c 'import ensurepip' 2>/dev/null; then
+        "$1" -m venv "$venv"
+    else
+        "$1" -m venv --without-pip "$venv"
+    fi
+}
+
+install_checkout() {
+    local python=$1 extra=$2 package=$root pip
+    if [[ $extra != run ]]; then
+        package+="[$extra]"
+    fi
+    pip=("$python" -m pip --python "$venv/bin/python")
+    if [[ -x $venv/bin/pip ]]; then
+        pip=("$venv/bin/python" -m pip)
+    fi
+    say "installing scache and what \"$extra\" needs into $venv"
+    "${pip[@]}" --disable-pip-version-check install -qq --editable "$package"
 }

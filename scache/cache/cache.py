@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
 from scache import fdpass
+from scache.cache.agenda import Agenda
 from scache.cache.descriptors import Descriptors
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
@@ -17,7 +17,8 @@ from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, LiveRows, Save
 EXPIRY_SLICE = 64
 """Rows that `Cache.expire` clears away at a time, so that requests come in between."""
 
-logger = logging.getLogger(__name__)
+_SAVE_ENDP = tuple(f"save_endp_{status.name.lower()}" for status in Status)
+_SAVE_DEST = tuple(f"save_dest_{status.name.lower()}" for status in Status)
 
 
 def _nothing() -> None:
@@ -39,11 +40,12 @@ class Cache:
         self._clock = clock
         self._ttl_limit = ttl_limit
         self._ids = database.ids
-        self._batch = database.batch
+        self.counts = database.batch.counts
+        """Totals to be added to the table ``counter``: count here by its names."""
         self._rows = LiveRows(database.batch)
         self._descriptors = Descriptors()
+        self._agenda = Agenda()
         self._next_expiry = math.inf
-        self._expired_up_to = -math.inf
         for destination, count in self._rows.bindings_by_destination().items():
             self.statistics.bindings_added(destination, count)
 
@@ -65,11 +67,10 @@ class Cache:
             except DatabaseFault:
                 fdpass.close([descriptor])
             else:
-                self._descriptors.park(row.id, descriptor)
-                self.statistics.connection_added(endpoint)
-                self._saved(expires_at)
+                self._park(row, descriptor)
+                self.statistics.saved()
                 status = Status.OK
-        self.count("save_endp", status)
+        self.counts[_SAVE_ENDP[status]] += 1
         return status
 
     def find_endp(self, endpoint: bytes) -> Loan | None:
@@ -83,9 +84,10 @@ class Cache:
             pass
         if found is None:
             self.statistics.address_misses += 1
+            self.counts["find_endp_fail"] += 1
         else:
             self.statistics.address_hits += 1
-        self.count("find_endp", Status.FAIL if found is None else Status.OK)
+            self.counts["find_endp_ok"] += 1
         return found
 
     def save_dest(
@@ -108,10 +110,11 @@ class Cache:
             if saved is Saved.ADDED:
                 self.statistics.bindings_added(destination)
             elif saved is Saved.REPLACED:
-                self._batch.counts["bindings_expired"] += 1
-            self._saved(expires_at)
+                self.counts["bindings_expired"] += 1
+            self.statistics.saved()
+            self._expires(expires_at)
             status = Status.OK
-        self.count("save_dest", status)
+        self.counts[_SAVE_DEST[status]] += 1
         return status
 
     def find_dest(self, destination: bytes) -> Loan | None:
@@ -125,27 +128,26 @@ class Cache:
             pass
         if found is None:
             self.statistics.domain_misses += 1
+            self.counts["find_dest_fail"] += 1
         else:
             self.statistics.domain_hits += 1
-        self.count("find_dest", Status.FAIL if found is None else Status.OK)
+            self.counts["find_dest_ok"] += 1
         return found
 
     def delivered(self, found: Loan) -> None:
         """Close our copy of a descriptor that the client has been sent."""
         self._descriptors.close_lent(found.connection.id)
-        self._batch.counts["connections_found"] += 1
+        self.counts["connections_found"] += 1
 
     def put_back(self, found: Loan) -> None:
         """Take back a connection that was found but never sent, with its remaining ttl."""
         row = found.connection
         if row.expires_at <= self._clock.now():
             self._descriptors.close_lent(row.id)
-            self._batch.counts["connections_expired"] += 1
+            self.counts["connections_expired"] += 1
             return
         self._rows.restore_connection(row)
-        self._descriptors.take_back(row.id)
-        self.statistics.connection_added(row.endpoint)
-        self._expires(row.expires_at)
+        self._park(row, self._descriptors.take_back(row.id))
 
     def expire(self) -> float:
         """Clear away a slice of what has expired; return when there is more to do.
@@ -156,25 +158,22 @@ class Cache:
         now = self._clock.now()
         try:
             more = self._clear_slice(now)
-            self._next_expiry = now if more else self._rows.next_expiry(self._expired_up_to)
+            self._next_expiry = now if more else self._rows.next_binding_expiry()
         except DatabaseFault:
             self._next_expiry = now + FAULT_RETRY_INTERVAL
+        self._next_expiry = min(self._next_expiry, self._agenda.next_due())
         return self._next_expiry
 
     def client_connected(self, peer: Peer) -> int:
         """Record a client; return the id by which rows refer to it."""
         client_id = self._ids.take()
         self._rows.add_client(client_id, peer, self._clock.now())
-        self._batch.counts["clients_connected"] += 1
+        self.counts["clients_connected"] += 1
         return client_id
 
     def client_disconnected(self, client_id: int) -> None:
         """Record that a client has gone. What it saved stays."""
         self._rows.end_client(client_id, self._clock.now())
-
-    def count(self, request: str, status: Status) -> None:
-        """Count the outcome of a request, by the names of the table ``counter``."""
-        self._batch.counts[f"{request}_{status.name.lower()}"] += 1
 
     def close(self) -> None:
         """Close every descriptor; the cache is of no use after that."""
@@ -184,13 +183,15 @@ class Cache:
         """Remove a connection from the cache, its descriptor lent to the one who asked."""
         self._rows.take_connection(row)
         self.statistics.connection_removed(row.endpoint)
-        descriptor = self._descriptors.lend(row.id)
-        assert descriptor is not None, f"connection {row.id} has no descriptor"
-        return Loan(row, descriptor, destination_properties)
+        self._agenda.remove(row.expires_at, row.id)
+        return Loan(row, self._descriptors.lend(row.id), destination_properties)
 
-    def _saved(self, expires_at: float) -> None:
-        self.statistics.saved()
-        self._expires(expires_at)
+    def _park(self, row: Connection, descriptor: int) -> None:
+        """Keep a descriptor whose row is in the database."""
+        self._descriptors.park(row.id, descriptor)
+        self._agenda.add(row.expires_at, row.id, row.endpoint)
+        self.statistics.connection_added(row.endpoint)
+        self._expires(row.expires_at)
 
     def _expires(self, expires_at: float) -> None:
         """Make sure that `expire` is called in time."""
@@ -199,25 +200,18 @@ class Cache:
             self.on_earlier_expiry()
 
     def _clear_slice(self, now: float) -> bool:
-        """Clear away what has expired; return whether more of it may be left.
-
-        Connections come first: while the database is locked their descriptors
-        are closed all the same, and the rows follow when they can.
-        """
-        connections = self._rows.expired_connections(self._expired_up_to, now, EXPIRY_SLICE)
-        for row in connections:
-            if self._descriptors.close_parked(row.id):
-                self.statistics.connection_removed(row.label)
-                self._batch.counts["connections_expired"] += 1
-            self._rows.remove_connection(row.label, row.id)
-        # What could not be removed yet would only hide the rows behind it.
-        stuck = bool(connections) and self._batch.fault is not None
-        self._expired_up_to = connections[-1].expires_at if stuck else -math.inf
+        """Clear away what has expired; return whether more of it may be left."""
+        connections = self._agenda.take_due(now, EXPIRY_SLICE)
+        for connection_id, endpoint in connections:
+            self._descriptors.close_parked(connection_id)
+            self.statistics.connection_removed(endpoint)
+            self._rows.remove_connection(endpoint, connection_id)
+            self.counts["connections_expired"] += 1
         if len(connections) == EXPIRY_SLICE:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
-        for row in bindings:
-            self._rows.remove_binding(row.label, row.id)
-            self.statistics.binding_removed(row.label)
-            self._batch.counts["bindings_expired"] += 1
+        for binding_id, destination in bindings:
+            self._rows.remove_binding(destination, binding_id)
+            self.statistics.binding_removed(destination)
+            self.counts["bindings_expired"] += 1
         return len(bindings) == EXPIRY_SLICE

@@ -29,28 +29,22 @@ class Descriptors:
         """Take ownership of a descriptor."""
         self._parked[row_id] = descriptor
 
-    def lend(self, row_id: int) -> int | None:
-        """Set one aside for delivery and return it; None if there is none with this id."""
-        descriptor = self._parked.pop(row_id, None)
-        if descriptor is not None:
-            self._lent[row_id] = descriptor
+    def lend(self, row_id: int) -> int:
+        """Set one aside for delivery, and return it."""
+        descriptor = self._lent[row_id] = self._parked.pop(row_id)
         return descriptor
 
-    def take_back(self, row_id: int) -> None:
-        """Park again one that was lent and never sent."""
-        self._parked[row_id] = self._lent.pop(row_id)
+    def take_back(self, row_id: int) -> int:
+        """Return one that was lent and never sent: it is to be parked again."""
+        return self._lent.pop(row_id)
 
     def close_lent(self, row_id: int) -> None:
         """Close one that was delivered, or whose time ran out while it was lent."""
-        fdpass.close([self._lent.pop(row_id)])
+        fdpass.close((self._lent.pop(row_id),))
 
-    def close_parked(self, row_id: int) -> bool:
-        """Close one whose time is over; return whether there was one."""
-        descriptor = self._parked.pop(row_id, None)
-        if descriptor is None:
-            return False
-        fdpass.close([descriptor])
-        return True
+    def close_parked(self, row_id: int) -> None:
+        """Close one whose time is over."""
+        fdpass.close((self._parked.pop(row_id),))
 
     def close_all(self) -> None:
         """Close everything: the daemon ends."""

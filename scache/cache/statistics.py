@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 
 class Statistics:
@@ -15,8 +14,8 @@ class Statistics:
 
     def __init__(self, now: float) -> None:
         self._connections = 0
-        self._endpoints: Counter[bytes] = Counter()
-        self._destinations: Counter[bytes] = Counter()
+        self._endpoints: dict[bytes, int] = {}
+        self._destinations: dict[bytes, int] = {}
         self._reset(now)
 
     def _reset(self, now: float) -> None:
@@ -31,7 +30,7 @@ class Statistics:
 
     def connection_added(self, endpoint: bytes) -> None:
         """Count a connection that is now parked."""
-        self._endpoints[endpoint] += 1
+        self._endpoints[endpoint] = self._endpoints.get(endpoint, 0) + 1
         self._connections += 1
 
     def connection_removed(self, endpoint: bytes) -> None:
@@ -41,7 +40,7 @@ class Statistics:
 
     def bindings_added(self, destination: bytes, count: int = 1) -> None:
         """Count new bindings of a destination."""
-        self._destinations[destination] += count
+        self._destinations[destination] = self._destinations.get(destination, 0) + count
 
     def binding_removed(self, destination: bytes) -> None:
         """Count a binding that is gone."""
@@ -49,9 +48,12 @@ class Statistics:
 
     def saved(self) -> None:
         """Take note of the peaks; called after every save."""
-        self._most_destinations = max(self._most_destinations, len(self._destinations))
-        self._most_endpoints = max(self._most_endpoints, len(self._endpoints))
-        self._most_connections = max(self._most_connections, self._connections)
+        if len(self._destinations) > self._most_destinations:
+            self._most_destinations = len(self._destinations)
+        if len(self._endpoints) > self._most_endpoints:
+            self._most_endpoints = len(self._endpoints)
+        if self._connections > self._most_connections:
+            self._most_connections = self._connections
 
     def report(self, now: float) -> list[str]:
         """Return the lines to log, none if there is nothing to say, and start over."""
@@ -72,11 +74,10 @@ class Statistics:
         return lines
 
 
-def _decrease(counter: Counter[bytes], label: bytes) -> None:
-    if counter[label] > 1:
-        counter[label] -= 1
-    else:
-        del counter[label]
+def _decrease(counts: dict[bytes, int], label: bytes) -> None:
+    count = counts.pop(label)
+    if count > 1:
+        counts[label] = count - 1
 
 
 def _lookups(kind: str, hits: int, misses: int) -> str:

@@ -144,7 +144,7 @@ class AsyncClient:
         self._process_id = os.getpid()
         self._conversation = ClientConversation()
         try:
-            while not _connected(sock, self._path):
+            while not _connected(sock, self._path):  # noqa: ASYNC110 - no event tells of room
                 await anyio.sleep(_CONNECT_PAUSE)
         except OSError as error:
             self.close()

@@ -38,11 +38,13 @@ def make_directory(path: Path) -> None:
     uid = os.geteuid()
     try:
         path.mkdir(mode=0o755 if uid == 0 else 0o700, exist_ok=True)
-        owner = path.stat().st_uid
+        status = path.lstat()
     except OSError as error:
         raise SocketError(f"cannot make the directory {path}: {_reason(error, path)}") from error
-    if owner not in (0, uid):
-        raise SocketError(f"the directory {path} belongs to another user: choose a --socket")
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+        raise SocketError(
+            f"{path} is not a directory that this user alone may write to: choose another --socket"
+        )
 
 
 def listen(path: Path, mode: int, owner: tuple[int, int]) -> socket.socket:

@@ -10,7 +10,7 @@ from scache.cache import Cache
 from scache.daemon.channel import Channel
 from scache.daemon.deadlines import Deadlines
 from scache.errors import ProtocolError
-from scache.model import Loan, Peer, Status
+from scache.model import Loan, Peer
 from scache.protocol.codec import NeedData
 from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindDest, FindEndp
 from scache.protocol.server import (
@@ -206,7 +206,7 @@ class Session:
 
     def _note_malformed(self, name: bytes) -> None:
         kind = name.decode() if name in GRAMMAR else "unknown"
-        self._cache.count(kind, Status.BAD)
+        self._cache.counts[f"{kind}_bad"] += 1
         if not self._warned:
             self._warned = True
             logger.warning(

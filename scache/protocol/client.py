@@ -19,7 +19,7 @@ from scache.protocol.codec import (
     NEED_DATA,
     Attributes,
     NeedData,
-    Tokens,
+    decode,
     decode_integer,
     encode,
 )
@@ -85,13 +85,15 @@ class ClientConversation:
     def __init__(self) -> None:
         self.inline = False
         """Whether the server has granted inline mode."""
-        self._tokens = Tokens()
+        self._buffer = b""
+        self._at = 0
         self._descriptors: deque[int] = deque()
         self._greeted = False
 
     def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Take what one recvmsg(2) brought; the descriptors are ours from here on."""
-        self._tokens.feed(data)
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
         self._descriptors.extend(descriptors)
 
     def close(self) -> list[int]:
@@ -170,8 +172,9 @@ class ClientConversation:
             return reply.status
         if not self.inline:
             yield Send(DUMMY)
-            while not self._tokens.take_byte():
+            while self._at == len(self._buffer):
                 yield NEED_DATA
+            self._at += len(DESCRIPTOR_BYTE)
         if not self._descriptors:
             raise ProtocolError("the server sent no descriptor, or this process can open no more")
         hit = Hit(reply.properties, self._descriptors.popleft())
@@ -203,16 +206,13 @@ class ClientConversation:
 
     def _next_message(self) -> Attributes | None:
         """Return the next message if all of it has been received."""
-        tokens = self._tokens
-        names = tokens.complete[tokens.at :: 2]
-        if b"" not in names:
-            if tokens.size > MAX_MESSAGE_SIZE:
+        message = decode(self._buffer, self._at)
+        if message is None:
+            if len(self._buffer) - self._at > MAX_MESSAGE_SIZE:
                 raise ProtocolError("the server sent a message without end")
             return None
-        count = names.index(b"")
-        values = tokens.complete[tokens.at + 1 :: 2]
-        tokens.at += 2 * count + 1
-        return list(zip(names[:count], values, strict=False))
+        attributes, self._at = message
+        return attributes
 
 
 _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]

@@ -15,8 +15,6 @@ NUL = b"\0"
 MAX_MESSAGE_SIZE = 65536
 """Bytes that one message may have, from its first name to its last NUL."""
 
-_LONGER_THAN_ANY_NAME = 16
-
 Attributes = list[tuple[bytes, bytes]]
 
 
@@ -48,65 +46,34 @@ def encode(attributes: Iterable[tuple[bytes, bytes]]) -> bytes:
     return NUL.join([*parts, NUL])
 
 
-class Tokens:
-    """The stream cut at its NUL bytes, as far as it has been received.
+def token_at(buffer: bytes, at: int) -> tuple[bytes, int] | None:
+    """Return the name or value that begins at ``at``, and where the next one does.
 
-    A message is a run of tokens (name, value, name, value, empty name). Cutting
-    knows nothing of messages, so a reader that lost its place in a malformed
-    one finds it again at the next token that it knows.
+    None if the NUL that ends it has not been received yet.
     """
+    end = buffer.find(NUL, at)
+    return None if end < 0 else (buffer[at:end], end + 1)
 
-    def __init__(self) -> None:
-        self.complete: list[bytes] = []
-        """The tokens whose NUL has arrived; those before `at` have been taken."""
-        self.at = 0
-        """Where reading goes on in `complete`."""
-        self.tail = b""
-        """The beginning of the token after them."""
 
-    def feed(self, data: bytes) -> None:
-        """Add bytes in the order in which they were received."""
-        tokens = (self.tail + data).split(NUL)
-        self.tail = tokens.pop()
-        self.complete = self.complete[self.at :] + tokens
-        self.at = 0
-
-    def forget(self) -> None:
-        """Forget all complete tokens, and most of a tail too long to be a name that we know.
-
-        What stays of it keeps the rest of that token from being taken for a name.
-        """
-        self.at = len(self.complete)
-        self.tail = self.tail[:_LONGER_THAN_ANY_NAME]
-
-    def take_byte(self) -> bool:
-        """Take one byte off the stream; return whether there was one."""
-        if self.at < len(self.complete):
-            first = self.complete[self.at]
-            if first:
-                self.complete[self.at] = first[1:]
-            else:
-                self.at += 1
-            return True
-        taken = bool(self.tail)
-        self.tail = self.tail[1:]
-        return taken
-
-    @property
-    def size(self) -> int:
-        """How many bytes wait here."""
-        waiting = self.complete[self.at :]
-        return sum(map(len, waiting)) + len(waiting) + len(self.tail)
-
-    @property
-    def empty(self) -> bool:
-        """Whether everything received has been taken."""
-        return self.at == len(self.complete) and not self.tail
+def decode(buffer: bytes, at: int) -> tuple[Attributes, int] | None:
+    """Return the message that begins at ``at``, and where it ends; None if it is not complete."""
+    attributes: Attributes = []
+    while (name := token_at(buffer, at)) is not None:
+        if not name[0]:
+            return attributes, name[1]
+        value = token_at(buffer, name[1])
+        if value is None:
+            return None
+        attributes.append((name[0], value[0]))
+        at = value[1]
+    return None
 
 
 _NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)0*([0-9]*)")
 _UNSIGNED_LONG_MAX = 2**64 - 1
 _UNSIGNED_LONG_DIGITS = 20
+_SURELY_SMALL = 9
+"""Digits that an int holds whatever they are."""
 
 
 def decode_integer(value: bytes) -> int | None:
@@ -116,6 +83,8 @@ def decode_integer(value: bytes) -> int | None:
     sign may come first, nothing may follow, and strtoul(3) gives the largest
     unsigned long for what is larger, of which the lowest 32 bits are kept.
     """
+    if len(value) <= _SURELY_SMALL and value.isdigit():
+        return int(value)
     match = _NUMBER.fullmatch(value)
     if match is None or not value[-1:].isdigit():
         return None

@@ -65,11 +65,14 @@ class Grammar(NamedTuple):
     reply_properties: int
     """How many ``property`` attributes follow the ``status`` of the reply."""
 
+    has_ttl: bool = False
+    """Whether the first of the attributes is a ttl."""
+
 
 GRAMMAR: dict[bytes, Grammar] = {
-    b"save_endp": Grammar(SaveEndp, (b"ttl", b"label", b"property"), 0),
+    b"save_endp": Grammar(SaveEndp, (b"ttl", b"label", b"property"), 0, has_ttl=True),
     b"find_endp": Grammar(FindEndp, (b"label",), 1),
-    b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0),
+    b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0, has_ttl=True),
     b"find_dest": Grammar(FindDest, (b"label",), 2),
     b"hello": Grammar(Hello, (), 0),
 }
@@ -86,15 +89,19 @@ def encode_request(request: Request) -> bytes:
     return encode([(b"request", name), *zip(GRAMMAR[name].names, values, strict=True)])
 
 
+_STATUS = tuple(b"status\0%d\0" % status for status in Status)
+
+
 def encode_reply(status: Status, *properties: bytes) -> bytes:
     """Return the reply with this status and these properties (none of which has a NUL byte)."""
-    return b"".join(
-        [b"status\0%d\0" % status, *(b"property\0%b\0" % value for value in properties), b"\0"]
-    )
+    head = _STATUS[status]
+    for value in properties:
+        head += b"property\0%b\0" % value
+    return head + b"\0"
 
 
-STATUS_REPLY = {status: encode_reply(status) for status in Status}
-"""The reply to a save, and to a request that nobody knows."""
+STATUS_REPLY = tuple(encode_reply(status) for status in Status)
+"""The reply to a save, and to a request that nobody knows, by status."""
 
 HELLO_NAMES = (b"status", b"version", b"server")
 """The attributes of the reply to ``hello`` when it is granted."""
@@ -107,9 +114,9 @@ HELLO_REPLY = encode(
 """Grants inline mode."""
 
 EMPTY_REPLY = {
-    grammar.kind: {
-        status: encode_reply(status, *[b""] * grammar.reply_properties) for status in Status
-    }
+    grammar.kind: tuple(
+        encode_reply(status, *[b""] * grammar.reply_properties) for status in Status
+    )
     for grammar in GRAMMAR.values()
 }
 """The reply to each kind of request when there is nothing to tell but the status."""

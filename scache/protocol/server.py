@@ -27,16 +27,25 @@ answered in order. A message above MAX_MESSAGE_SIZE is malformed.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scache.errors import ProtocolError
 from scache.model import Status
-from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NeedData, Tokens, decode_integer
+from scache.protocol.codec import (
+    MAX_MESSAGE_SIZE,
+    NEED_DATA,
+    NUL,
+    NeedData,
+    decode_integer,
+    token_at,
+)
 from scache.protocol.messages import (
     ANNOUNCEMENT,
+    DESCRIPTOR_BYTE,
     DUMMY,
     EMPTY_REPLY,
     GRAMMAR,
@@ -104,11 +113,37 @@ class _State(Enum):
 
 _DELIVER, _DELIVERED, _ABANDONED = Deliver(), Delivered(), Abandoned()
 
-_DUMMY_TOKENS = 3
-"""Its name, its value, and the end of the message."""
+MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
+"""Bytes of requests that a client may send ahead while it owes us a dummy."""
 
-_MAX_HELD = 1000
-"""Requests that a client may send ahead while it owes us an answer."""
+
+_REQUEST = b"request\0"
+
+_LONGER_THAN_ANY_NAME = 16
+
+
+def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
+    """Return what matches a whole well-formed request, and how to read a match.
+
+    By the index of the last group that took part: the grammar of the request,
+    and the groups that are its values.
+    """
+    alternatives = []
+    readings: dict[int | None, tuple[Grammar, slice]] = {}
+    groups = 0
+    for name, grammar in GRAMMAR.items():
+        if grammar.names:
+            values = b"".join(each + b"\0([^\0]*)\0" for each in grammar.names)
+            alternatives.append(name + NUL + values)
+            readings[groups + len(grammar.names)] = (
+                grammar,
+                slice(groups, groups + len(grammar.names)),
+            )
+            groups += len(grammar.names)
+    return re.compile(_REQUEST + b"(?:" + b"|".join(alternatives) + b")\0"), readings
+
+
+_WELL_FORMED, _READINGS = _well_formed()
 
 
 class ServerConversation:
@@ -118,26 +153,34 @@ class ServerConversation:
         self.inline = False
         """Whether the client has asked for inline mode."""
         self._state = _State.IDLE
-        self._tokens = Tokens()
+        self._buffer = b""
+        self._at = 0
         self._descriptors: deque[int] = deque()
         self._held: deque[Request | Malformed] = deque()
+        self._held_size = 0
         self._saving: SaveEndp | None = None
         self._output = [ANNOUNCEMENT] if announce else []
 
     def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Take what one recvmsg(2) brought; the descriptors are ours from here on."""
-        self._descriptors.extend(descriptors)
-        self._tokens.feed(data)
+        if descriptors:
+            self._descriptors.extend(descriptors)
+        if self._at < len(self._buffer):
+            data = self._buffer[self._at :] + data
+        self._buffer = data
+        self._at = 0
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent now, and forget it."""
+        if not self._output:
+            return b""
         output, self._output = self._output, []
-        return b"".join(output)
+        return output[0] if len(output) == 1 else b"".join(output)
 
     @property
     def between_exchanges(self) -> bool:
         """Whether the client owes us nothing, so that it may be silent for as long as it likes."""
-        return self._state is _State.IDLE and self._tokens.empty and not self._held
+        return self._state is _State.IDLE and self._at == len(self._buffer) and not self._held
 
     def surplus_descriptors(self) -> list[int]:
         """Return, to be closed, the descriptors that belong to no request.
@@ -181,8 +224,12 @@ class ServerConversation:
         """
         while True:
             event: Event | NeedData | None
-            if self._state is _State.IDLE:
-                request = self._held.popleft() if self._held else self._next_request()
+            if self._held and self._state is _State.IDLE:
+                event = self._begin(self._held.popleft())
+            elif self._at == len(self._buffer):
+                return NEED_DATA
+            elif self._state is _State.IDLE:
+                request = self._next_request()
                 if isinstance(request, NeedData):
                     return NEED_DATA
                 event = self._begin(request)
@@ -218,93 +265,140 @@ class ServerConversation:
             return None
         return Bind(request) if isinstance(request, SaveDest) else Find(request)
 
-    def _take_descriptor(self) -> Event | NeedData:
-        if not self._tokens.take_byte():
-            return NEED_DATA
+    def _take_descriptor(self) -> Event:
         assert self._saving is not None
         request, self._saving = self._saving, None
+        self._at += len(DESCRIPTOR_BYTE)
         self._state = _State.IDLE
         return Save(request, self._descriptors.popleft() if self._descriptors else None)
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""
-        tokens = self._tokens
+        buffer = self._buffer
         sent = self._state is _State.RECEIPT
-        first = tokens.complete[tokens.at] if tokens.at < len(tokens.complete) else None
-        if first == b"request" and not sent:
-            request = self._next_request()
-            if isinstance(request, NeedData):
+        if buffer.startswith(DUMMY, self._at):
+            self._at += len(DUMMY)
+            came = True
+        elif buffer.startswith(_REQUEST, self._at) and not sent:
+            return self._hold_request()
+        else:
+            complete = self._take_odd_dummy()
+            if complete is None:
                 return NEED_DATA
-            if len(self._held) == _MAX_HELD:
-                raise ProtocolError("too many requests sent ahead")
-            self._held.append(request)
-            return None
-        came = first == b"dummy"
-        if first is None or (came and len(tokens.complete) - tokens.at < _DUMMY_TOKENS):
-            if tokens.size <= MAX_MESSAGE_SIZE:
-                return NEED_DATA
-            came = False
-        if came:
-            tokens.at += _DUMMY_TOKENS
+            came = complete
         self._state = _State.RECEIPT if came and not sent else _State.IDLE
         if sent:
+            self._held_size = 0
             return _DELIVERED
         return _DELIVER if came else _ABANDONED
 
+    def _take_odd_dummy(self) -> bool | None:
+        """Take a dummy with some value; return whether that is what came, None if it may yet."""
+        at = self._at
+        tokens: list[bytes] = []
+        # Its name, its value, and what ends the message.
+        while len(tokens) < 3 and (token := token_at(self._buffer, at)) is not None:
+            tokens.append(token[0])
+            at = token[1]
+        if tokens and tokens[0] != b"dummy":
+            return False
+        if len(tokens) == 3:
+            self._at = at
+            return True
+        return None if len(self._buffer) - self._at <= MAX_MESSAGE_SIZE else False
+
+    def _hold_request(self) -> NeedData | None:
+        """Keep a request that was sent ahead."""
+        start = self._at
+        request = self._next_request()
+        if isinstance(request, NeedData):
+            return NEED_DATA
+        self._held_size += self._at - start
+        if self._held_size > MAX_AHEAD_SIZE:
+            raise ProtocolError("too many requests sent ahead")
+        self._held.append(request)
+        return None
+
     def _next_request(self) -> Request | Malformed | NeedData:
         """Parse the next request, passing over whatever is none."""
-        tokens = self._tokens
-        try:
-            tokens.at = tokens.complete.index(b"request", tokens.at)
-        except ValueError:
-            tokens.forget()
-            return NEED_DATA
-        if tokens.at + 1 == len(tokens.complete):
+        match = _WELL_FORMED.match(self._buffer, self._at)
+        if match is None or match.end() - match.start() > MAX_MESSAGE_SIZE:
+            return self._next_odd_request()
+        grammar, groups = _READINGS[match.lastindex]
+        values: Sequence[Any] = match.groups()[groups]
+        if grammar.has_ttl:
+            ttl = decode_integer(values[0])
+            if ttl is None or ttl <= 0:
+                return self._next_odd_request()
+            values = (ttl, *values[1:])
+        self._at = match.end()
+        return grammar.kind(*values)
+
+    def _next_odd_request(self) -> Request | Malformed | NeedData:
+        """Parse a request that is not complete or not well-formed, name by name."""
+        buffer = self._buffer
+        at = self._at
+        if not buffer.startswith(_REQUEST, at):
+            at = buffer.find(NUL + _REQUEST, at) + len(NUL)
+            if not at:
+                self._forget()
+                return NEED_DATA
+            self._at = at
+        kind = token_at(buffer, at + len(_REQUEST))
+        if kind is None:
             return self._wait_for_more(b"")
-        name = tokens.complete[tokens.at + 1]
+        name, at = kind
         grammar = GRAMMAR.get(name)
         if grammar is None:
-            tokens.at += 2
+            self._at = at
             return Malformed(name)
-        return self._parse(name, grammar)
+        return self._parse(name, grammar, at)
 
-    def _parse(self, name: bytes, grammar: Grammar) -> Request | Malformed | NeedData:
-        """Parse the request that begins where we read on, and is of this grammar."""
-        tokens = self._tokens
-        start, end = tokens.at, len(tokens.complete)
+    def _parse(self, name: bytes, grammar: Grammar, at: int) -> Request | Malformed | NeedData:
+        """Parse the attributes, from ``at`` on, of a request of this grammar."""
         values: list[int | bytes] = []
-        at = start + 2
         lives = True
         for expected in grammar.names:
-            if at < end and tokens.complete[at] != expected:
-                tokens.at = at + 1
+            attribute = token_at(self._buffer, at)
+            if attribute is not None and attribute[0] != expected:
+                self._at = attribute[1]
                 return Malformed(name)
-            if at + 1 >= end:
+            value = token_at(self._buffer, attribute[1]) if attribute else None
+            if value is None:
                 return self._wait_for_more(name)
-            value = tokens.complete[at + 1]
-            at += 2
+            at = value[1]
             if expected != b"ttl":
-                values.append(value)
+                values.append(value[0])
                 continue
-            ttl = decode_integer(value)
+            ttl = decode_integer(value[0])
             if ttl is None:
-                tokens.at = at
+                self._at = at
                 return Malformed(name)
             values.append(ttl)
             lives = ttl > 0
-        if at == end:
-            return self._wait_for_more(name)
         # The genuine program looks at this token no more than we do: empty, the message ends;
         # not empty, there is an attribute too many, which it passes over.
-        tokens.at = at + 1
-        size = sum(map(len, tokens.complete[start : at + 1])) + at + 1 - start
+        end = token_at(self._buffer, at)
+        if end is None:
+            return self._wait_for_more(name)
+        size = end[1] - self._at
+        self._at = end[1]
         if not lives or size > MAX_MESSAGE_SIZE:
             return Malformed(name)
         return grammar.kind._make(values)
 
     def _wait_for_more(self, name: bytes) -> NeedData | Malformed:
         """Wait for the rest of a message, unless it is too long already."""
-        if self._tokens.size <= MAX_MESSAGE_SIZE:
+        if len(self._buffer) - self._at <= MAX_MESSAGE_SIZE:
             return NEED_DATA
-        self._tokens.forget()
+        self._forget()
         return Malformed(name)
+
+    def _forget(self) -> None:
+        """Forget what is complete, and most of a token that cannot become ``request``.
+
+        What stays of it keeps its rest from being taken for a name.
+        """
+        begun = max(self._at, self._buffer.rfind(NUL) + 1)
+        self._buffer = self._buffer[begun : begun + _LONGER_THAN_ANY_NAME]
+        self._at = 0

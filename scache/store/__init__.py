@@ -2,7 +2,7 @@
 
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
-from scache.store.live import Binding, ExpiredRow, LiveRows, Saved
+from scache.store.live import Binding, LiveRows, Saved
 
 __all__ = [
     "COMMIT_INTERVAL",
@@ -10,7 +10,6 @@ __all__ = [
     "MEMORY",
     "Binding",
     "Database",
-    "ExpiredRow",
     "LiveRows",
     "Saved",
     "Start",

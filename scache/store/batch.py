@@ -109,7 +109,7 @@ class Batch:
         While the database is locked they are those of the last commit: whoever
         must not see such rows calls `begin` before.
         """
-        if self._operations:
+        if self._operations and not self._connection.in_transaction:
             with contextlib.suppress(DatabaseFault):
                 self.begin()
         try:

@@ -6,6 +6,7 @@ scans, sorts or waits for a disk.
 
 from __future__ import annotations
 
+import math
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -43,20 +44,10 @@ _REMOVE_SAME_BINDING = """
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
-_EXPIRED_CONNECTIONS = """
-    SELECT id, endpoint, expires_at FROM connection
-    WHERE expires_at > ? AND expires_at <= ? ORDER BY expires_at LIMIT ?
-"""
 _EXPIRED_BINDINGS = """
-    SELECT id, destination, expires_at FROM binding
-    WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+    SELECT id, destination FROM binding WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
 """
-_NEXT_EXPIRY = """
-    SELECT min(
-        coalesce((SELECT min(expires_at) FROM connection WHERE expires_at > ?1), 9e999),
-        coalesce((SELECT min(expires_at) FROM binding WHERE expires_at > ?1), 9e999)
-    )
-"""
+_NEXT_BINDING_EXPIRY = "SELECT min(expires_at) FROM binding"
 _DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
 _ADD_CLIENT = "INSERT INTO client (id, pid, uid, gid, connected_at) VALUES (?, ?, ?, ?, ?)"
 _END_CLIENT = "UPDATE client SET disconnected_at = ? WHERE id = ?"
@@ -91,15 +82,6 @@ class Saved(Enum):
     """The same binding had expired already and was still there."""
 
 
-class ExpiredRow(NamedTuple):
-    """A connection or binding whose time is over."""
-
-    id: int
-    label: bytes
-    """The endpoint of a connection, the destination of a binding."""
-    expires_at: float
-
-
 class LiveRows:
     """The tables ``connection``, ``binding`` and ``client`` of a running daemon.
 
@@ -124,8 +106,9 @@ class LiveRows:
     def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
         """Return the oldest connection of an endpoint that has not expired."""
         self._batch.begin()
-        rows = self._batch.query(_OLDEST_OF_ENDPOINT, (endpoint, now))
-        return Connection(*rows[0]) if rows else None
+        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (endpoint, now)):
+            return Connection(*row)
+        return None
 
     def oldest_of_destination(
         self, destination: bytes, now: float
@@ -136,8 +119,9 @@ class LiveRows:
         endpoints in the order in which they were bound.
         """
         self._batch.begin()
-        rows = self._batch.query(_OLDEST_OF_DESTINATION, (destination, now))
-        return (Connection(*rows[0][:-1]), rows[0][-1]) if rows else None
+        for *row, properties in self._batch.query(_OLDEST_OF_DESTINATION, (destination, now)):
+            return Connection(*row), properties
+        return None
 
     def take_connection(self, row: Connection) -> None:
         """Remove a connection that is about to be handed out."""
@@ -164,20 +148,14 @@ class LiveRows:
         """Remove a binding that has expired."""
         self._batch.execute(_REMOVE_BINDING, (destination, binding_id))
 
-    def expired_connections(self, after: float, now: float, limit: int) -> list[ExpiredRow]:
-        """Return connections that expired later than ``after``, the first to expire first."""
-        return [
-            ExpiredRow(*row) for row in self._batch.query(_EXPIRED_CONNECTIONS, (after, now, limit))
-        ]
+    def expired_bindings(self, now: float, limit: int) -> list[tuple[int, bytes]]:
+        """Return bindings that have expired, the first to expire first: id and destination."""
+        return self._batch.query(_EXPIRED_BINDINGS, (now, limit))
 
-    def expired_bindings(self, now: float, limit: int) -> list[ExpiredRow]:
-        """Return bindings that have expired, the first to expire first."""
-        return [ExpiredRow(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
-
-    def next_expiry(self, after: float) -> float:
-        """Return when the next row expires that does so later than ``after``; inf if none does."""
-        ((expires_at,),) = self._batch.query(_NEXT_EXPIRY, (after,))
-        return float(expires_at)
+    def next_binding_expiry(self) -> float:
+        """Return when the next binding expires; inf if there is none."""
+        ((expires_at,),) = self._batch.query(_NEXT_BINDING_EXPIRY, ())
+        return math.inf if expires_at is None else float(expires_at)
 
     def bindings_by_destination(self) -> dict[bytes, int]:
         """Return how many bindings each destination has (reads all of them: for the start)."""

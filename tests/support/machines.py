@@ -1,0 +1,81 @@
+"""Driving the sans-IO halves of the conversation, with numbers in place of descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from hypothesis import strategies as st
+
+from scache.model import Status
+from scache.protocol.codec import NeedData
+from scache.protocol.messages import FindDest
+from scache.protocol.server import Bind, Event, Find, Save, ServerConversation
+
+Chunk = tuple[bytes, tuple[int, ...]]
+"""Bytes, and the descriptors attached to the first of them."""
+
+values = st.binary(max_size=20).map(lambda value: value.replace(b"\0", b""))
+"""Strings as they stand on the wire: anything but NUL."""
+
+
+def byte_by_byte(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Cut the chunks into single bytes."""
+    for data, descriptors in chunks:
+        yield data[:1], descriptors
+        for at in range(1, len(data)):
+            yield data[at : at + 1], ()
+
+
+def in_sizes(stream: bytes, sizes: Iterable[int]) -> Iterator[Chunk]:
+    """Cut a stream into pieces of these sizes, the rest being the last piece."""
+    for size in sizes:
+        yield stream[:size], ()
+        stream = stream[size:]
+    yield stream, ()
+
+
+class Serving:
+    """A server's machine, and a cache that says what it is told to.
+
+    Labels that begin with ``hit`` are found. A save gets status 2 if no
+    descriptor came with it.
+    """
+
+    def __init__(self, *, announce: bool = False) -> None:
+        self.machine = ServerConversation(announce=announce)
+        self.events: list[Event] = []
+        self.sent = self.machine.data_to_send()
+        self.surplus: list[int] = []
+        self.find: Callable[[Find], Sequence[bytes] | None] = find_hits
+
+    def feed(self, chunks: Iterable[Chunk]) -> None:
+        """Give the machine what was received, as a session does, and answer it."""
+        for data, descriptors in chunks:
+            if data:
+                self.machine.receive(data, descriptors)
+                while not isinstance(event := self.machine.next_event(), NeedData):
+                    self.events.append(event)
+                    self._answer(event)
+                self.surplus += self.machine.surplus_descriptors()
+                self.sent += self.machine.data_to_send()
+
+    def _answer(self, event: Event) -> None:
+        match event:
+            case Save(_, descriptor):
+                self.machine.reply_status(Status.FAIL if descriptor is None else Status.OK)
+            case Bind():
+                self.machine.reply_status(Status.OK)
+            case Find(request):
+                properties = self.find(event)
+                if properties is None:
+                    self.machine.reply_miss(request)
+                else:
+                    self.machine.reply_hit(*properties)
+
+
+def find_hits(event: Find) -> Sequence[bytes] | None:
+    """Find what has a label that begins with ``hit``, the label being its properties."""
+    (label,) = event.request
+    if not label.startswith(b"hit"):
+        return None
+    return (b"destination", label) if isinstance(event.request, FindDest) else (label,)

@@ -1,0 +1,350 @@
+"""The client's half of the conversation, without a socket, alone and with the server's."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scache.errors import ProtocolError
+from scache.model import Status
+from scache.protocol.client import ClientConversation, Hit, Send
+from scache.protocol.codec import MAX_MESSAGE_SIZE, NeedData, encode
+from scache.protocol.messages import (
+    ANNOUNCEMENT,
+    DESCRIPTOR_BYTE,
+    DUMMY,
+    FindDest,
+    FindEndp,
+    Request,
+    SaveDest,
+    SaveEndp,
+    encode_reply,
+    encode_request,
+)
+from scache.protocol.server import Bind, Deliver, Find, Save, ServerConversation
+from tests.support.machines import Chunk, byte_by_byte, values
+
+SAVE = SaveEndp(10, b"endpoint", b"properties")
+BIND = SaveDest(10, b"destination", b"properties", b"endpoint")
+FIND_ENDP = FindEndp(b"endpoint")
+FIND_DEST = FindDest(b"destination")
+OK, BAD, FAIL = map(encode_reply, Status)
+
+MINE = 5
+"""The descriptor that a client saves."""
+
+T = TypeVar("T")
+Outcome = Hit | Status
+Exchange = Generator[Send | NeedData, None, Outcome]
+
+
+def begin(machine: ClientConversation, request: Request, descriptor: int = MINE) -> Exchange:
+    """Begin the exchange for a request."""
+    match request:
+        case SaveEndp():
+            return machine.save_endp(request, descriptor)
+        case SaveDest():
+            return machine.save_dest(request)
+        case FindEndp() | FindDest():
+            return machine.find(request)
+        case _:
+            raise TypeError(request)
+
+
+def run(
+    machine: ClientConversation, request: Request, received: Iterator[Chunk]
+) -> tuple[list[Send], Outcome]:
+    """Carry out an exchange with a server that sends this; return what was sent, and the outcome.
+
+    Raises EndOfScriptError if the client wants more than that.
+    """
+    exchange = begin(machine, request)
+    sent: list[Send] = []
+    while True:
+        try:
+            step = next(exchange)
+        except StopIteration as end:
+            return sent, end.value
+        if isinstance(step, Send):
+            sent.append(step)
+        elif (chunk := next(received, None)) is None:
+            raise EndOfScriptError
+        else:
+            machine.receive(*chunk)
+
+
+class EndOfScriptError(Exception):
+    """The client wants more than the server was to send."""
+
+
+class Case(NamedTuple):
+    """An exchange: what the server sends, what the client does, and what comes of it."""
+
+    request: Request
+    received: list[Chunk]
+    sent: list[Send]
+    """After the request itself."""
+    outcome: Outcome
+
+
+CASES = [
+    Case(BIND, [(OK, ())], [], Status.OK),
+    Case(BIND, [(BAD, ())], [], Status.BAD),
+    Case(SAVE, [(DUMMY, ()), (OK, ())], [Send(DESCRIPTOR_BYTE, (MINE,))], Status.OK),
+    Case(SAVE, [(DUMMY, ()), (FAIL, ())], [Send(DESCRIPTOR_BYTE, (MINE,))], Status.FAIL),
+    Case(SAVE, [(BAD, ())], [], Status.BAD),
+    Case(FIND_ENDP, [(encode_reply(Status.FAIL, b""), ())], [], Status.FAIL),
+    Case(FIND_DEST, [(encode_reply(Status.FAIL, b"", b""), ())], [], Status.FAIL),
+    Case(
+        FIND_ENDP,
+        [(encode_reply(Status.OK, b""), ()), (DESCRIPTOR_BYTE, (7,))],
+        [Send(DUMMY), Send(DUMMY)],
+        Hit((b"",), 7),
+    ),
+    Case(
+        FIND_DEST,
+        [(encode_reply(Status.OK, b"status", b"\xff\n"), ()), (DESCRIPTOR_BYTE, (7,))],
+        [Send(DUMMY), Send(DUMMY)],
+        Hit((b"status", b"\xff\n"), 7),
+    ),
+]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_exchange(case: Case, announced: bool) -> None:
+    """An exchange goes as it should, received whole, a byte at a time, or with a tail."""
+    greeting: list[Chunk] = [(ANNOUNCEMENT, ())] if announced else []
+    *before, (last, descriptors) = case.received
+    with_tail = [*before, (last + OK, descriptors)]
+    glued = [(ANNOUNCEMENT * announced + case.received[0][0], ()), *case.received[1:]]
+    for received in (case.received, with_tail):
+        for chunks in ([*greeting, *received], byte_by_byte([*greeting, *received])):
+            check(case, chunks, tail=received is with_tail)
+    check(case, glued, tail=False)
+
+
+def check(case: Case, chunks: Iterable[Chunk], *, tail: bool) -> None:
+    """Check one way of receiving what the server sends."""
+    machine, received = ClientConversation(), iter(chunks)
+    sent, outcome = run(machine, case.request, received)
+    assert sent == [Send(encode_request(case.request)), *case.sent]
+    assert outcome == case.outcome
+    if tail:
+        assert run(machine, BIND, received)[1] is Status.OK
+    assert list(received) == []
+    assert machine.close() == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply"),
+    [
+        (BIND, encode([])),
+        (BIND, encode([(b"status", b"abc")])),
+        (BIND, encode([(b"status", b"3")])),
+        (BIND, encode([(b"status", b"-1")])),
+        (BIND, encode([(b"status", b"0"), (b"property", b"")])),
+        (BIND, encode([(b"result", b"0")])),
+        (BIND, DUMMY),
+        (BIND, ANNOUNCEMENT * 2),
+        (BIND, encode([(b"protocol", b"other_protocol")])),
+        (SAVE, OK + DUMMY),
+        (SAVE, DUMMY + DUMMY),
+        (SAVE, encode([(b"dummy", b"x")])),
+        (FIND_ENDP, OK),
+        (FIND_ENDP, FAIL),
+        (FIND_ENDP, encode_reply(Status.OK, b"", b"")),
+        (FIND_ENDP, encode([(b"property", b""), (b"status", b"0")])),
+        (FIND_ENDP, encode_reply(Status.OK, b"no descriptor follows") + DESCRIPTOR_BYTE),
+        (FIND_DEST, encode_reply(Status.OK, b"")),
+        (FIND_DEST, encode_reply(Status.OK, b"", b"", b"")),
+    ],
+)
+def test_server_that_breaks_the_rules(request_: Request, reply: bytes) -> None:
+    """A reply with an attribute more or less, or that nobody knows, is a ProtocolError."""
+    if (request_, reply) == (SAVE, OK + DUMMY):
+        # A bare status is how a malformed save is refused. What follows it breaks the next.
+        machine, received = ClientConversation(), iter([(reply, ())])
+        assert run(machine, SAVE, received)[1] is Status.OK
+        with pytest.raises(ProtocolError):
+            run(machine, BIND, received)
+        return
+    for chunks in ([(reply, ())], byte_by_byte([(reply, ())])):
+        with pytest.raises(ProtocolError):
+            run(ClientConversation(), request_, iter(chunks))
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65536, b"x\0" * 32768])
+def test_reply_without_end(piece: bytes) -> None:
+    """A server that sends a message without end is refused once it is too long."""
+    machine = ClientConversation()
+    with pytest.raises(ProtocolError):
+        run(machine, BIND, iter([(piece, ())] * 3))
+    assert machine._tokens.size <= MAX_MESSAGE_SIZE + len(piece)
+
+
+@given(
+    st.sampled_from([SAVE, BIND, FIND_ENDP, FIND_DEST]),
+    st.lists(
+        st.tuples(
+            st.one_of(
+                st.sampled_from([ANNOUNCEMENT, DUMMY, OK, FAIL, encode_reply(Status.OK, b"")]),
+                st.binary(min_size=1, max_size=8),
+            ),
+            st.integers(0, 3),
+        )
+    ),
+)
+def test_any_bytes_with_any_descriptors(
+    request_: Request, received: list[tuple[bytes, int]]
+) -> None:
+    """Nothing but ProtocolError is raised, and each descriptor comes out exactly once."""
+    machine = ClientConversation()
+    fed: list[int] = []
+
+    def chunks() -> Iterator[Chunk]:
+        for data, count in received:
+            numbers = tuple(range(len(fed), len(fed) + count))
+            fed.extend(numbers)
+            yield data, numbers
+
+    out: list[int] = []
+    try:
+        _, outcome = run(machine, request_, chunks())
+        out = [outcome.descriptor] if isinstance(outcome, Hit) else []
+    except (ProtocolError, EndOfScriptError):
+        pass
+    assert sorted(out + machine.close()) == fed
+    assert machine.close() == []
+
+
+class Model:
+    """A cache in a few lines: what the server's machine is to be answered."""
+
+    def __init__(self) -> None:
+        self.connections: dict[bytes, deque[tuple[bytes, int]]] = {}
+        self.bindings: dict[tuple[bytes, bytes, bytes], None] = {}
+
+    def save(self, request: SaveEndp, descriptor: int) -> None:
+        """Park a connection."""
+        parked = self.connections.setdefault(request.endpoint, deque())
+        parked.append((request.properties, descriptor))
+
+    def bind(self, request: SaveDest) -> None:
+        """Add a binding."""
+        self.bindings[request.destination, request.endpoint, request.properties] = None
+
+    def find(self, request: FindEndp | FindDest) -> tuple[Sequence[bytes], int] | None:
+        """Take a connection; return its properties and its descriptor."""
+        if isinstance(request, FindEndp):
+            parked = self.connections.get(request.endpoint)
+            if not parked:
+                return None
+            properties, descriptor = parked.popleft()
+            return (properties,), descriptor
+        for destination, endpoint, of_binding in self.bindings:
+            if destination == request.destination and self.connections.get(endpoint):
+                properties, descriptor = self.connections[endpoint].popleft()
+                return (of_binding, properties), descriptor
+        return None
+
+
+class Conversation:
+    """A client's machine and a server's, with a model for a cache, and a wire in between."""
+
+    def __init__(self, cut: Callable[[bytes], int]) -> None:
+        self.client, self.server = ClientConversation(), ServerConversation()
+        self.model = Model()
+        self._cut = cut
+        self._lent: list[int] = []
+        self._to_client: list[Chunk] = [(self.server.data_to_send(), ())]
+
+    def run(self, exchange: Generator[Send | NeedData, None, T]) -> T:
+        """Let the client do an exchange."""
+        while True:
+            try:
+                step = next(exchange)
+            except StopIteration as end:
+                outcome: T = end.value
+                return outcome
+            if isinstance(step, Send):
+                self._serve(step.data, tuple(step.descriptors))
+            else:
+                self.client.receive(*self._to_client.pop(0))
+
+    def _serve(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        for chunk in self._in_pieces(data, descriptors):
+            self.server.receive(*chunk)
+            while not isinstance(event := self.server.next_event(), NeedData):
+                self._answer(event)
+        self._send()
+
+    def _send(self) -> None:
+        lent: tuple[int, ...] = ()
+        if self.server.inline:
+            lent, self._lent = tuple(self._lent), []
+        self._to_client += self._in_pieces(self.server.data_to_send(), lent)
+
+    def _answer(self, event: object) -> None:
+        match event:
+            case Save(request, descriptor):
+                assert descriptor is not None
+                self.model.save(request, descriptor)
+                self.server.reply_status(Status.OK)
+            case Find(request):
+                found = self.model.find(request)
+                if found is None:
+                    self.server.reply_miss(request)
+                else:
+                    self.server.reply_hit(*found[0])
+                    self._lent.append(found[1])
+            case Deliver():
+                self._send()
+                self._to_client.append((DESCRIPTOR_BYTE, (self._lent.pop(),)))
+            case Bind(request):
+                self.model.bind(request)
+                self.server.reply_status(Status.OK)
+
+    def _in_pieces(self, data: bytes, descriptors: tuple[int, ...]) -> Iterable[Chunk]:
+        while data:
+            size = self._cut(data)
+            yield data[:size], descriptors
+            data, descriptors = data[size:], ()
+
+
+labels = st.sampled_from([b"", b"a", b"b\n\xff"])
+all_requests = st.one_of(
+    st.builds(SaveEndp, st.integers(1, 300), labels, values),
+    st.builds(SaveDest, st.integers(1, 300), labels, values, labels),
+    st.builds(FindEndp, labels),
+    st.builds(FindDest, labels),
+)
+
+
+@given(st.lists(all_requests), st.booleans(), st.data())
+def test_client_and_server(requests: list[Request], inline: bool, data: st.DataObject) -> None:
+    """The two halves understand each other in both modes, however the bytes are cut."""
+    conversation = Conversation(lambda piece: data.draw(st.integers(1, len(piece))))
+    expected = Model()
+    if inline:
+        conversation.run(conversation.client.hello())
+    for number, request in enumerate(requests):
+        outcome = conversation.run(begin(conversation.client, request, number))
+        match request:
+            case SaveEndp():
+                expected.save(request, number)
+                assert outcome is Status.OK
+            case SaveDest():
+                expected.bind(request)
+                assert outcome is Status.OK
+            case FindEndp() | FindDest():
+                found = expected.find(request)
+                assert outcome == (Status.FAIL if found is None else (tuple(found[0]), found[1]))
+    assert conversation.client.inline is inline
+    assert conversation.server.between_exchanges
+    assert conversation.client.close() == conversation.server.close() == []

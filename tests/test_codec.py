@@ -1,0 +1,138 @@
+"""The attribute codec."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scache.protocol.codec import MAX_MESSAGE_SIZE, Tokens, decode_integer, encode
+from tests.support.machines import values
+
+LIBC = ctypes.CDLL(None)
+
+names = st.binary(min_size=1, max_size=12).map(lambda name: name.replace(b"\0", b"n"))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ([], b"\0"),
+        ([(b"dummy", b"")], b"dummy\0\0\0"),
+        ([(b"label", b"a"), (b"label", b"b")], b"label\0a\0label\0b\0\0"),
+        ([(b"property", b"\n\xff \x01")], b"property\0\n\xff \x01\0\0"),
+    ],
+)
+def test_encode(attributes: list[tuple[bytes, bytes]], message: bytes) -> None:
+    """A message is each name and value with a NUL behind it, and one more NUL."""
+    assert encode(attributes) == message
+
+
+@pytest.mark.parametrize("attribute", [(b"", b"x"), (b"a\0b", b"x"), (b"a", b"x\0y")])
+def test_encode_refuses(attribute: tuple[bytes, bytes]) -> None:
+    """An empty name and a NUL inside a string cannot be told from an end, and are refused."""
+    with pytest.raises(ValueError, match="attribute"):
+        encode([attribute])
+
+
+@given(st.lists(st.tuples(names, values)), st.data())
+def test_round_trip(attributes: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+    """What was encoded is read back, in whatever pieces it arrives."""
+    message = encode(attributes)
+    tokens = Tokens()
+    while message:
+        size = data.draw(st.integers(1, len(message)))
+        tokens.feed(message[:size])
+        message = message[size:]
+    strings = [string for attribute in attributes for string in attribute]
+    assert tokens.complete[tokens.at :] == [*strings, b""]
+    assert tokens.tail == b""
+
+
+@given(st.lists(st.binary(max_size=20)), st.lists(st.booleans()))
+def test_nothing_is_lost_between_tokens_and_single_bytes(
+    pieces: list[bytes], take: list[bool]
+) -> None:
+    """Bytes may be taken one by one between tokens; what is left is the rest of the stream."""
+    tokens, stream = Tokens(), b""
+    for piece, taking in zip(pieces, take, strict=False):
+        tokens.feed(piece)
+        stream += piece
+        if taking:
+            assert tokens.take_byte() is bool(stream)
+            stream = stream[1:]
+        rest = b"".join(token + b"\0" for token in tokens.complete[tokens.at :]) + tokens.tail
+        assert rest == stream
+        assert tokens.size == len(stream)
+        assert tokens.empty is (not stream)
+
+
+def test_forget_keeps_no_name_that_was_not_there() -> None:
+    """The rest of a token that was too long to keep is never taken for a token of its own."""
+    tokens = Tokens()
+    tokens.feed(b"x\0" + b"y" * MAX_MESSAGE_SIZE)
+    tokens.forget()
+    assert tokens.size < 100
+    tokens.feed(b"request\0request\0")
+    assert tokens.complete[tokens.at] != b"request"
+    assert tokens.complete[-1] == b"request"
+
+
+def scan_unsigned(value: bytes) -> int | None:
+    """Return what C's sscanf reads, as the genuine program asks it to: ``%u`` into an int."""
+    number, rest = ctypes.c_int(0), ctypes.c_char()
+    count = LIBC.sscanf(value, b"%u%c", ctypes.byref(number), ctypes.byref(rest))
+    return number.value if count == 1 else None
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (b"0", 0),
+        (b"300", 300),
+        (b" 7", 7),
+        (b"\t\n\v\f\r7", 7),
+        (b"+7", 7),
+        (b"-5", -5),
+        (b"007", 7),
+        (b"2147483648", -(2**31)),
+        (b"4294967296", 0),
+        (b"18446744073709551615", -1),
+        (b"-18446744073709551615", 1),
+        (b"18446744073709551616", -1),
+        (b"-99999999999999999999", -1),
+        (b"9" * 5000, -1),
+        (b"0" * 5000 + b"7", 7),
+        (b"", None),
+        (b" ", None),
+        (b"abc", None),
+        (b"7 ", None),
+        (b"7x", None),
+        (b"7\n", None),
+        (b"0x10", None),
+        (b"1_0", None),
+        (b"+-7", None),
+        (b"- 7", None),
+        (b"-", None),
+        ("\u0663".encode(), None),
+        (b"\xff", None),
+    ],
+)
+def test_decode_integer(value: bytes, number: int | None) -> None:
+    """An integer is what C's ``%u`` makes of it, kept in an int, with nothing behind it."""
+    assert scan_unsigned(value) == number
+    assert decode_integer(value) == number
+
+
+@given(
+    st.one_of(
+        st.text(" \t\n\v\f\r+-0123456789x", max_size=25).map(str.encode),
+        st.integers(-(2**70), 2**70).map(b"%d".__mod__),
+        values,
+    )
+)
+def test_decode_integer_is_that_of_c(value: bytes) -> None:
+    """For any bytes, the integer is the one that C reads there."""
+    assert decode_integer(value) == scan_unsigned(value)

@@ -1,0 +1,753 @@
+"""The running daemon, as its clients see it: data model, wire, passing of descriptors."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from scache.model import Status
+from scache.protocol.messages import (
+    ANNOUNCEMENT,
+    DESCRIPTOR_BYTE,
+    DUMMY,
+    FindDest,
+    FindEndp,
+    SaveDest,
+    SaveEndp,
+    encode_reply,
+    encode_request,
+)
+from tests.support.stub_daemon import Daemon
+from tests.support.dialogue import DEADLINE, Dialogue, Hit, eventually
+
+OK, BAD, FAIL = map(encode_reply, Status)
+_numbers = itertools.count()
+
+
+def descriptors_of(pid: int) -> dict[int, str]:
+    """Return the open descriptors of a process, and what each is."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[int(link.name)] = str(link.readlink())
+        except FileNotFoundError:
+            continue
+    return found
+
+
+class Bench:
+    """A daemon, its clients, and the connections that they park."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.endpoints: list[bytes] = []
+        self._stack = ExitStack()
+
+    def client(self) -> Dialogue:
+        """Return a new client, which hangs up at the end of the test."""
+        return self._stack.enter_context(Dialogue(self.daemon.path))
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """Return the two ends of a connection, closed at the end of the test."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(DEADLINE)
+        return self._stack.enter_context(ours), self._stack.enter_context(theirs)
+
+    def label(self, text: bytes = b"label") -> bytes:
+        """Return a label that no other test uses."""
+        self.endpoints.append(b"%b %d" % (text, next(_numbers)))
+        return self.endpoints[-1]
+
+    def park(
+        self, client: Dialogue, endpoint: bytes, properties: bytes = b"", ttl: int = 60
+    ) -> socket.socket:
+        """Park one end of a connection, and return the other."""
+        ours, theirs = self.pair()
+        assert client.save_endp(endpoint, theirs.fileno(), properties, ttl) is Status.OK
+        theirs.close()
+        return ours
+
+    def own(self, descriptor: int) -> int:
+        """Return the descriptor, which is closed at the end of the test."""
+        self._stack.callback(os.close, descriptor)
+        return descriptor
+
+    def empty(self) -> None:
+        """Take out all that the test has parked."""
+        with Dialogue(self.daemon.path) as client:
+            for endpoint in self.endpoints:
+                while (hit := client.find_endp(endpoint)) is not None:
+                    os.close(hit.descriptor)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._stack.close()
+
+
+@pytest.fixture(scope="module", params=["memory", "file"])
+def daemon(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """Run a daemon for all tests of the module: on memory, then on a file."""
+    database = ":memory:"
+    if request.param == "file":
+        database = str(tmp_path_factory.mktemp("exchanges") / "cache.db")
+    with Daemon(database, "--max-idle", "0") as running:
+        with closing(Bench(running)) as bench:
+            bench.park(bench.client(), bench.label())  # opens whatever it opens once
+            bench.empty()
+        eventually(lambda: len(os.listdir(f"/proc/{running.pid}/fd")) > 0)  # noqa: PTH208
+        yield running
+
+
+@pytest.fixture
+def bench(daemon: Daemon) -> Iterator[Bench]:
+    """Serve a test, after which the daemon holds as many descriptors as before."""
+    before = len(descriptors_of(daemon.pid))
+    with closing(Bench(daemon)) as bench:
+        yield bench
+        bench.close()
+        bench.empty()
+    eventually(lambda: len(descriptors_of(daemon.pid)) <= before)
+
+
+def leads_to(hit: Hit | None, peer: socket.socket) -> bool:
+    """Return whether what was found is the other end of this connection; close it."""
+    assert hit is not None
+    with socket.socket(fileno=hit.descriptor) as found:
+        found.sendall(b"?")
+        peer.setblocking(False)
+        try:
+            return peer.recv(2) == b"?"
+        except BlockingIOError:
+            return False
+        finally:
+            peer.settimeout(DEADLINE)
+
+
+def expect_closed(peer: socket.socket) -> None:
+    """Wait until nobody has the other end any more."""
+    assert peer.recv(1) == b""
+
+
+# What is cached
+
+
+def test_oldest_first(bench: Bench) -> None:
+    """A find takes the oldest connection of the endpoint out of the cache."""
+    client, endpoint = bench.client(), bench.label()
+    peers = [bench.park(client, endpoint, b"%d" % n) for n in range(3)]
+    for number, peer in enumerate(peers):
+        hit = client.find_endp(endpoint)
+        assert leads_to(hit, peer)
+        assert hit is not None
+        assert hit.properties == (b"%d" % number,)
+        expect_closed(peer)
+    assert client.find_endp(endpoint) is None
+
+
+def test_nothing_is_merged(bench: Bench) -> None:
+    """Two connections with the same label and properties are two."""
+    client, endpoint = bench.client(), bench.label()
+    first, second = (bench.park(client, endpoint, b"same") for _ in range(2))
+    assert leads_to(client.find_endp(endpoint), first)
+    assert leads_to(client.find_endp(endpoint), second)
+
+
+def test_endpoints_are_apart(bench: Bench) -> None:
+    """A connection is found under its own endpoint only, and that is not a destination."""
+    client, endpoint = bench.client(), bench.label()
+    peer = bench.park(client, endpoint)
+    for other in (b"", endpoint[:-1], endpoint + b" ", endpoint.upper()):
+        assert client.find_endp(other) is None
+    assert client.find_dest(endpoint) is None
+    assert leads_to(client.find_endp(endpoint), peer)
+
+
+def test_bindings_in_order(bench: Bench) -> None:
+    """A destination takes the oldest connection of its first endpoint that has one."""
+    client, destination = bench.client(), bench.label(b"destination")
+    empty, first, second = (bench.label() for _ in range(3))
+    late = bench.park(client, second, b"late")
+    for number, endpoint in enumerate([empty, first, second]):
+        assert client.save_dest(destination, endpoint, b"binding %d" % number) is Status.OK
+    older, newer = (bench.park(client, first, b"early") for _ in range(2))
+    for peer, properties in [
+        (older, (b"binding 1", b"early")),
+        (newer, (b"binding 1", b"early")),
+        (late, (b"binding 2", b"late")),
+    ]:
+        hit = client.find_dest(destination)
+        assert leads_to(hit, peer)
+        assert hit is not None
+        assert hit.properties == properties
+    assert client.find_dest(destination) is None
+
+
+def test_bindings_and_connections_are_independent(bench: Bench) -> None:
+    """A binding may precede its endpoint's connections, and outlives them."""
+    client, destination, endpoint = bench.client(), bench.label(b"destination"), bench.label()
+    assert client.save_dest(destination, endpoint) is Status.OK
+    assert client.find_dest(destination) is None
+    for find, label in ((client.find_dest, destination), (client.find_endp, endpoint)):
+        assert leads_to(None, bench.park(client, endpoint)) if False else True
+        peer = bench.park(client, endpoint)
+        assert leads_to(find(label), peer)
+    expect_closed(bench.park(client, endpoint, ttl=1))
+    peer = bench.park(client, endpoint)
+    assert leads_to(client.find_dest(destination), peer)
+
+
+def test_refresh_keeps_its_place(bench: Bench) -> None:
+    """A binding that is saved again stays where it was among the others."""
+    client, destination = bench.client(), bench.label(b"destination")
+    first, second = bench.label(), bench.label()
+    for endpoint in (first, second, first, second, first):
+        assert client.save_dest(destination, endpoint, b"properties") is Status.OK
+    late, early = bench.park(client, second), bench.park(client, first)
+    assert leads_to(client.find_dest(destination), early)
+    assert leads_to(client.find_dest(destination), late)
+
+
+def test_refresh_may_shorten(bench: Bench) -> None:
+    """A binding that is saved again has the new ttl, and one with other properties is another."""
+    client, destination, endpoint = bench.client(), bench.label(b"destination"), bench.label()
+    for properties, ttl in ((b"first", 60), (b"second", 60), (b"first", 1)):
+        assert client.save_dest(destination, endpoint, properties, ttl) is Status.OK
+    found = []
+    for _ in range(2):
+        bench.park(client, endpoint, b"connection")
+        hit = client.find_dest(destination)
+        assert hit is not None
+        os.close(hit.descriptor)
+        found.append(hit.properties)
+        expect_closed(bench.park(client, bench.label(), ttl=1))  # by then a second is over
+    assert found == [(b"first", b"connection"), (b"second", b"connection")]
+
+
+def test_ttl_limit() -> None:
+    """A ttl above the limit is lowered to it, and the answer is status 0."""
+    with Daemon(":memory:", "--ttl-limit", "1") as daemon, closing(Bench(daemon)) as bench:
+        client = bench.client()
+        assert client.save_dest(b"destination", b"endpoint", ttl=2**31 - 1) is Status.OK
+        expect_closed(bench.park(client, b"endpoint", ttl=2**31 - 1))
+        bench.park(client, b"endpoint")
+        assert client.find_dest(b"destination") is None
+
+
+# The wire
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply"),
+    [
+        (FindEndp(b"nothing"), encode_reply(Status.FAIL, b"")),
+        (FindDest(b"nothing"), encode_reply(Status.FAIL, b"", b"")),
+        (SaveDest(1, b"of test_replies", b"", b"nothing"), OK),
+    ],
+)
+def test_replies(bench: Bench, request_: FindEndp | FindDest | SaveDest, reply: bytes) -> None:
+    """A reply has its attributes and no other; those of a miss are empty."""
+    client = bench.client()
+    client.send(encode_request(request_))
+    client.expect(reply)
+
+
+def test_no_announcement() -> None:
+    """With --no-announce the daemon says nothing before it is asked."""
+    with Daemon(":memory:", "--no-announce") as daemon:
+        with Dialogue(daemon.path, announced=False) as client:
+            client.send(encode_request(FindEndp(b"")))
+            client.expect(encode_reply(Status.FAIL, b""))
+
+
+@pytest.mark.parametrize(
+    "label", [b"", b"\n", b"line\nline\n", bytes(range(1, 256)), b"\xff\xfe", b"x" * 3000]
+)
+def test_any_bytes(bench: Bench, label: bytes) -> None:
+    """Labels and properties are any bytes but NUL, empty ones included, and come back exact."""
+    client = bench.client()
+    assert client.save_dest(label, label, label) is Status.OK
+    peer = bench.park(client, label, label)
+    hit = client.find_dest(label)
+    assert hit is not None
+    assert hit.properties == (label, label)
+    assert leads_to(hit, peer)
+
+
+def save(label: bytes) -> bytes:
+    """Return a request to save a connection."""
+    return encode_request(SaveEndp(60, label, b""))
+
+
+SaveWay = Callable[[Dialogue, bytes, list[int]], None]
+
+
+def on_its_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the descriptors where they belong."""
+    client.send(save(label))
+    client.expect(DUMMY)
+    client.send(DESCRIPTOR_BYTE, *descriptors)
+
+
+def on_the_message(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the descriptors with the request, and no byte for them."""
+    client.send(save(label), *descriptors)
+    client.expect(DUMMY)
+
+
+def on_the_message_with_a_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the descriptors with the request, and then the byte that should have carried them."""
+    on_the_message(client, label, descriptors)
+    client.send(DESCRIPTOR_BYTE)
+
+
+def glued(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the request and the byte in one."""
+    client.send(save(label) + DESCRIPTOR_BYTE, *descriptors)
+    client.expect(DUMMY)
+
+
+def ahead(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the request, and the byte right behind it."""
+    client.send(save(label))
+    client.send(DESCRIPTOR_BYTE, *descriptors)
+    client.expect(DUMMY)
+
+
+def on_another_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send the descriptors with a byte that is no NUL."""
+    client.send(save(label))
+    client.expect(DUMMY)
+    client.send(b"x", *descriptors)
+
+
+def byte_by_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
+    """Send each byte on its own."""
+    for byte in save(label):
+        client.send(bytes([byte]))
+    client.expect(DUMMY)
+    client.send(DESCRIPTOR_BYTE, *descriptors)
+
+
+SAVE_WAYS = [
+    on_its_byte,
+    on_the_message,
+    on_the_message_with_a_byte,
+    glued,
+    ahead,
+    on_another_byte,
+    byte_by_byte,
+]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 253])
+@pytest.mark.parametrize("way", SAVE_WAYS)
+def test_descriptor_of_a_save(bench: Bench, way: SaveWay, count: int) -> None:
+    """The first descriptor is taken, the others are closed, however they come."""
+    client, endpoint = bench.client(), bench.label()
+    taken, surplus = bench.pair(), bench.pair()
+    way(client, endpoint, [taken[1].fileno(), *[surplus[1].fileno()] * (count - 1)])
+    assert client.status() is Status.OK
+    taken[1].close()
+    surplus[1].close()
+    expect_closed(surplus[0])
+    assert leads_to(client.find_endp(endpoint), taken[0])
+
+
+@pytest.mark.parametrize("way", [on_its_byte, glued, ahead, on_another_byte, byte_by_byte])
+def test_missing_descriptor(bench: Bench, way: SaveWay) -> None:
+    """A save without a descriptor gets status 2, and the conversation goes on."""
+    client, endpoint = bench.client(), bench.label()
+    way(client, endpoint, [])
+    assert client.status() is Status.FAIL
+    assert client.find_endp(endpoint) is None
+    assert leads_to(None, bench.park(client, endpoint)) if False else True
+
+
+def test_late_descriptor(bench: Bench) -> None:
+    """A descriptor that comes after its save was refused is closed, and serves nobody."""
+    client, endpoint = bench.client(), bench.label()
+    on_its_byte(client, endpoint, [])
+    assert client.status() is Status.FAIL
+    late = bench.pair()
+    client.send(encode_request(FindEndp(endpoint)), late[1].fileno())
+    late[1].close()
+    client.expect(encode_reply(Status.FAIL, b""))
+    expect_closed(late[0])
+    on_its_byte(client, endpoint, [])
+    assert client.status() is Status.FAIL
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_descriptor_that_nobody_asked_for(bench: Bench, count: int) -> None:
+    """A descriptor that comes with other requests is closed while its client stays."""
+    client, endpoint = bench.client(), bench.label()
+    surplus = bench.pair()
+    client.send(encode_request(FindEndp(endpoint)) * count, surplus[1].fileno())
+    surplus[1].close()
+    client.expect(encode_reply(Status.FAIL, b"") * count)
+    expect_closed(surplus[0])
+
+
+def test_find_a_byte_at_a_time(bench: Bench) -> None:
+    """A find that hits is served when each of its bytes comes alone."""
+    client, endpoint = bench.client(), bench.label()
+    peer = bench.park(client, endpoint, b"properties")
+    for byte in encode_request(FindEndp(endpoint)):
+        client.send(bytes([byte]))
+    client.expect(encode_reply(Status.OK, b"properties"))
+    for byte in DUMMY:
+        client.send(bytes([byte]))
+    descriptor = client.descriptor()
+    for byte in DUMMY:
+        client.send(bytes([byte]))
+    assert leads_to(Hit((), descriptor), peer)
+    assert client.find_endp(endpoint) is None
+
+
+def test_glued_dummy(bench: Bench) -> None:
+    """The last dummy may come glued to the next request, which is served."""
+    client, endpoint = bench.client(), bench.label()
+    peer = bench.park(client, endpoint)
+    client.send(encode_request(FindEndp(endpoint)))
+    client.expect(encode_reply(Status.OK, b""))
+    client.send(DUMMY)
+    descriptor = client.descriptor()
+    client.send(DUMMY + encode_request(FindEndp(endpoint)))
+    client.expect(encode_reply(Status.FAIL, b""))
+    assert leads_to(Hit((), descriptor), peer)
+    expect_closed(peer)
+
+
+def test_pipelined_requests(bench: Bench) -> None:
+    """Requests sent without waiting for replies are all served, in order."""
+    client, endpoint, destination = bench.client(), bench.label(), bench.label(b"destination")
+    peers = [bench.pair() for _ in range(3)]
+    bind = encode_request(SaveDest(60, destination, b"binding", endpoint))
+    client.send(bind + save(endpoint) * 3 + bind, *(theirs.fileno() for _, theirs in peers))
+    client.expect(OK + (DUMMY + OK) * 3 + OK)
+    requests = [FindDest(destination), FindEndp(endpoint), FindEndp(endpoint), FindEndp(endpoint)]
+    client.send(b"".join(map(encode_request, requests)))
+    for request, (ours, theirs) in zip(requests, peers, strict=False):
+        theirs.close()
+        assert leads_to(client.take_hit(request), ours)
+    assert client.take_hit(requests[-1]) is None
+
+
+def test_pipelined_hits_with_their_dummies(bench: Bench) -> None:
+    """The dummies of hits may be sent ahead too."""
+    client, endpoint = bench.client(), bench.label()
+    peers = [bench.park(client, endpoint) for _ in range(3)]
+    client.send((encode_request(FindEndp(endpoint)) + DUMMY + DUMMY) * 3)
+    for peer in peers:
+        client.expect(encode_reply(Status.OK, b""))
+        assert leads_to(Hit((), client.descriptor()), peer)
+
+
+def test_many_pipelined_requests(bench: Bench) -> None:
+    """A thousand requests sent ahead get a thousand replies."""
+    client, endpoint = bench.client(), bench.label()
+    client.send(encode_request(FindEndp(endpoint)) * 1000)
+    client.expect(encode_reply(Status.FAIL, b"") * 1000)
+
+
+SAVE_ENDP_REST = b"label\0e\0property\0p\0\0"
+SAVE_DEST_REST = b"label\0d\0property\0p\0label\0e\0\0"
+BAD_FIND_ENDP = encode_reply(Status.BAD, b"")
+BAD_FIND_DEST = encode_reply(Status.BAD, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("message", "reply"),
+    [
+        *(
+            (b"request\0save_endp\0ttl\0" + ttl + b"\0" + SAVE_ENDP_REST, BAD)
+            for ttl in (b"0", b"-5", b"abc", b"")
+        ),
+        *(
+            (b"request\0save_dest\0ttl\0" + ttl + b"\0" + SAVE_DEST_REST, BAD)
+            for ttl in (b"0", b"-5", b"abc", b"")
+        ),
+        (b"request\0save_endp\0\0", BAD),
+        (b"request\0save_endp\0" + SAVE_ENDP_REST, BAD),
+        (b"request\0save_dest\0ttl\0005\0label\0d\0\0", BAD),
+        (b"request\0find_endp\0\0", BAD_FIND_ENDP),
+        (b"request\0find_endp\0property\0e\0\0", BAD_FIND_ENDP),
+        (b"request\0find_dest\0\0", BAD_FIND_DEST),
+        (b"request\0find_dest\0property\0d\0\0", BAD_FIND_DEST),
+        (b"request\0nonsense\0label\0e\0\0", BAD),
+        (b"request\0\0\0", BAD),
+        (b"name\0value\0\0", b""),
+        (b"label\0e\0ttl\0005\0\0", b""),
+        (b"\0", b""),
+        (DUMMY, b""),
+        (encode_request(FindEndp(b"x" * 65536)), BAD_FIND_ENDP),
+        (encode_request(FindDest(b"x" * 200_000)), BAD_FIND_DEST),
+        (encode_request(SaveEndp(60, b"e", b"x" * 65536)), BAD),
+        (b"x" * 200_000 + b"\0", b""),
+    ],
+)
+@pytest.mark.parametrize("descriptors", [0, 2])
+def test_malformed(bench: Bench, message: bytes, reply: bytes, descriptors: int) -> None:
+    """A malformed request gets its reply, or none, and the conversation goes on."""
+    client, endpoint = bench.client(), bench.label()
+    surplus = bench.pair()
+    client.socket.sendmsg([message[:1]], _rights([surplus[1].fileno()] * descriptors))
+    client.socket.sendall(message[1:])
+    surplus[1].close()
+    client.expect(reply)
+    peer = bench.park(client, endpoint)
+    expect_closed(surplus[0])
+    assert leads_to(client.find_endp(endpoint), peer)
+    assert client.find_endp(endpoint) is None
+
+
+def _rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
+    packed = b"".join(fd.to_bytes(4, "little") for fd in descriptors)
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if packed else []
+
+
+@pytest.mark.parametrize("ttl", [b" 7", b"+7"])
+def test_ttl_spelled_otherwise(bench: Bench, ttl: bytes) -> None:
+    """A blank or a plus before the ttl is accepted."""
+    client = bench.client()
+    client.send(b"request\0save_dest\0ttl\0" + ttl + b"\0" + SAVE_DEST_REST)
+    client.expect(OK)
+
+
+def test_largest_message(bench: Bench) -> None:
+    """A message of 64 KiB, and not a byte more, is served."""
+    client, endpoint = bench.client(), bench.label()
+    room = 65536 - len(encode_request(SaveEndp(60, endpoint, b"")))
+    peer = bench.park(client, endpoint, b"x" * room)
+    client.socket.sendall(encode_request(SaveEndp(60, endpoint, b"x" * (room + 1))))
+    client.expect(BAD)
+    hit = client.find_endp(endpoint)
+    assert hit is not None
+    assert hit.properties == (b"x" * room,)
+    assert leads_to(hit, peer)
+
+
+# Refusals
+
+
+def test_locked_database(tmp_path: Path) -> None:
+    """While the database is locked all is answered "no" at once; then all is as it was."""
+    database = tmp_path / "cache.db"
+    with Daemon(database) as daemon, closing(Bench(daemon)) as bench:
+        client = bench.client()
+        peer = bench.park(client, b"endpoint")
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused = bench.pair()
+            assert client.save_endp(b"endpoint", refused[1].fileno()) is Status.FAIL
+            refused[1].close()
+            expect_closed(refused[0])
+            assert client.save_dest(b"destination", b"endpoint") is Status.FAIL
+            assert client.find_endp(b"endpoint") is None
+            assert client.find_dest(b"destination") is None
+            other.execute("ROLLBACK")
+        eventually(lambda: client.save_dest(b"destination", b"endpoint") is Status.OK)
+        assert leads_to(client.find_dest(b"destination"), peer)
+        assert client.find_endp(b"endpoint") is None
+
+
+def test_out_of_descriptors() -> None:
+    """At its limit of descriptors the daemon answers status 2, and goes on when it has room."""
+    with Daemon(":memory:") as daemon, closing(Bench(daemon)) as bench:
+        client = bench.client()
+        peer = bench.park(client, b"endpoint")
+        soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        highest = max(descriptors_of(daemon.pid))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
+        refused = bench.pair()
+        for _ in range(highest + 1):
+            if client.save_endp(b"surplus", refused[1].fileno()) is not Status.OK:
+                break
+        else:
+            pytest.fail("no save was refused")
+        assert client.find_dest(b"destination") is None
+        held = len(descriptors_of(daemon.pid))
+        for way in SAVE_WAYS:
+            way(client, b"surplus", [refused[1].fileno()] * 3)
+            assert client.status() is Status.FAIL
+        assert len(descriptors_of(daemon.pid)) == held
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.settimeout(DEADLINE)
+            waiting.connect(str(daemon.path))
+            assert leads_to(client.find_endp(b"endpoint"), peer)
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))
+            assert waiting.recv(len(ANNOUNCEMENT)) == ANNOUNCEMENT
+        peer = bench.park(client, b"endpoint")
+        assert leads_to(client.find_endp(b"endpoint"), peer)
+        assert "out of descriptors" in daemon.log()
+
+
+# Descriptors
+
+
+def test_close_on_exec(bench: Bench) -> None:
+    """Every descriptor that the daemon holds is close-on-exec, but for the three of the shell."""
+    client = bench.client()
+    bench.park(client, bench.label())
+    on_its_byte(client, bench.label(), [bench.pair()[1].fileno()] * 2)
+    assert client.status() is Status.OK
+    for number, what in descriptors_of(bench.daemon.pid).items():
+        if number > 2:
+            info = Path(f"/proc/{bench.daemon.pid}/fdinfo/{number}").read_text()
+            flags = int(info.split("flags:")[1].split()[0], 8)
+            assert flags & os.O_CLOEXEC, what
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_mode_is_left_alone(bench: Bench, blocking: bool) -> None:
+    """A parked connection stays blocking, or non-blocking, as its last user left it."""
+    client, endpoint = bench.client(), bench.label()
+    _, theirs = bench.pair()
+    theirs.setblocking(blocking)
+    assert client.save_endp(endpoint, theirs.fileno()) is Status.OK
+    assert os.get_blocking(theirs.fileno()) is blocking
+    hit = client.find_endp(endpoint)
+    assert hit is not None
+    assert os.get_blocking(bench.own(hit.descriptor)) is blocking
+
+
+def tcp_connection() -> tuple[int, int]:
+    """Return the ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        end = socket.create_connection(server.getsockname())
+        return end.detach(), server.accept()[0].detach()
+
+
+def unix_pair() -> tuple[int, int]:
+    """Return the ends of a UNIX connection."""
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
+
+
+def udp_pair() -> tuple[int, int]:
+    """Return the ends of a UNIX datagram connection."""
+    one, other = socket.socketpair(type=socket.SOCK_DGRAM)
+    return one.detach(), other.detach()
+
+
+def file_twice() -> tuple[int, int]:
+    """Return a file, twice over."""
+    descriptor = os.memfd_create("parked")
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY), descriptor
+
+
+@pytest.mark.parametrize("kind", [tcp_connection, unix_pair, udp_pair, os.pipe, file_twice])
+def test_any_descriptor(bench: Bench, kind: Callable[[], tuple[int, int]]) -> None:
+    """Sockets of all families, pipes and files can be parked, and come back as they were."""
+    client, endpoint = bench.client(), bench.label()
+    ours, theirs = kind()
+    bench.own(ours)
+    before = os.fstat(theirs)
+    assert client.save_endp(endpoint, theirs) is Status.OK
+    os.close(theirs)
+    hit = client.find_endp(endpoint)
+    assert hit is not None
+    bench.own(hit.descriptor)
+    after = os.fstat(hit.descriptor)
+    assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
+    os.write(hit.descriptor, b"still there")
+    assert os.read(ours, 100) == b"still there"
+
+
+# Clients that vanish
+
+
+def found_soon(client: Dialogue, endpoint: bytes) -> Hit:
+    """Find a connection as soon as the daemon knows that another client has gone."""
+    hits: list[Hit | None] = [None]
+
+    def find() -> bool:
+        hits[0] = client.find_endp(endpoint)
+        return hits[0] is not None
+
+    eventually(find)
+    assert hits[0] is not None
+    return hits[0]
+
+
+def after_nothing(_client: Dialogue, _request: bytes) -> None:
+    """Send nothing."""
+
+
+def after_half(client: Dialogue, request: bytes) -> None:
+    """Send half of the request."""
+    client.send(request[: len(request) // 2])
+
+
+def after_request(client: Dialogue, request: bytes) -> None:
+    """Send the request, and read no reply."""
+    client.send(request)
+
+
+def after_reply(client: Dialogue, request: bytes) -> None:
+    """Send the request, and read its reply."""
+    client.send(request)
+    client.message()
+
+
+def after_half_a_dummy(client: Dialogue, request: bytes) -> None:
+    """Go on with half of a dummy."""
+    after_reply(client, request)
+    client.send(DUMMY[:3])
+
+
+def after_nonsense(client: Dialogue, request: bytes) -> None:
+    """Go on with something that is no dummy."""
+    after_reply(client, request)
+    client.send(b"name\0value\0\0")
+
+
+def after_descriptor(client: Dialogue, request: bytes) -> None:
+    """Go on until the descriptor has been sent, and do not read it."""
+    after_reply(client, request)
+    client.send(DUMMY)
+    client.await_readable()
+
+
+def after_taking(client: Dialogue, request: bytes) -> None:
+    """Go on until the descriptor was received, and do not say so."""
+    after_reply(client, request)
+    client.send(DUMMY)
+    os.close(client.descriptor())
+
+
+Stop = Callable[[Dialogue, bytes], None]
+STOPS_BEFORE_DESCRIPTOR = [
+    after_half,
+    after_request,
+    after_reply,
+    after_half_a_dummy,
+    after_nonsense,
+]
+STOPS_AFTER_DESCRIPTOR = [after_descriptor, after_taking]
+
+
+@pytest.mark.parametrize("by_destination", [False, True])
+@pytest.mark.parametrize("stop", STOPS_BEFORE_DESCRIPTOR)
+def test_gone_before_the_descriptor(bench: Bench, stop: Stop, by_destination: bool) -> None:
+    """A connection that was found and never sent goes back to its place."""
+    client, endpoint, destination = bench.client(), bench.label(), bench.label(b"destination")
+    first, second = (bench.park(client, endpoint) for _ in range(2))
+    assert client.save_dest(destination, endpoint) is Status.OK
+    request = FindDest(destination) if by_destination else FindEndp(endpoint)
+    with Dialogue(bench.daemon.path) as vanishing:
+        stop(vanishing, encode_request(request))
+        if stop is not after_half:
+            eventually(lambda: in_hand(client, endpoint, first) is second)
+    assert leads_to(found_soon(client, endpoint), first)
+    assert leads_to(found_soon(client, endpoint), second)

@@ -1,0 +1,63 @@
+"""The shape of the code: who imports whom, what never waits, how long a function may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "scache"
+MAX_FUNCTION_LINES = 60
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What changes the state of the cache, or decides about it, in one go.
+PLAIN = [
+    *PACKAGE.glob("protocol/*.py"),
+    *PACKAGE.glob("cache/*.py"),
+    PACKAGE / "store" / "live.py",
+    PACKAGE / "store" / "batch.py",
+]
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield every function of a module, methods and inner ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def name_of(path: Path) -> str:
+    """Return what a test about this file is called."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_import_contracts_hold() -> None:
+    """No module imports from a level above its own, and the protocol does no I/O."""
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run(
+        [lint_imports, "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=name_of)
+def test_a_change_of_state_never_awaits(path: Path) -> None:
+    """The protocol, the cache and the live rows have plain functions only."""
+    assert not [each.name for each in functions(path) if isinstance(each, ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_functions_are_short(path: Path) -> None:
+    """A function that needs more than 60 lines could be two."""
+    lengths = {each.name: (each.end_lineno or 0) - each.lineno + 1 for each in functions(path)}
+    assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}

@@ -1,0 +1,1 @@
+"""Measures scache against Postfix's own; started by tools/bench."""

@@ -1,0 +1,70 @@
+"""The load generator: load.c, compiled on the spot, and what it measures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmark.errors import Failed, NotRun
+from benchmark.servers import Server
+
+SOURCE = Path(__file__).with_name("load.c")
+_NO_INLINE_MODE = 3
+"""The exit status of `load` when the server does not know ``hello``."""
+
+Option = int | str
+
+
+class Sample(NamedTuple):
+    """What one run of the load generator measured; times are microseconds."""
+
+    each: float
+    """Time from one pair, save or binding to the next, over all clients."""
+    server_cpu: float
+    """Processor time of the server for each."""
+    load_share: float
+    """The part of the time that the load generator itself used the processor: near 1, it is
+    the generator that was measured."""
+    find_median: float
+    """From a find to its descriptor; 0 where requests are sent ahead or are not finds."""
+    find_worst: float
+    left: float
+    """Time until everything expires, if it was asked to expire together."""
+
+
+class Load:
+    """The compiled load generator."""
+
+    def __init__(self, directory: Path) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise NotRun("there is no C compiler for the load generator")
+        self._program = directory / "load"
+        command = [compiler, "-O2", "-Wall", "-Wextra", "-o", self._program, SOURCE]
+        subprocess.run(command, check=True)
+
+    def run(self, server: Server, **options: Option) -> Sample:
+        """Drive a server; the options are those at the top of load.c."""
+        before = server.cpu_time()
+        result = subprocess.run(
+            [self._program, server.path, *(f"{name}={value}" for name, value in options.items())],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode == _NO_INLINE_MODE:
+            raise NotRun("it has no inline mode")
+        if result.returncode != 0:
+            raise Failed(result.stderr.strip() or f"load ended with {result.returncode}")
+        measured = json.loads(result.stdout)
+        return Sample(
+            each=measured["each"],
+            server_cpu=(server.cpu_time() - before) / measured["issued"],
+            load_share=measured["cpu_share"],
+            find_median=measured.get("find_median", 0.0),
+            find_worst=measured.get("find_worst", 0.0),
+            left=measured.get("left", 0.0),
+        )

@@ -1,0 +1,178 @@
+"""The programs under measurement, each started for one row of the table and stopped after it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmark.errors import Failed, NotRun
+
+GENUINE = Path("/usr/lib/postfix/sbin/scache")
+TTL = 3600
+"""Seconds: everything that is saved outlives its row."""
+
+_START_TIMEOUT = 10.0
+_POLL = 0.0005
+
+
+class Server(NamedTuple):
+    """A program that serves."""
+
+    path: Path
+    """Its socket."""
+    pid: int
+    started_in: float
+    """Seconds from its exec to its announcement."""
+
+    def cpu_time(self) -> float:
+        """Return the processor time that it has used, all threads, in microseconds."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e3
+
+    def resident(self) -> float:
+        """Return the memory that it has in RAM, in KiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        return float(line.split()[1])
+
+    def descriptors(self) -> int:
+        """Return how many it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+
+Starter = Callable[[], AbstractContextManager[Server]]
+"""Starts a program anew; raises NotRun if it cannot be had here."""
+
+
+def announced(path: Path, process: subprocess.Popen[bytes], since: float) -> float:
+    """Wait for the announcement of a server; return the seconds from ``since`` until then."""
+    while time.monotonic() < since + _START_TIMEOUT:
+        if process.poll() is not None:
+            raise Failed(f"{process.args!r} ended with {process.returncode}")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(_START_TIMEOUT)
+            try:
+                client.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(_POLL)
+                continue
+            if client.recv(100):
+                return time.monotonic() - since
+    raise Failed(f"{process.args!r} announced nothing within {_START_TIMEOUT:.0f} s")
+
+
+def ours(*, file: bool = False) -> Starter:
+    """Return what starts our daemon: its defaults, or with a database file."""
+
+    @contextmanager
+    def start() -> Iterator[Server]:
+        with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory:
+            path = Path(directory, "socket")
+            options = ["--socket", str(path), "--ttl-limit", str(TTL)]
+            if file:
+                options += ["--database", str(Path(directory, "cache.db"))]
+            began = time.monotonic()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "scache", "serve", *options],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            with _ended(process):
+                yield Server(path, process.pid, announced(path, process, began))
+
+    return start
+
+
+def genuine() -> Starter:
+    """Return what starts Postfix's scache under a stand-in for master(8)."""
+
+    @contextmanager
+    def start() -> Iterator[Server]:
+        if not GENUINE.exists():
+            raise NotRun("Postfix's own scache is not installed")
+        if os.geteuid() != 0:
+            raise NotRun("Postfix's own scache must be started as root")
+        with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory:
+            with _standing_in(Path(directory)) as server:
+                yield server
+
+    return start
+
+
+@contextmanager
+def _standing_in(directory: Path) -> Iterator[Server]:
+    directory.chmod(0o755)
+    (directory / "pid").mkdir()
+    (directory / "main.cf").write_text(
+        "compatibility_level = 3.6\n"
+        f"queue_directory = {directory}\n"
+        f"data_directory = {directory}\n"
+        f"connection_cache_ttl_limit = {TTL}s\n"
+    )
+    path = directory / "socket"
+    flow = os.pipe()
+    status = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen(100)
+        listener.setblocking(False)
+        passed = (flow[0], flow[1], status[1], listener.fileno())
+        places = " ".join(f"{place}<&{fd}" for place, fd in enumerate(passed, 103))
+        settle = " ".join(f"{place}<&{place + 100}" for place in range(3, 7))
+        began = time.monotonic()
+        process = subprocess.Popen(
+            ["bash", "-c", f'exec {places}; exec "$0" -l -n scache -t unix -u {settle}', GENUINE],
+            cwd=directory,
+            env={"MAIL_CONFIG": str(directory), "MAIL_LOGTAG": "postfix", "GENERATION": "0"},
+            pass_fds=passed,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for descriptor in (*flow, status[1]):
+            os.close(descriptor)
+        threading.Thread(target=_drain, args=[status[0]], daemon=True).start()
+        with _ended(process):
+            yield Server(path, process.pid, announced(path, process, began))
+
+
+def _drain(descriptor: int) -> None:
+    with open(descriptor, "rb", buffering=0) as pipe:
+        while pipe.read(65536):
+            pass
+
+
+def python_pass() -> float:
+    """Return the seconds that an interpreter takes to start, do nothing and end."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "pass"], env=_environment(), check=True)
+    return time.monotonic() - began
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without what would change the interpreter or the settings."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SCACHE_", "PYTHON"))
+    }
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
