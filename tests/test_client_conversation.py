@@ -185,7 +185,7 @@ def test_reply_without_end(piece: bytes) -> None:
     machine = ClientConversation()
     with pytest.raises(ProtocolError):
         run(machine, BIND, iter([(piece, ())] * 3))
-    assert machine._tokens.size <= MAX_MESSAGE_SIZE + len(piece)
+    assert len(machine._buffer) <= MAX_MESSAGE_SIZE + len(piece)
 
 
 @given(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scache.protocol.codec import MAX_MESSAGE_SIZE, Tokens, decode_integer, encode
+from scache.protocol.codec import decode, decode_integer, encode, token_at
 from tests.support.machines import values
 
 LIBC = ctypes.CDLL(None)
@@ -37,47 +37,25 @@ def test_encode_refuses(attribute: tuple[bytes, bytes]) -> None:
         encode([attribute])
 
 
-@given(st.lists(st.tuples(names, values)), st.data())
-def test_round_trip(attributes: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
-    """What was encoded is read back, in whatever pieces it arrives."""
+@given(st.lists(st.tuples(names, values)), st.binary())
+def test_round_trip(attributes: list[tuple[bytes, bytes]], rest: bytes) -> None:
+    """What was encoded is read back, wherever it begins and whatever follows."""
     message = encode(attributes)
-    tokens = Tokens()
-    while message:
-        size = data.draw(st.integers(1, len(message)))
-        tokens.feed(message[:size])
-        message = message[size:]
-    strings = [string for attribute in attributes for string in attribute]
-    assert tokens.complete[tokens.at :] == [*strings, b""]
-    assert tokens.tail == b""
+    assert decode(b"before" + message + rest, 6) == (attributes, 6 + len(message))
 
 
-@given(st.lists(st.binary(max_size=20)), st.lists(st.booleans()))
-def test_nothing_is_lost_between_tokens_and_single_bytes(
-    pieces: list[bytes], take: list[bool]
-) -> None:
-    """Bytes may be taken one by one between tokens; what is left is the rest of the stream."""
-    tokens, stream = Tokens(), b""
-    for piece, taking in zip(pieces, take, strict=False):
-        tokens.feed(piece)
-        stream += piece
-        if taking:
-            assert tokens.take_byte() is bool(stream)
-            stream = stream[1:]
-        rest = b"".join(token + b"\0" for token in tokens.complete[tokens.at :]) + tokens.tail
-        assert rest == stream
-        assert tokens.size == len(stream)
-        assert tokens.empty is (not stream)
+@given(st.lists(st.tuples(names, values)), st.data())
+def test_incomplete(attributes: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+    """A message is read when its last NUL is there, and not before."""
+    message = encode(attributes)
+    assert decode(message[: data.draw(st.integers(0, len(message) - 1))], 0) is None
 
 
-def test_forget_keeps_no_name_that_was_not_there() -> None:
-    """The rest of a token that was too long to keep is never taken for a token of its own."""
-    tokens = Tokens()
-    tokens.feed(b"x\0" + b"y" * MAX_MESSAGE_SIZE)
-    tokens.forget()
-    assert tokens.size < 100
-    tokens.feed(b"request\0request\0")
-    assert tokens.complete[tokens.at] != b"request"
-    assert tokens.complete[-1] == b"request"
+def test_token_at() -> None:
+    """A token ends at its NUL; without one it is not known yet."""
+    assert token_at(b"a\0bc\0d", 2) == (b"bc", 5)
+    assert token_at(b"a\0\0", 2) == (b"", 3)
+    assert token_at(b"a\0bc\0d", 5) is None
 
 
 def scan_unsigned(value: bytes) -> int | None:

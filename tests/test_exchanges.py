@@ -25,8 +25,18 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
-from tests.support.stub_daemon import Daemon
 from tests.support.dialogue import DEADLINE, Dialogue, Hit, eventually
+from tests.support.stops import (
+    FIND_AFTER_DESCRIPTOR,
+    FIND_BEFORE_DESCRIPTOR,
+    SAVE_STOPS,
+    Stop,
+    after_half,
+    after_reply,
+    after_request,
+    with_reply_unread,
+)
+from tests.support.stub_daemon import Daemon
 
 OK, BAD, FAIL = map(encode_reply, Status)
 _numbers = itertools.count()
@@ -41,6 +51,21 @@ def descriptors_of(pid: int) -> dict[int, str]:
         except FileNotFoundError:
             continue
     return found
+
+
+CONNECTED = "03"
+"""The state of a socket that is no listener (/proc/net/unix, St)."""
+
+
+def client_count(daemon: Daemon) -> int:
+    """Return how many clients the daemon has accepted and not let go of."""
+    own = descriptors_of(daemon.pid).values()
+    count = 0
+    for line in Path(f"/proc/{daemon.pid}/net/unix").read_text().splitlines():
+        match line.split(maxsplit=7)[5:]:
+            case [state, inode, path] if state == CONNECTED and path == str(daemon.path):
+                count += f"socket:[{inode}]" in own
+    return count
 
 
 class Bench:
@@ -101,22 +126,27 @@ def daemon(
     if request.param == "file":
         database = str(tmp_path_factory.mktemp("exchanges") / "cache.db")
     with Daemon(database, "--max-idle", "0") as running:
-        with closing(Bench(running)) as bench:
-            bench.park(bench.client(), bench.label())  # opens whatever it opens once
-            bench.empty()
-        eventually(lambda: len(os.listdir(f"/proc/{running.pid}/fd")) > 0)  # noqa: PTH208
         yield running
 
 
+@pytest.fixture(scope="module")
+def baseline(daemon: Daemon) -> int:
+    """Count the descriptors that the daemon holds for itself."""
+    with closing(Bench(daemon)) as bench:
+        bench.park(bench.client(), bench.label())  # whatever is opened once is open now
+        bench.empty()
+    eventually(lambda: client_count(daemon) == 0)
+    return len(descriptors_of(daemon.pid))
+
+
 @pytest.fixture
-def bench(daemon: Daemon) -> Iterator[Bench]:
-    """Serve a test, after which the daemon holds as many descriptors as before."""
-    before = len(descriptors_of(daemon.pid))
+def bench(daemon: Daemon, baseline: int) -> Iterator[Bench]:
+    """Serve a test, after which the daemon holds no descriptor but its own."""
     with closing(Bench(daemon)) as bench:
         yield bench
         bench.close()
         bench.empty()
-    eventually(lambda: len(descriptors_of(daemon.pid)) <= before)
+    eventually(lambda: len(descriptors_of(daemon.pid)) == baseline)
 
 
 def leads_to(hit: Hit | None, peer: socket.socket) -> bool:
@@ -198,7 +228,6 @@ def test_bindings_and_connections_are_independent(bench: Bench) -> None:
     assert client.save_dest(destination, endpoint) is Status.OK
     assert client.find_dest(destination) is None
     for find, label in ((client.find_dest, destination), (client.find_endp, endpoint)):
-        assert leads_to(None, bench.park(client, endpoint)) if False else True
         peer = bench.park(client, endpoint)
         assert leads_to(find(label), peer)
     expect_closed(bench.park(client, endpoint, ttl=1))
@@ -263,10 +292,12 @@ def test_replies(bench: Bench, request_: FindEndp | FindDest | SaveDest, reply: 
 
 def test_no_announcement() -> None:
     """With --no-announce the daemon says nothing before it is asked."""
-    with Daemon(":memory:", "--no-announce") as daemon:
-        with Dialogue(daemon.path, announced=False) as client:
-            client.send(encode_request(FindEndp(b"")))
-            client.expect(encode_reply(Status.FAIL, b""))
+    with (
+        Daemon(":memory:", "--no-announce") as daemon,
+        Dialogue(daemon.path, announced=False) as client,
+    ):
+        client.send(encode_request(FindEndp(b"")))
+        client.expect(encode_reply(Status.FAIL, b""))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +401,8 @@ def test_missing_descriptor(bench: Bench, way: SaveWay) -> None:
     way(client, endpoint, [])
     assert client.status() is Status.FAIL
     assert client.find_endp(endpoint) is None
-    assert leads_to(None, bench.park(client, endpoint)) if False else True
+    peer = bench.park(client, endpoint)
+    assert leads_to(client.find_endp(endpoint), peer)
 
 
 def test_late_descriptor(bench: Bench) -> None:
@@ -435,7 +467,7 @@ def test_pipelined_requests(bench: Bench) -> None:
     bind = encode_request(SaveDest(60, destination, b"binding", endpoint))
     client.send(bind + save(endpoint) * 3 + bind, *(theirs.fileno() for _, theirs in peers))
     client.expect(OK + (DUMMY + OK) * 3 + OK)
-    requests = [FindDest(destination), FindEndp(endpoint), FindEndp(endpoint), FindEndp(endpoint)]
+    requests: list[FindEndp | FindDest] = [FindDest(destination), *[FindEndp(endpoint)] * 3]
     client.send(b"".join(map(encode_request, requests)))
     for request, (ours, theirs) in zip(requests, peers, strict=False):
         theirs.close()
@@ -505,10 +537,10 @@ def test_malformed(bench: Bench, message: bytes, reply: bytes, descriptors: int)
     client.socket.sendall(message[1:])
     surplus[1].close()
     client.expect(reply)
-    peer = bench.park(client, endpoint)
-    expect_closed(surplus[0])
-    assert leads_to(client.find_endp(endpoint), peer)
     assert client.find_endp(endpoint) is None
+    expect_closed(surplus[0])
+    peer = bench.park(client, endpoint)
+    assert leads_to(client.find_endp(endpoint), peer)
 
 
 def _rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
@@ -577,7 +609,7 @@ def test_out_of_descriptors() -> None:
             pytest.fail("no save was refused")
         assert client.find_dest(b"destination") is None
         held = len(descriptors_of(daemon.pid))
-        for way in SAVE_WAYS:
+        for way in (on_its_byte, on_the_message_with_a_byte, glued, ahead, byte_by_byte):
             way(client, b"surplus", [refused[1].fileno()] * 3)
             assert client.status() is Status.FAIL
         assert len(descriptors_of(daemon.pid)) == held
@@ -667,87 +699,105 @@ def test_any_descriptor(bench: Bench, kind: Callable[[], tuple[int, int]]) -> No
 # Clients that vanish
 
 
-def found_soon(client: Dialogue, endpoint: bytes) -> Hit:
-    """Find a connection as soon as the daemon knows that another client has gone."""
-    hits: list[Hit | None] = [None]
-
-    def find() -> bool:
-        hits[0] = client.find_endp(endpoint)
-        return hits[0] is not None
-
-    eventually(find)
-    assert hits[0] is not None
-    return hits[0]
+def vanish(bench: Bench, stop: Stop, request: bytes) -> None:
+    """Let a client make this request, stop half-way and hang up; wait until the daemon knows."""
+    clients = client_count(bench.daemon)
+    with Dialogue(bench.daemon.path) as client:
+        stop(client, request)
+    eventually(lambda: client_count(bench.daemon) == clients)
 
 
-def after_nothing(_client: Dialogue, _request: bytes) -> None:
-    """Send nothing."""
+@pytest.fixture(params=[FindEndp, FindDest])
+def find(bench: Bench, request: pytest.FixtureRequest) -> FindEndp | FindDest:
+    """Make a find of either kind, for an endpoint of its own."""
+    endpoint, destination = bench.label(), bench.label(b"destination")
+    if request.param is FindEndp:
+        return FindEndp(endpoint)
+    assert bench.client().save_dest(destination, endpoint) is Status.OK
+    return FindDest(destination)
 
 
-def after_half(client: Dialogue, request: bytes) -> None:
-    """Send half of the request."""
-    client.send(request[: len(request) // 2])
-
-
-def after_request(client: Dialogue, request: bytes) -> None:
-    """Send the request, and read no reply."""
-    client.send(request)
-
-
-def after_reply(client: Dialogue, request: bytes) -> None:
-    """Send the request, and read its reply."""
-    client.send(request)
-    client.message()
-
-
-def after_half_a_dummy(client: Dialogue, request: bytes) -> None:
-    """Go on with half of a dummy."""
-    after_reply(client, request)
-    client.send(DUMMY[:3])
-
-
-def after_nonsense(client: Dialogue, request: bytes) -> None:
-    """Go on with something that is no dummy."""
-    after_reply(client, request)
-    client.send(b"name\0value\0\0")
-
-
-def after_descriptor(client: Dialogue, request: bytes) -> None:
-    """Go on until the descriptor has been sent, and do not read it."""
-    after_reply(client, request)
-    client.send(DUMMY)
-    client.await_readable()
-
-
-def after_taking(client: Dialogue, request: bytes) -> None:
-    """Go on until the descriptor was received, and do not say so."""
-    after_reply(client, request)
-    client.send(DUMMY)
-    os.close(client.descriptor())
-
-
-Stop = Callable[[Dialogue, bytes], None]
-STOPS_BEFORE_DESCRIPTOR = [
-    after_half,
-    after_request,
-    after_reply,
-    after_half_a_dummy,
-    after_nonsense,
-]
-STOPS_AFTER_DESCRIPTOR = [after_descriptor, after_taking]
-
-
-@pytest.mark.parametrize("by_destination", [False, True])
-@pytest.mark.parametrize("stop", STOPS_BEFORE_DESCRIPTOR)
-def test_gone_before_the_descriptor(bench: Bench, stop: Stop, by_destination: bool) -> None:
+@pytest.mark.parametrize("stop", FIND_BEFORE_DESCRIPTOR)
+def test_gone_before_the_descriptor(bench: Bench, find: FindEndp | FindDest, stop: Stop) -> None:
     """A connection that was found and never sent goes back to its place."""
+    client, endpoint = bench.client(), bench.endpoints[0]
+    peers = [bench.park(client, endpoint) for _ in range(2)]
+    vanish(bench, stop, encode_request(find))
+    for peer in peers:
+        assert leads_to(client.find(find), peer)
+
+
+@pytest.mark.parametrize("stop", FIND_AFTER_DESCRIPTOR)
+def test_gone_after_the_descriptor(bench: Bench, find: FindEndp | FindDest, stop: Stop) -> None:
+    """A connection that was sent is the client's, and goes with it."""
+    client, endpoint = bench.client(), bench.endpoints[0]
+    sent, kept = (bench.park(client, endpoint) for _ in range(2))
+    vanish(bench, stop, encode_request(find))
+    expect_closed(sent)
+    assert leads_to(client.find(find), kept)
+    assert client.find(find) is None
+
+
+def test_gone_with_several_hits_ahead(bench: Bench) -> None:
+    """Finds that were sent ahead and never answered take nothing out of the cache."""
+    client, endpoint = bench.client(), bench.label()
+    peers = [bench.park(client, endpoint) for _ in range(3)]
+    vanish(bench, with_reply_unread, encode_request(FindEndp(endpoint)) * 3)
+    for peer in peers:
+        assert leads_to(client.find_endp(endpoint), peer)
+
+
+def test_remaining_ttl(bench: Bench) -> None:
+    """A connection that goes back has the time that it had left, and no more."""
+    client, endpoint = bench.client(), bench.label()
+    peer = bench.park(client, endpoint, ttl=2)
+    later, sooner = bench.park(client, bench.label(), ttl=2), bench.park(client, endpoint, ttl=1)
+    expect_closed(sooner)
+    vanish(bench, after_reply, encode_request(FindEndp(endpoint)))
+    expect_closed(later)
+    peer.setblocking(False)
+    expect_closed(peer)
+
+
+@pytest.mark.parametrize("size", [1, 20, -1])
+def test_gone_in_a_save_with_its_descriptor(bench: Bench, size: int) -> None:
+    """The descriptor of a save that was never whole is closed."""
+    endpoint = bench.label()
+    ours, theirs = bench.pair()
+    vanish(bench, lambda client, data: client.send(data[:size], theirs.fileno()), save(endpoint))
+    theirs.close()
+    expect_closed(ours)
+    assert bench.client().find_endp(endpoint) is None
+
+
+@pytest.mark.parametrize("stop", SAVE_STOPS)
+def test_gone_before_the_descriptor_of_a_save(bench: Bench, stop: Stop) -> None:
+    """A save whose client never sent the descriptor comes to nothing."""
+    endpoint = bench.label()
+    vanish(bench, stop, save(endpoint))
+    assert bench.client().find_endp(endpoint) is None
+
+
+@pytest.mark.parametrize("way", SAVE_WAYS)
+def test_gone_before_the_status_of_a_save(bench: Bench, way: SaveWay) -> None:
+    """A save whose client sent all and read no status is done."""
+    endpoint = bench.label()
+    ours, theirs = bench.pair()
+    vanish(bench, lambda client, _: way(client, endpoint, [theirs.fileno()]), b"")
+    theirs.close()
+    assert leads_to(bench.client().find_endp(endpoint), ours)
+
+
+@pytest.mark.parametrize(
+    ("stop", "bound"),
+    [(after_half, False), (after_request, True), (with_reply_unread, True), (after_reply, True)],
+)
+def test_gone_in_a_save_dest(bench: Bench, stop: Stop, bound: bool) -> None:
+    """A binding is saved if its request was whole, whether or not the reply was read."""
     client, endpoint, destination = bench.client(), bench.label(), bench.label(b"destination")
-    first, second = (bench.park(client, endpoint) for _ in range(2))
-    assert client.save_dest(destination, endpoint) is Status.OK
-    request = FindDest(destination) if by_destination else FindEndp(endpoint)
-    with Dialogue(bench.daemon.path) as vanishing:
-        stop(vanishing, encode_request(request))
-        if stop is not after_half:
-            eventually(lambda: in_hand(client, endpoint, first) is second)
-    assert leads_to(found_soon(client, endpoint), first)
-    assert leads_to(found_soon(client, endpoint), second)
+    vanish(bench, stop, encode_request(SaveDest(60, destination, b"", endpoint)))
+    peer = bench.park(client, endpoint)
+    if bound:
+        assert leads_to(client.find_dest(destination), peer)
+    else:
+        assert client.find_dest(destination) is None

@@ -46,16 +46,13 @@ class Channel:
         self._receiver: Receiver
         self._held = False
         self.open = True
+        self.sent_all = True
+        """Whether everything given to `send` has reached the kernel."""
 
     def start(self, receiver: Receiver) -> None:
         """Begin to read, and tell this receiver."""
         self._receiver = receiver
         self._loop.add_reader(self._socket, self._on_readable)
-
-    @property
-    def sent_all(self) -> bool:
-        """Whether everything given to `send` has reached the kernel."""
-        return not self._unsent
 
     @property
     def sent_descriptors(self) -> bool:
@@ -70,7 +67,7 @@ class Channel:
         if not self.open:
             return
         self._unsent.append((data, descriptors))
-        if len(self._unsent) == 1:
+        if self.sent_all:
             self._flush()
 
     def yield_turn(self, go_on: Callable[[], None]) -> None:
@@ -101,18 +98,19 @@ class Channel:
                 self._hang_up()
                 return
             self._receiver.received(received)
-            if not self.open or self._held or self._unsent:
+            if not self.open or self._held or not self.sent_all:
                 return
 
     def _take_turn(self, go_on: Callable[[], None]) -> None:
         self._held = False
         if self.open:
-            if not self._unsent:
+            if self.sent_all:
                 self._loop.add_reader(self._socket, self._on_readable)
             go_on()
 
     def _flush(self) -> None:
         """Send what the socket takes; wait for room if it takes no more."""
+        self.sent_all = False
         while self._unsent:
             data, descriptors = self._unsent[0]
             try:
@@ -130,10 +128,11 @@ class Channel:
                 self._unsent.popleft()
             else:
                 self._unsent[0] = (data[sent:], ())
+        self.sent_all = True
 
     def _on_writable(self) -> None:
         self._flush()
-        if self.open and not self._unsent:
+        if self.open and self.sent_all:
             self._loop.remove_writer(self._socket)
             if not self._held:
                 self._loop.add_reader(self._socket, self._on_readable)

@@ -30,12 +30,15 @@ class Deadlines(Generic[T]):
         self._timeout = timeout
         self._due: dict[T, float] = {}
 
-    def start(self, member: T) -> None:
-        """Give a member its time, unless it runs already."""
-        if member not in self._due:
-            if not self._due:
-                self.on_first()
-            self._due[member] = self._clock.now() + self._timeout
+    def start(self, member: T, *, again: bool = False) -> None:
+        """Give a member its time; if it runs already, only ``again`` gives it the whole anew."""
+        if again:
+            self._due.pop(member, None)
+        elif member in self._due:
+            return
+        if not self._due:
+            self.on_first()
+        self._due[member] = self._clock.now() + self._timeout
 
     def stop(self, member: T) -> None:
         """Set a member free."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from scache import fdpass
 from scache.cache import Cache
@@ -12,7 +13,7 @@ from scache.daemon.deadlines import Deadlines
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer
 from scache.protocol.codec import NeedData
-from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindDest, FindEndp
+from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindEndp
 from scache.protocol.server import (
     Abandoned,
     Bind,
@@ -54,6 +55,7 @@ class Session:
         self._loans: list[Loan] = []
         self._handed_over = False
         self._finishing = False
+        self._all_received = True
         self._warned = False
 
     def __repr__(self) -> str:
@@ -67,7 +69,7 @@ class Session:
     def finish(self) -> None:
         """End as soon as the exchange under way, if any, has come to its end."""
         self._finishing = True
-        self._settle()
+        self._settle(progress=False)
 
     def abort(self) -> None:
         """End now; a connection that was found but not sent goes back."""
@@ -92,10 +94,10 @@ class Session:
             fdpass.close(descriptors)
             descriptors = ()
         self._conversation.receive(received.data, descriptors)
+        # A read that was not filled ended where its last segment ended, and with that segment
+        # came all the descriptors that belong to it.
+        self._all_received = len(received.data) < fdpass.RECEIVE_SIZE
         self._serve()
-        if len(received.data) < fdpass.RECEIVE_SIZE:
-            # This read ended where its last segment ended: descriptors belong to what is here.
-            fdpass.close(self._conversation.surplus_descriptors())
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
@@ -119,7 +121,7 @@ class Session:
                 event = self._conversation.next_event()
                 if isinstance(event, NeedData):
                     break
-                self._answer(event)
+                self._ANSWERS[type(event)](self, event)
                 served += 1
                 if served == _EVENTS_PER_TURN:
                     self._channel.yield_turn(self._serve)
@@ -128,10 +130,8 @@ class Session:
             logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
             self.abort()
             return
-        if served:
-            self._deadlines.stop(self)
         self._flush()
-        self._settle()
+        self._settle(progress=served > 0)
 
     def _flush(self) -> None:
         data = self._conversation.data_to_send()
@@ -144,38 +144,39 @@ class Session:
         if self._channel.sent_all:
             self._end_loans(sent=True)
 
-    def _settle(self) -> None:
+    def _settle(self, *, progress: bool) -> None:
         """Set a deadline if the client owes us something; leave if we are to."""
         if not self._channel.open:
             return
+        if self._all_received:
+            fdpass.close(self._conversation.surplus_descriptors())
         if not (self._conversation.between_exchanges and self._channel.sent_all):
-            self._deadlines.start(self)
-        elif self._finishing:
+            self._deadlines.start(self, again=progress)
+            return
+        self._deadlines.stop(self)
+        if self._finishing:
             self.abort()
-        else:
-            self._deadlines.stop(self)
 
-    def _answer(self, event: Event) -> None:
-        match event:
-            case Save(request, descriptor):
-                status = self._cache.save_endp(*request, descriptor, self._client_id)
-                self._conversation.reply_status(status)
-            case Find(request):
-                self._find(request)
-            case Bind(request):
-                status = self._cache.save_dest(*request, self._client_id)
-                self._conversation.reply_status(status)
-            case Malformed(name):
-                self._note_malformed(name)
-            case Deliver():
-                self._flush()
-                self._hand_over(DESCRIPTOR_BYTE)
-            case Delivered():
-                self._end_loans(sent=True)
-            case Abandoned():
-                self._end_loans(sent=False)
+    def _save(self, event: Save) -> None:
+        status = self._cache.save_endp(*event.request, event.descriptor, self._client_id)
+        self._conversation.reply_status(status)
 
-    def _find(self, request: FindEndp | FindDest) -> None:
+    def _bind(self, event: Bind) -> None:
+        status = self._cache.save_dest(*event.request, self._client_id)
+        self._conversation.reply_status(status)
+
+    def _deliver(self, _: Deliver) -> None:
+        self._flush()
+        self._hand_over(DESCRIPTOR_BYTE)
+
+    def _delivered(self, _: Delivered) -> None:
+        self._end_loans(sent=True)
+
+    def _abandoned(self, _: Abandoned) -> None:
+        self._end_loans(sent=False)
+
+    def _find(self, event: Find) -> None:
+        request = event.request
         if isinstance(request, FindEndp):
             loan = self._cache.find_endp(request.endpoint)
         else:
@@ -204,8 +205,8 @@ class Session:
             else:
                 self._cache.put_back(loan)
 
-    def _note_malformed(self, name: bytes) -> None:
-        kind = name.decode() if name in GRAMMAR else "unknown"
+    def _malformed(self, event: Malformed) -> None:
+        kind = event.name.decode() if event.name in GRAMMAR else "unknown"
         self._cache.counts[f"{kind}_bad"] += 1
         if not self._warned:
             self._warned = True
@@ -215,3 +216,13 @@ class Session:
                 self._peer.pid,
                 kind,
             )
+
+    _ANSWERS: ClassVar[dict[type[Event], Callable[[Session, Any], None]]] = {
+        Save: _save,
+        Find: _find,
+        Bind: _bind,
+        Malformed: _malformed,
+        Deliver: _deliver,
+        Delivered: _delivered,
+        Abandoned: _abandoned,
+    }

@@ -127,8 +127,9 @@ class Batch:
             return True
         try:
             self.begin()
-            while self.counts:
-                self.execute(_COUNT, self.counts.popitem())
+            for item in list(self.counts.items()):
+                self.execute(_COUNT, item)
+                del self.counts[item[0]]
             self._connection.execute("COMMIT")
         except DatabaseFault:
             return False

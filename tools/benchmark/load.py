@@ -43,14 +43,16 @@ class Load:
         if compiler is None:
             raise NotRun("there is no C compiler for the load generator")
         self._program = directory / "load"
-        command = [compiler, "-O2", "-Wall", "-Wextra", "-o", self._program, SOURCE]
+        command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(self._program), str(SOURCE)]
         subprocess.run(command, check=True)
 
     def run(self, server: Server, **options: Option) -> Sample:
         """Drive a server; the options are those at the top of load.c."""
         before = server.cpu_time()
+        arguments = [f"{name}={value}" for name, value in options.items()]
+        arguments = [f"{name}={value}" for name, value in options.items()]
         result = subprocess.run(
-            [self._program, server.path, *(f"{name}={value}" for name, value in options.items())],
+            [str(self._program), str(server.path), *arguments],
             capture_output=True,
             text=True,
             check=False,

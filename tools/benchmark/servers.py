@@ -46,7 +46,7 @@ class Server(NamedTuple):
 
     def descriptors(self) -> int:
         """Return how many it has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
 
 Starter = Callable[[], AbstractContextManager[Server]]
@@ -102,9 +102,11 @@ def genuine() -> Starter:
             raise NotRun("Postfix's own scache is not installed")
         if os.geteuid() != 0:
             raise NotRun("Postfix's own scache must be started as root")
-        with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory:
-            with _standing_in(Path(directory)) as server:
-                yield server
+        with (
+            tempfile.TemporaryDirectory(prefix="scache-bench-") as directory,
+            _standing_in(Path(directory)) as server,
+        ):
+            yield server
 
     return start
 
@@ -115,6 +117,7 @@ def _standing_in(directory: Path) -> Iterator[Server]:
     (directory / "pid").mkdir()
     (directory / "main.cf").write_text(
         "compatibility_level = 3.6\n"
+        "myhostname = localhost.localdomain\n"  # looks nothing up
         f"queue_directory = {directory}\n"
         f"data_directory = {directory}\n"
         f"connection_cache_ttl_limit = {TTL}s\n"

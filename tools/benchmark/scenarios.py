@@ -1,0 +1,330 @@
+"""How each row is measured: always fresh servers, their rounds interleaved."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from benchmark import servers
+from benchmark.errors import Failed, NotRun
+from benchmark.load import Load, Option, Sample
+from benchmark.rows import ROWS, Result, Row, Series
+from benchmark.servers import Server, Starter
+
+OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
+EMPTY, GENUINE_EMPTY = "ours, none", "genuine, none"
+
+_SPARE_DESCRIPTORS = 200
+_BASE: Mapping[str, Option] = {"protocol": "base"}
+_CLIENTS_16: Mapping[str, Option] = {"protocol": "base", "clients": 16}
+_FILL_AHEAD: Mapping[str, Option] = {"protocol": "inline", "depth": 32}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How much is measured."""
+
+    load: Load
+    rounds: int
+    milliseconds: int
+    """Of each round of each program."""
+    warmup: int
+    """Milliseconds before that."""
+    cached: int
+    """Connections or bindings, where many are asked for."""
+    messages: int
+    """Mail for Postfix."""
+
+    def row(self, name: str) -> Row:
+        """Return a row with its figures filled in."""
+        (row,) = [row for row in ROWS if row.name == name]
+        title = row.title.format(cached=self.cached, messages=self.messages)
+        return replace(row, title=title)
+
+    def pairs(self, server: Server, **options: Option) -> Sample:
+        """Measure pairs for one round."""
+        return self.load.run(server, ms=self.milliseconds, warmup=self.warmup, **options)
+
+
+class Contenders:
+    """The programs that one scenario compares, those that can be had."""
+
+    def __init__(self, stack: ExitStack, starters: Mapping[str, Starter]) -> None:
+        self.running: dict[str, Server] = {}
+        self.missing = ""
+        for label, starter in starters.items():
+            try:
+                self.running[label] = stack.enter_context(starter())
+            except NotRun as reason:
+                self.missing = f"{label} not run: {reason}"
+
+    def each(self, measure: Callable[[Server], T]) -> dict[str, T]:
+        """Measure every one once."""
+        return {label: measure(server) for label, server in self.running.items()}
+
+    def interleaved(self, rounds: int, measure: Callable[[Server], T]) -> dict[str, list[T]]:
+        """Measure them in turn, again and again."""
+        figures: dict[str, list[T]] = {label: [] for label in self.running}
+        for _ in range(rounds):
+            for label, figure in self.each(measure).items():
+                figures[label].append(figure)
+        return figures
+
+
+def per_pair(
+    row: Row, samples: Mapping[str, Sequence[Sample]], ours: str, reference: str, note: str
+) -> Result:
+    """Return the result of a row that compares the time of a pair."""
+    one, other = samples.get(ours, ()), samples.get(reference, ())
+    busiest = max((sample.load_share for sample in [*one, *other]), default=0)
+    if busiest > 0.9:
+        note = f"{note} the load generator was {busiest:.0%} busy".strip()
+    return Result(
+        row,
+        Series([sample.each for sample in one]),
+        Series([sample.each for sample in other]),
+        Series([a.server_cpu / b.server_cpu for a, b in zip(one, other, strict=False)]),
+        note,
+    )
+
+
+def simple(name: str, **options: Option) -> Callable[[Bench], Iterator[Result]]:
+    """Return what measures pairs against the genuine program on its own protocol."""
+
+    def run(bench: Bench) -> Iterator[Result]:
+        theirs = {"clients": options.get("clients", 1)}
+        with ExitStack() as stack:
+            both = Contenders(stack, {GENUINE: servers.genuine(), OURS: servers.ours()})
+            genuine = both.running.get(GENUINE)
+            samples = both.interleaved(
+                bench.rounds,
+                lambda server: bench.pairs(server, **(theirs if server is genuine else options)),
+            )
+            yield per_pair(bench.row(name), samples, OURS, GENUINE, both.missing)
+
+    return run
+
+
+def base_16_and_file(bench: Bench) -> Iterator[Result]:
+    """Compare the genuine program, ours, and ours with a database file."""
+    starters = {
+        GENUINE: servers.genuine(),
+        OURS: servers.ours(),
+        FILE: servers.ours(file=True),
+    }
+    with ExitStack() as stack:
+        all_three = Contenders(stack, starters)
+        samples = all_three.interleaved(
+            bench.rounds, lambda server: bench.pairs(server, **_CLIENTS_16)
+        )
+        yield per_pair(bench.row("base-16"), samples, OURS, GENUINE, all_three.missing)
+        yield per_pair(bench.row("file"), samples, FILE, OURS, "")
+
+
+def fill(bench: Bench, server: Server, count: int, **options: Option) -> Sample:
+    """Save so many connections, in the fastest way that the server knows."""
+    try:
+        return bench.load.run(server, work="save", count=count, **_FILL_AHEAD, **options)
+    except NotRun:
+        return bench.load.run(server, work="save", count=count, **_CLIENTS_16, **options)
+
+
+def require_descriptors(count: int) -> None:
+    """Refuse what cannot be done within the limit on open files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit != resource.RLIM_INFINITY and limit < count + _SPARE_DESCRIPTORS:
+        raise NotRun(f"{count:,} connections are beyond the hard limit of {limit:,} open files")
+
+
+def many_cached(bench: Bench) -> Iterator[Result]:
+    """Compare time and memory, with many connections cached and with none."""
+    require_descriptors(bench.cached)
+    starters = {
+        GENUINE: servers.genuine(),
+        OURS: servers.ours(),
+        GENUINE_EMPTY: servers.genuine(),
+        EMPTY: servers.ours(),
+    }
+    with ExitStack() as stack:
+        four = Contenders(stack, starters)
+        for server in four.running.values():
+            bench.load.run(server, count=100, **_CLIENTS_16)
+        before = four.each(Server.resident)
+        for label in (OURS, GENUINE):
+            if label in four.running:
+                fill(bench, four.running[label], bench.cached)
+        after = four.each(Server.resident)
+        samples = four.interleaved(bench.rounds, lambda server: bench.pairs(server, **_CLIENTS_16))
+    missing = four.missing
+    yield per_pair(bench.row("cached"), samples, OURS, GENUINE, missing)
+    yield per_pair(bench.row("flat"), samples, OURS, EMPTY, "")
+    yield per_pair(bench.row("flat-genuine"), samples, GENUINE, GENUINE_EMPTY, missing)
+    yield memory(bench.row("memory-empty"), {at: kib / 1024 for at, kib in before.items()}, missing)
+    yield memory(bench.row("memory"), {at: kib / 1024 for at, kib in after.items()}, missing)
+    grown = {label: (after[label] - before[label]) / bench.cached for label in after}
+    yield memory(bench.row("memory-each"), grown, missing)
+
+
+def memory(row: Row, figures: Mapping[str, float], note: str) -> Result:
+    """Return the result of a row about memory, which is measured once."""
+    one, other = ([figures[at]] if at in figures else [] for at in (OURS, GENUINE))
+    return Result(row, Series(one), Series(other), note=note)
+
+
+def save_dest(bench: Bench) -> Iterator[Result]:
+    """Compare saving bindings, fresh ones and the same again.
+
+    As the fresh ones stay, so many are there at the start that half-way there
+    are as many as the row says.
+    """
+    each_round = bench.cached // 30
+    at_start = bench.cached - bench.rounds * each_round // 2
+
+    def fresh(server: Server) -> Sample:
+        return bench.load.run(server, work="bind", count=each_round, **_CLIENTS_16)
+
+    def again(server: Server) -> Sample:
+        return bench.load.run(server, work="bind", count=each_round, tag=1, **_CLIENTS_16)
+
+    with ExitStack() as stack:
+        both = Contenders(stack, {GENUINE: servers.genuine(), OURS: servers.ours()})
+        for server in both.running.values():
+            bench.load.run(server, work="bind", count=at_start, tag=1, **_CLIENTS_16)
+        for name, measure in (("save-dest", fresh), ("save-dest-again", again)):
+            samples = both.interleaved(bench.rounds, measure)
+            yield per_pair(bench.row(name), samples, OURS, GENUINE, both.missing)
+
+
+class Expiry(NamedTuple):
+    """Finds while everything expires, and before; microseconds."""
+
+    during: Sample
+    before: Sample
+
+
+def expire_together(bench: Bench, starter: Starter) -> Expiry:
+    """Watch the finds of one client while many connections expire in the same moment."""
+    shortest = 3 + bench.cached // 3000
+    for seconds in (shortest, 2 * shortest, 4 * shortest):
+        with starter() as server:
+            quiet = server.descriptors()
+            try:
+                filled = fill(bench, server, bench.cached, together=seconds, window=100)
+            except Failed as failure:
+                if "moment of expiry" in str(failure):
+                    continue  # this machine needs more time to save them all
+                raise
+            if filled.left < 1.5e6:
+                continue
+            before = bench.load.run(server, ms=int(filled.left / 1e3) - 1000)
+            during = bench.load.run(server, ms=3000)
+            if server.descriptors() > quiet + bench.cached // 100:
+                raise Failed("they have not expired")
+            return Expiry(during, before)
+    raise NotRun("this machine is too slow to save them all before the first expires")
+
+
+def expiry(bench: Bench) -> Iterator[Result]:
+    """Compare the finds of one client while many connections expire in the same moment."""
+    require_descriptors(bench.cached)
+    starters = {GENUINE: servers.genuine(), OURS: servers.ours()}
+    watched: dict[str, list[Expiry]] = {label: [] for label in starters}
+    note = ""
+    for _ in range(min(bench.rounds, 2)):
+        for label, starter in starters.items():
+            try:
+                watched[label].append(expire_together(bench, starter))
+            except NotRun as reason:
+                note = f"{label} not run: {reason}"
+
+    def result(name: str, figure: Callable[[Expiry], float]) -> Result:
+        row = bench.row(name)
+        ours, theirs = (
+            Series([figure(each) / 1e3 for each in watched[label]], row.summary)
+            for label in (OURS, GENUINE)
+        )
+        return Result(row, ours, theirs, note=note)
+
+    yield result("expiry", lambda each: each.during.find_worst)
+    yield result("expiry-median", lambda each: each.during.find_median)
+    yield result("expiry-quiet", lambda each: each.before.find_worst)
+
+
+def startup(bench: Bench) -> Iterator[Result]:
+    """Compare the time from exec to the announcement."""
+    bare, ours, theirs, note = [], [], [], ""
+    for _ in range(bench.rounds):
+        bare.append(servers.python_pass() * 1e3)
+        with servers.ours()() as server:
+            ours.append(server.started_in * 1e3)
+        try:
+            with servers.genuine()() as server:
+                theirs.append(server.started_in * 1e3)
+        except NotRun as reason:
+            note = f"genuine not run: {reason}"
+    yield Result(bench.row("startup"), Series(ours), Series(bare))
+    yield Result(bench.row("startup-genuine"), Series(ours), Series(theirs), note=note)
+
+
+def postfix(bench: Bench) -> Iterator[Result]:
+    """Compare what a whole Postfix takes for the same mail."""
+    from benchmark.postfix import deliver  # needs a Postfix, and the tests' support
+
+    ours, theirs = [], []
+    for _ in range(min(bench.rounds, 3)):
+        theirs.append(deliver(bench.messages, genuine_scache=True))
+        ours.append(deliver(bench.messages, genuine_scache=False))
+    yield Result(bench.row("postfix"), Series(ours), Series(theirs))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Rows that are measured in one go."""
+
+    run: Callable[[Bench], Iterator[Result]]
+    rows: Sequence[str]
+
+
+SCENARIOS = (
+    Scenario(simple("base-1", **_BASE), ["base-1"]),
+    Scenario(base_16_and_file, ["base-16", "file"]),
+    Scenario(simple("base-64", **_BASE, clients=64), ["base-64"]),
+    Scenario(simple("inline-1", protocol="inline"), ["inline-1"]),
+    Scenario(simple("inline-16", protocol="inline", clients=16), ["inline-16"]),
+    Scenario(simple("inline-deep", **_FILL_AHEAD, clients=4), ["inline-deep"]),
+    Scenario(
+        many_cached,
+        ["cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"],
+    ),
+    Scenario(save_dest, ["save-dest", "save-dest-again"]),
+    Scenario(expiry, ["expiry", "expiry-median", "expiry-quiet"]),
+    Scenario(startup, ["startup", "startup-genuine"]),
+    Scenario(postfix, ["postfix"]),
+)
+
+
+def measure_rows(
+    bench: Bench, wanted: Callable[[Row], bool], say: Callable[[str], None]
+) -> list[Result]:
+    """Measure the rows that are wanted, and return them in the order of the table."""
+    found: dict[str, Result] = {}
+    for scenario in SCENARIOS:
+        rows = [bench.row(name) for name in scenario.rows]
+        if not any(map(wanted, rows)):
+            continue
+        began = time.monotonic()
+        say(", ".join(scenario.rows))
+        try:
+            found |= {result.row.name: result for result in scenario.run(bench)}
+        except NotRun as reason:
+            found |= {row.name: Result(row, note=f"not run: {reason}") for row in rows}
+        except Failed as failure:
+            found |= {row.name: Result(row, note=f"failed: {failure}") for row in rows}
+        say(f"    {time.monotonic() - began:.0f} s")
+    return [found[row.name] for row in ROWS if row.name in found and wanted(row)]
