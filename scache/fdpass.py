@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from scache.model import Peer
 
@@ -22,31 +21,29 @@ RECEIVE_SIZE = 65536
 
 _INT_SIZE = struct.calcsize("i")
 _UCRED = struct.Struct("3i")
+# Plain numbers: arithmetic with the enumeration's members costs as much as a system call.
+_TRUNCATED = int(socket.MSG_CTRUNC)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
 
-class Received(NamedTuple):
-    """What one recvmsg(2) brought."""
+def receive(sock: socket.socket) -> tuple[bytes, Sequence[int], bool]:
+    """Read up to RECEIVE_SIZE bytes and the descriptors that came with them.
 
-    data: bytes
-    """Empty at the end of the stream."""
-    descriptors: Sequence[int]
-    """Close-on-exec, in the order sent; they are the receiver's to close."""
-    truncated: bool
-    """The kernel had to drop descriptors: this process is at its limit (MSG_CTRUNC)."""
-
-
-def receive(sock: socket.socket, size: int = RECEIVE_SIZE) -> Received:
-    """Read up to ``size`` bytes and the descriptors that came with them.
-
-    The socket's own blocking mode and timeout apply.
+    Return the bytes, none at the end of the stream; the descriptors in the
+    order sent, close-on-exec and the caller's to close; and whether the kernel
+    had to drop some because this process is at its limit (MSG_CTRUNC). The
+    socket's own blocking mode and timeout apply.
     """
-    data, control, flags, _ = sock.recvmsg(size, _CONTROL_SIZE, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(RECEIVE_SIZE, _CONTROL_SIZE, _CLOSE_ON_EXEC)
+    if not control:
+        return data, (), bool(flags & _TRUNCATED)
     descriptors: Sequence[int] = ()
     for level, kind, payload in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors = (*descriptors, *struct.unpack(f"{len(payload) // _INT_SIZE}i", payload))
-    return Received(data, descriptors, bool(flags & socket.MSG_CTRUNC))
+    return data, descriptors, bool(flags & _TRUNCATED)
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
@@ -57,10 +54,10 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> i
     descriptors have gone with the first byte.
     """
     if not descriptors:
-        return sock.send(data, socket.MSG_NOSIGNAL)
+        return sock.send(data, _NO_SIGNAL)
     packed = struct.pack(f"{len(descriptors)}i", *descriptors)
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
-    return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    return sock.sendmsg([data], control, _NO_SIGNAL)
 
 
 def close(descriptors: Iterable[int]) -> None:

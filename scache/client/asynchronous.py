@@ -180,11 +180,11 @@ class AsyncClient:
         while True:
             await anyio.wait_readable(sock)
             try:
-                received = fdpass.receive(sock)
+                data, descriptors, _ = fdpass.receive(sock)
             except BlockingIOError:
                 continue
-            self._conversation.receive(received.data, received.descriptors)
-            if not received.data:
+            self._conversation.receive(data, descriptors)
+            if not data:
                 raise HangupError
             return
 

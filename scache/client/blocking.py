@@ -188,9 +188,9 @@ class Client:
             raise
 
     def _receive(self, sock: socket.socket) -> None:
-        received = fdpass.receive(sock)
-        self._conversation.receive(received.data, received.descriptors)
-        if not received.data:
+        data, descriptors, _ = fdpass.receive(sock)
+        self._conversation.receive(data, descriptors)
+        if not data:
             raise HangupError
 
     def _give_up(self, exchange: Exchange[T]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from scache.daemon.readiness import Readiness
 from scache.errors import SocketError
 
 MAX_PATH_SIZE = 107
@@ -147,26 +148,30 @@ class Listener:
         sock: socket.socket,
         path: Path,
         loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
         on_client: Callable[[socket.socket], None],
     ) -> None:
         self._socket = sock
         self._path = path
         self._identity = _identity(path)
         self._loop = loop
+        self._readiness = readiness
         self._on_client = on_client
         self._open = True
+        self._accepting = False
         self._paused = False
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
-        self._loop.add_reader(self._socket, self._accept)
+        self._readiness.add(self._socket.fileno(), self._accept)
+        self._accepting = True
 
     def close(self) -> None:
         """Accept nobody any more; remove the socket, if it is still ours."""
         if not self._open:
             return
         self._open = False
-        self._loop.remove_reader(self._socket)
+        self._stop_accepting()
         self._socket.close()
         with suppress(OSError):
             if _identity(self._path) == self._identity:
@@ -191,8 +196,13 @@ class Listener:
         if not self._paused:
             logger.warning("cannot accept a client now (%s): trying again", error.strerror)
         self._paused = True
-        self._loop.remove_reader(self._socket)
+        self._stop_accepting()
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+
+    def _stop_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._readiness.remove(self._socket.fileno())
 
     def _resume(self) -> None:
         if self._open:

@@ -20,6 +20,7 @@ from scache.daemon.channel import Channel
 from scache.daemon.deadlines import Deadlines
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, listen, make_directory
+from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.settings import Settings
 from scache.store import Database, Start, open_database
@@ -42,12 +43,15 @@ class Server:
         self._deadlines: Deadlines[Session] = Deadlines(clock, settings.exchange_timeout)
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
+        self._readiness = Readiness(self._loop)
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
-        listener = Listener(sock, self._settings.socket, self._loop, self._connected)
+        listener = Listener(
+            sock, self._settings.socket, self._loop, self._readiness, self._connected
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._watch_signals)
@@ -64,6 +68,7 @@ class Server:
             listener.close()
             for session in list(self._sessions):
                 session.abort()
+            self._readiness.close()
             upkeep.log_statistics(self._cache, self._clock)
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
@@ -96,7 +101,7 @@ class Server:
 
     def _connected(self, client: socket.socket) -> None:
         session = Session(
-            Channel(client, self._loop),
+            Channel(client, self._readiness),
             fdpass.peer(client),
             self._cache,
             self._deadlines,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from scache import fdpass
@@ -85,18 +85,17 @@ class Session:
         )
         self.abort()
 
-    def received(self, received: fdpass.Received) -> None:
+    def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Serve what the client sent."""
-        descriptors = received.descriptors
-        if received.truncated:
+        if truncated:
             # Which of them the kernel dropped is unknown, so none can be told from another.
             logger.warning("out of descriptors: one that a client sent could not be received")
             fdpass.close(descriptors)
             descriptors = ()
-        self._conversation.receive(received.data, descriptors)
+        self._conversation.receive(data, descriptors)
         # A read that was not filled ended where its last segment ended, and with that segment
         # came all the descriptors that belong to it.
-        self._all_received = len(received.data) < fdpass.RECEIVE_SIZE
+        self._all_received = len(data) < fdpass.RECEIVE_SIZE
         self._serve()
 
     def drained(self) -> None:

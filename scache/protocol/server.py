@@ -111,6 +111,9 @@ class _State(Enum):
     RECEIPT = auto()
 
 
+# Looked up once: an enumeration's member is found by way of its metaclass.
+_IDLE, _AWAIT_DESCRIPTOR, _AWAIT_DUMMY, _AWAIT_RECEIPT = _State
+
 _DELIVER, _DELIVERED, _ABANDONED = Deliver(), Delivered(), Abandoned()
 
 MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
@@ -152,7 +155,7 @@ class ServerConversation:
     def __init__(self, *, announce: bool = True) -> None:
         self.inline = False
         """Whether the client has asked for inline mode."""
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._buffer = b""
         self._at = 0
         self._descriptors: deque[int] = deque()
@@ -180,7 +183,7 @@ class ServerConversation:
     @property
     def between_exchanges(self) -> bool:
         """Whether the client owes us nothing, so that it may be silent for as long as it likes."""
-        return self._state is _State.IDLE and self._at == len(self._buffer) and not self._held
+        return self._state is _IDLE and self._at == len(self._buffer) and not self._held
 
     def surplus_descriptors(self) -> list[int]:
         """Return, to be closed, the descriptors that belong to no request.
@@ -210,7 +213,7 @@ class ServerConversation:
         """
         self._output.append(encode_reply(Status.OK, *properties))
         if not self.inline:
-            self._state = _State.DUMMY
+            self._state = _AWAIT_DUMMY
 
     def reply_miss(self, request: FindEndp | FindDest) -> None:
         """Answer a find that found nothing."""
@@ -224,16 +227,16 @@ class ServerConversation:
         """
         while True:
             event: Event | NeedData | None
-            if self._held and self._state is _State.IDLE:
+            if self._held and self._state is _IDLE:
                 event = self._begin(self._held.popleft())
             elif self._at == len(self._buffer):
                 return NEED_DATA
-            elif self._state is _State.IDLE:
+            elif self._state is _IDLE:
                 request = self._next_request()
                 if isinstance(request, NeedData):
                     return NEED_DATA
                 event = self._begin(request)
-            elif self._state is _State.DESCRIPTOR:
+            elif self._state is _AWAIT_DESCRIPTOR:
                 event = self._take_descriptor()
             else:
                 event = self._take_dummy()
@@ -252,7 +255,7 @@ class ServerConversation:
             if self.inline:
                 return Save(request, None)
             self._saving = request
-            self._state = _State.DESCRIPTOR
+            self._state = _AWAIT_DESCRIPTOR
             return None
         if isinstance(request, Malformed):
             grammar = GRAMMAR.get(request.name)
@@ -269,13 +272,13 @@ class ServerConversation:
         assert self._saving is not None
         request, self._saving = self._saving, None
         self._at += len(DESCRIPTOR_BYTE)
-        self._state = _State.IDLE
+        self._state = _IDLE
         return Save(request, self._descriptors.popleft() if self._descriptors else None)
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""
         buffer = self._buffer
-        sent = self._state is _State.RECEIPT
+        sent = self._state is _AWAIT_RECEIPT
         if buffer.startswith(DUMMY, self._at):
             self._at += len(DUMMY)
             came = True
@@ -286,7 +289,7 @@ class ServerConversation:
             if complete is None:
                 return NEED_DATA
             came = complete
-        self._state = _State.RECEIPT if came and not sent else _State.IDLE
+        self._state = _AWAIT_RECEIPT if came and not sent else _IDLE
         if sent:
             self._held_size = 0
             return _DELIVERED

@@ -1,0 +1,75 @@
+"""Which sockets are ready: one epoll for all of them, inside asyncio's loop.
+
+A turn of asyncio's loop costs more than most messages do. So the sockets are
+not watched by that loop but by an epoll of our own, which the loop watches as a
+single descriptor. When that is ready, whatever is ready is served, and what
+becomes ready meanwhile, for a slice of time, before the loop has its next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
+SLICE = 0.002
+"""Seconds that the sockets are served until everything else on the loop has its turn."""
+
+_LINGER = 0.001
+"""Seconds to wait for the next message within a slice: the shortest that epoll can wait.
+A client that is served has its next message ready sooner than the loop can make a turn."""
+
+
+class Readiness:
+    """Calls back when a descriptor is ready, again and again until it is removed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._later: list[Callable[[], None]] = []
+        loop.add_reader(self._epoll.fileno(), self._serve)
+
+    def add(self, descriptor: int, callback: Callable[[], None], events: int = READABLE) -> None:
+        """Call back whenever one of these events, or a hang-up, is there."""
+        self._callbacks[descriptor] = callback
+        self._epoll.register(descriptor, events)
+
+    def modify(self, descriptor: int, events: int) -> None:
+        """Wait for these events from now on."""
+        self._epoll.modify(descriptor, events)
+
+    def remove(self, descriptor: int) -> None:
+        """Forget a descriptor; to be called before it is closed."""
+        del self._callbacks[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def call_later(self, callback: Callable[[], None]) -> None:
+        """Call back once, when those that are ready now have been served."""
+        if not self._later:
+            self._loop.call_soon(self._serve)
+        self._later.append(callback)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _serve(self) -> None:
+        """Serve for a slice of time, or until nobody has anything more to say."""
+        end = self._loop.time() + SLICE
+        while True:
+            later, self._later = self._later, []
+            for callback in later:
+                callback()
+            ready = self._epoll.poll(0 if later else _LINGER)
+            for descriptor, _ in ready:
+                # One of those before may have closed it.
+                ready_callback = self._callbacks.get(descriptor)
+                if ready_callback is not None:
+                    ready_callback()
+            if not (ready or self._later) or self._loop.time() >= end:
+                return
