@@ -58,10 +58,8 @@ class Channel:
         Only to be called while `sent_all`. The descriptors stay the caller's,
         to be kept open until `sent_descriptors`.
         """
-        if self._send(data, descriptors):
-            return
-        self.sent_all = False
-        if self.open:
+        if not self._send(data, descriptors):
+            self.sent_all = False
             self._readiness.modify(self._descriptor, WRITABLE)
 
     def yield_turn(self, go_on: Callable[[], None]) -> None:
@@ -104,7 +102,10 @@ class Channel:
     def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
         """Send what the socket takes and keep the rest; return whether that was all."""
         try:
-            sent = fdpass.send(self._socket, data, descriptors)
+            if descriptors:
+                sent = fdpass.send(self._socket, data, descriptors)
+            else:
+                sent = self._socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError:

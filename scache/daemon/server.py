@@ -17,11 +17,11 @@ from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon import upkeep
 from scache.daemon.channel import Channel
-from scache.daemon.deadlines import Deadlines
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, listen, make_directory
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
+from scache.daemon.watchdog import Watchdog
 from scache.settings import Settings
 from scache.store import Database, Start, open_database
 
@@ -40,7 +40,7 @@ class Server:
         self._database = database
         self._cache = cache
         self._sessions: set[Session] = set()
-        self._deadlines: Deadlines[Session] = Deadlines(clock, settings.exchange_timeout)
+        self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(self._loop)
@@ -76,7 +76,8 @@ class Server:
         tasks.start_soon(upkeep.expire, self._cache, self._clock)
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, committed)
-        tasks.start_soon(upkeep.drop_overdue, self._deadlines)
+        watchdog: Watchdog[Session] = Watchdog(self._clock, self._settings.exchange_timeout)
+        tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
         tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
         tasks.start_soon(self._watch_idleness)
 
@@ -104,12 +105,12 @@ class Server:
             Channel(client, self._readiness),
             fdpass.peer(client),
             self._cache,
-            self._deadlines,
             self._disconnected,
             announce=self._settings.announce,
         )
         self._sessions.add(session)
         self._idle.connected()
+        self._connected_somebody.set()
         session.start()
 
     def _disconnected(self, session: Session) -> None:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from scache import fdpass
 from scache.cache import Cache
 from scache.daemon.channel import Channel
-from scache.daemon.deadlines import Deadlines
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer
 from scache.protocol.codec import NeedData
@@ -40,7 +39,6 @@ class Session:
         channel: Channel,
         peer: Peer,
         cache: Cache,
-        deadlines: Deadlines[Session],
         on_end: Callable[[Session], None],
         *,
         announce: bool,
@@ -48,12 +46,13 @@ class Session:
         self._channel = channel
         self._peer = peer
         self._cache = cache
-        self._deadlines = deadlines
         self._on_end = on_end
         self._conversation = ServerConversation(announce=announce)
         self._client_id = cache.client_connected(peer)
         self._loans: list[Loan] = []
         self._handed_over = False
+        self.progress = 0
+        """Steps that this client has made, of which a whole exchange has one to three."""
         self._finishing = False
         self._all_received = True
         self._warned = False
@@ -69,7 +68,7 @@ class Session:
     def finish(self) -> None:
         """End as soon as the exchange under way, if any, has come to its end."""
         self._finishing = True
-        self._settle(progress=False)
+        self._leave_if_finished()
 
     def abort(self) -> None:
         """End now; a connection that was found but not sent goes back."""
@@ -84,6 +83,11 @@ class Session:
             self._peer.pid,
         )
         self.abort()
+
+    @property
+    def half_done(self) -> bool:
+        """Whether the client owes us the rest of an exchange, or does not take what we sent."""
+        return not (self._conversation.between_exchanges and self._channel.sent_all)
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Serve what the client sent."""
@@ -106,7 +110,6 @@ class Session:
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
-        self._deadlines.stop(self)
         fdpass.close(self._conversation.close())
         self._end_loans(sent=self._handed_over and self._channel.sent_descriptors)
         self._cache.client_disconnected(self._client_id)
@@ -114,23 +117,27 @@ class Session:
 
     def _serve(self) -> None:
         """Answer what has been received: a turn's worth of it, and while the client takes it."""
-        served = 0
+        conversation, channel = self._conversation, self._channel
+        turn_ends = self.progress + _EVENTS_PER_TURN
         try:
-            while self._channel.sent_all:
-                event = self._conversation.next_event()
+            while channel.sent_all:
+                event = conversation.next_event()
                 if isinstance(event, NeedData):
                     break
                 self._ANSWERS[type(event)](self, event)
-                served += 1
-                if served == _EVENTS_PER_TURN:
-                    self._channel.yield_turn(self._serve)
+                self.progress += 1
+                if self.progress == turn_ends:
+                    channel.yield_turn(self._serve)
                     break
         except ProtocolError as error:
             logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
             self.abort()
             return
         self._flush()
-        self._settle(progress=served > 0)
+        if conversation.descriptors and self._all_received:
+            fdpass.close(conversation.surplus_descriptors())
+        if self._finishing:
+            self._leave_if_finished()
 
     def _flush(self) -> None:
         data = self._conversation.data_to_send()
@@ -143,17 +150,8 @@ class Session:
         if self._channel.sent_all:
             self._end_loans(sent=True)
 
-    def _settle(self, *, progress: bool) -> None:
-        """Set a deadline if the client owes us something; leave if we are to."""
-        if not self._channel.open:
-            return
-        if self._all_received:
-            fdpass.close(self._conversation.surplus_descriptors())
-        if not (self._conversation.between_exchanges and self._channel.sent_all):
-            self._deadlines.start(self, again=progress)
-            return
-        self._deadlines.stop(self)
-        if self._finishing:
+    def _leave_if_finished(self) -> None:
+        if self._channel.open and not self.half_done:
             self.abort()
 
     def _save(self, event: Save) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 
 import anyio
 import anyio.lowlevel
 
 from scache.cache import Cache
 from scache.clock import Clock
-from scache.daemon.deadlines import Deadlines
 from scache.daemon.session import Session
+from scache.daemon.watchdog import Watchdog
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
 
 EXPIRY_PAUSE = 0.01
@@ -76,18 +77,16 @@ async def checkpoint(database: Database, committed: Signal) -> None:
         await database.checkpoint()
 
 
-async def drop_overdue(deadlines: Deadlines[Session]) -> None:
-    """Disconnect clients that leave an exchange half done."""
-    started = Signal()
-    deadlines.on_first = started.set
+async def drop_overdue(
+    watchdog: Watchdog[Session], sessions: Collection[Session], connected: Signal
+) -> None:
+    """Disconnect clients that leave an exchange half done; sleep while there are no clients."""
     while True:
-        for session in deadlines.overdue():
+        if not sessions:
+            await connected.wait()
+        await anyio.sleep(watchdog.interval)
+        for session in watchdog.look(sessions):
             session.overdue()
-        due_in = deadlines.next_due()
-        if due_in == math.inf:
-            await started.wait()
-        else:
-            await anyio.sleep(due_in)
 
 
 def log_statistics(cache: Cache, clock: Clock) -> None:

@@ -158,7 +158,8 @@ class ServerConversation:
         self._state = _IDLE
         self._buffer = b""
         self._at = 0
-        self._descriptors: deque[int] = deque()
+        self.descriptors: deque[int] = deque()
+        """Those that were received and not passed on yet."""
         self._held: deque[Request | Malformed] = deque()
         self._held_size = 0
         self._saving: SaveEndp | None = None
@@ -167,7 +168,7 @@ class ServerConversation:
     def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Take what one recvmsg(2) brought; the descriptors are ours from here on."""
         if descriptors:
-            self._descriptors.extend(descriptors)
+            self.descriptors.extend(descriptors)
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] + data
         self._buffer = data
@@ -191,14 +192,14 @@ class ServerConversation:
         To be asked when all that the client has sent so far was received: then
         a descriptor that no ``save_endp`` took will never be asked for.
         """
-        if not self._descriptors or not self.between_exchanges:
+        if not self.descriptors or not self.between_exchanges:
             return []
         return self.close()
 
     def close(self) -> list[int]:
         """Return, to be closed, every descriptor that was received and not passed on."""
-        surplus = list(self._descriptors)
-        self._descriptors.clear()
+        surplus = list(self.descriptors)
+        self.descriptors.clear()
         return surplus
 
     def reply_status(self, status: Status) -> None:
@@ -227,12 +228,10 @@ class ServerConversation:
         """
         while True:
             event: Event | NeedData | None
-            if self._held and self._state is _IDLE:
-                event = self._begin(self._held.popleft())
-            elif self._at == len(self._buffer):
+            if self._at == len(self._buffer) and not (self._held and self._state is _IDLE):
                 return NEED_DATA
-            elif self._state is _IDLE:
-                request = self._next_request()
+            if self._state is _IDLE:
+                request = self._held.popleft() if self._held else self._next_request()
                 if isinstance(request, NeedData):
                     return NEED_DATA
                 event = self._begin(request)
@@ -248,10 +247,10 @@ class ServerConversation:
         if isinstance(request, SaveEndp):
             if not self.inline:
                 self._output.append(DUMMY)
-            if self._descriptors:
+            if self.descriptors:
                 # In the base protocol it came early, and the byte that should have carried it
                 # is an empty message to us.
-                return Save(request, self._descriptors.popleft())
+                return Save(request, self.descriptors.popleft())
             if self.inline:
                 return Save(request, None)
             self._saving = request
@@ -273,7 +272,7 @@ class ServerConversation:
         request, self._saving = self._saving, None
         self._at += len(DESCRIPTOR_BYTE)
         self._state = _IDLE
-        return Save(request, self._descriptors.popleft() if self._descriptors else None)
+        return Save(request, self.descriptors.popleft() if self.descriptors else None)
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""

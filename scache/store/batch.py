@@ -53,7 +53,9 @@ class Batch:
         """What the database complained of last; None while it can be written."""
         self._connection = connection
         self._operations: list[tuple[str, Parameters]] = []
-        self._commit_failed = False
+        self.commit_failed = False
+        """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
+        has to be kept for later cannot grow without bound."""
 
     def begin(self) -> None:
         """Make sure of a transaction that has seen every earlier operation.
@@ -73,18 +75,10 @@ class Batch:
         if not self._operations:
             self.on_pending()
 
-    def refuse_while_full(self) -> None:
-        """Raise DatabaseFault while an earlier commit waits for the disk.
-
-        What is to grow the database asks here first, so that what has to be
-        kept for later cannot grow without bound.
-        """
-        if self._commit_failed:
-            raise DatabaseFault(self.fault)
-
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
         """Do one write; DatabaseFault if the database refuses it, and then nothing has changed."""
-        self.begin()
+        if not self._connection.in_transaction:
+            self.begin()
         try:
             cursor = self._connection.execute(sql, parameters)
         except sqlite3.Error as error:
@@ -134,11 +128,11 @@ class Batch:
         except DatabaseFault:
             return False
         except sqlite3.Error as error:
-            self._commit_failed = True
+            self.commit_failed = True
             self._fault(error)
             return False
         self._operations.clear()
-        self._commit_failed = False
+        self.commit_failed = False
         if self.fault is not None:
             logger.warning("the database can be written again; nothing was lost")
             self.fault = None

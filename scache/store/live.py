@@ -10,6 +10,7 @@ import math
 from enum import Enum, auto
 from typing import NamedTuple
 
+from scache.errors import DatabaseFault
 from scache.model import Connection, Peer
 from scache.store.batch import Batch
 
@@ -96,7 +97,8 @@ class LiveRows:
 
     def save_connection(self, row: Connection) -> None:
         """Add a connection."""
-        self._batch.refuse_while_full()
+        if self._batch.commit_failed:
+            raise DatabaseFault(self._batch.fault)
         self._batch.execute(_SAVE_CONNECTION, row)
 
     def restore_connection(self, row: Connection) -> None:
@@ -133,7 +135,8 @@ class LiveRows:
 
     def save_binding(self, row: Binding) -> Saved:
         """Add a binding, or move the expiry of the one that is there already."""
-        self._batch.refuse_while_full()
+        if self._batch.commit_failed:
+            raise DatabaseFault(self._batch.fault)
         identity = (row.destination, row.endpoint, row.properties)
         refresh = (row.expires_at, *identity, row.saved_at)
         if self._batch.execute(_REFRESH_BINDING, refresh).rowcount:

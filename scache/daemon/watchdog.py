@@ -1,0 +1,60 @@
+"""Notices clients that stop in the middle of an exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from scache.clock import Clock
+
+
+class Watched(Hashable, Protocol):
+    """Somebody who must not stop half-way."""
+
+    @property
+    def half_done(self) -> bool:
+        """Whether the rest of something is owed."""
+
+    @property
+    def progress(self) -> int:
+        """How many steps were made so far."""
+
+
+W = TypeVar("W", bound=Watched)
+
+
+class _Sight(NamedTuple):
+    progress: int
+    since: float
+
+
+class Watchdog(Generic[W]):
+    """Who has been half-way, without a step, for how long.
+
+    Looks at everybody now and then, so that those who do make their steps, of
+    which there are tens of thousands in a second, pay nothing for it.
+    """
+
+    def __init__(self, clock: Clock, timeout: float) -> None:
+        """Give each ``timeout`` seconds to make the next step."""
+        self.interval = min(timeout / 10, 0.5)
+        """Seconds between two looks; nobody gets more than this on top of the timeout."""
+        self._clock = clock
+        self._timeout = timeout
+        self._seen: dict[W, _Sight] = {}
+
+    def look(self, everybody: Iterable[W]) -> list[W]:
+        """Return those whose time has run out."""
+        now = self._clock.now()
+        before, self._seen = self._seen, {}
+        overdue = []
+        for each in everybody:
+            if not each.half_done:
+                continue
+            sight = before.get(each)
+            if sight is None or sight.progress != each.progress:
+                sight = _Sight(each.progress, now)
+            self._seen[each] = sight
+            if now - sight.since >= self._timeout:
+                overdue.append(each)
+        return overdue
