@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("scache", deadline=None)  # no test depends on how fast a machine is
+settings.load_profile("scache")
 
 
 def open_descriptors() -> dict[int, str]:
@@ -26,3 +30,15 @@ def no_descriptor_left_behind() -> Iterator[None]:
     before = open_descriptors()
     yield
     assert open_descriptors() == before
+
+
+@pytest.fixture(params=["memory", "file"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a database: none on disk, then a file."""
+    return ":memory:" if request.param == "memory" else str(tmp_path / "cache.db")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Name a socket for a daemon, short enough for UNIX."""
+    return tmp_path / "socket"

@@ -103,13 +103,13 @@ CASES = [
     Case(
         FIND_ENDP,
         [(encode_reply(Status.OK, b""), ()), (DESCRIPTOR_BYTE, (7,))],
-        [Send(DUMMY), Send(DUMMY)],
+        [Send(DUMMY), Send(DUMMY, best_effort=True)],
         Hit((b"",), 7),
     ),
     Case(
         FIND_DEST,
         [(encode_reply(Status.OK, b"status", b"\xff\n"), ()), (DESCRIPTOR_BYTE, (7,))],
-        [Send(DUMMY), Send(DUMMY)],
+        [Send(DUMMY), Send(DUMMY, best_effort=True)],
         Hit((b"status", b"\xff\n"), 7),
     ),
 ]

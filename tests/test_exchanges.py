@@ -25,7 +25,15 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
-from tests.support.dialogue import DEADLINE, Dialogue, Hit, eventually
+from tests.support.daemon import Daemon
+from tests.support.dialogue import (
+    DEADLINE,
+    MISS_DEST,
+    MISS_ENDP,
+    Dialogue,
+    Hit,
+    eventually,
+)
 from tests.support.stops import (
     FIND_AFTER_DESCRIPTOR,
     FIND_BEFORE_DESCRIPTOR,
@@ -36,7 +44,6 @@ from tests.support.stops import (
     after_request,
     with_reply_unread,
 )
-from tests.support.stub_daemon import Daemon
 
 OK, BAD, FAIL = map(encode_reply, Status)
 _numbers = itertools.count()
@@ -96,7 +103,7 @@ class Bench:
     ) -> socket.socket:
         """Park one end of a connection, and return the other."""
         ours, theirs = self.pair()
-        assert client.save_endp(endpoint, theirs.fileno(), properties, ttl) is Status.OK
+        assert client.park(endpoint, theirs.fileno(), properties, ttl) is Status.OK
         theirs.close()
         return ours
 
@@ -109,7 +116,7 @@ class Bench:
         """Take out all that the test has parked."""
         with Dialogue(self.daemon.path) as client:
             for endpoint in self.endpoints:
-                while (hit := client.find_endp(endpoint)) is not None:
+                while (hit := client.take_endp(endpoint)) is not None:
                     os.close(hit.descriptor)
 
     def close(self) -> None:
@@ -122,10 +129,9 @@ def daemon(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
     """Run a daemon for all tests of the module: on memory, then on a file."""
-    database = ":memory:"
-    if request.param == "file":
-        database = str(tmp_path_factory.mktemp("exchanges") / "cache.db")
-    with Daemon(database, "--max-idle", "0") as running:
+    directory = tmp_path_factory.mktemp("exchanges")
+    database = directory / "cache.db" if request.param == "file" else ":memory:"
+    with Daemon(directory / "socket", "--max-idle", "0", database=database) as running:
         yield running
 
 
@@ -176,20 +182,20 @@ def test_oldest_first(bench: Bench) -> None:
     client, endpoint = bench.client(), bench.label()
     peers = [bench.park(client, endpoint, b"%d" % n) for n in range(3)]
     for number, peer in enumerate(peers):
-        hit = client.find_endp(endpoint)
+        hit = client.take_endp(endpoint)
         assert leads_to(hit, peer)
         assert hit is not None
         assert hit.properties == (b"%d" % number,)
         expect_closed(peer)
-    assert client.find_endp(endpoint) is None
+    assert client.take_endp(endpoint) is None
 
 
 def test_nothing_is_merged(bench: Bench) -> None:
     """Two connections with the same label and properties are two."""
     client, endpoint = bench.client(), bench.label()
     first, second = (bench.park(client, endpoint, b"same") for _ in range(2))
-    assert leads_to(client.find_endp(endpoint), first)
-    assert leads_to(client.find_endp(endpoint), second)
+    assert leads_to(client.take_endp(endpoint), first)
+    assert leads_to(client.take_endp(endpoint), second)
 
 
 def test_endpoints_are_apart(bench: Bench) -> None:
@@ -197,9 +203,9 @@ def test_endpoints_are_apart(bench: Bench) -> None:
     client, endpoint = bench.client(), bench.label()
     peer = bench.park(client, endpoint)
     for other in (b"", endpoint[:-1], endpoint + b" ", endpoint.upper()):
-        assert client.find_endp(other) is None
-    assert client.find_dest(endpoint) is None
-    assert leads_to(client.find_endp(endpoint), peer)
+        assert client.take_endp(other) is None
+    assert client.take_dest(endpoint) is None
+    assert leads_to(client.take_endp(endpoint), peer)
 
 
 def test_bindings_in_order(bench: Bench) -> None:
@@ -208,31 +214,32 @@ def test_bindings_in_order(bench: Bench) -> None:
     empty, first, second = (bench.label() for _ in range(3))
     late = bench.park(client, second, b"late")
     for number, endpoint in enumerate([empty, first, second]):
-        assert client.save_dest(destination, endpoint, b"binding %d" % number) is Status.OK
+        assert client.bind(destination, endpoint, b"binding %d" % number) is Status.OK
     older, newer = (bench.park(client, first, b"early") for _ in range(2))
     for peer, properties in [
         (older, (b"binding 1", b"early")),
         (newer, (b"binding 1", b"early")),
         (late, (b"binding 2", b"late")),
     ]:
-        hit = client.find_dest(destination)
+        hit = client.take_dest(destination)
         assert leads_to(hit, peer)
         assert hit is not None
         assert hit.properties == properties
-    assert client.find_dest(destination) is None
+    assert client.take_dest(destination) is None
 
 
+@pytest.mark.slow
 def test_bindings_and_connections_are_independent(bench: Bench) -> None:
     """A binding may precede its endpoint's connections, and outlives them."""
     client, destination, endpoint = bench.client(), bench.label(b"destination"), bench.label()
-    assert client.save_dest(destination, endpoint) is Status.OK
-    assert client.find_dest(destination) is None
-    for find, label in ((client.find_dest, destination), (client.find_endp, endpoint)):
+    assert client.bind(destination, endpoint) is Status.OK
+    assert client.take_dest(destination) is None
+    for find, label in ((client.take_dest, destination), (client.take_endp, endpoint)):
         peer = bench.park(client, endpoint)
         assert leads_to(find(label), peer)
     expect_closed(bench.park(client, endpoint, ttl=1))
     peer = bench.park(client, endpoint)
-    assert leads_to(client.find_dest(destination), peer)
+    assert leads_to(client.take_dest(destination), peer)
 
 
 def test_refresh_keeps_its_place(bench: Bench) -> None:
@@ -240,21 +247,22 @@ def test_refresh_keeps_its_place(bench: Bench) -> None:
     client, destination = bench.client(), bench.label(b"destination")
     first, second = bench.label(), bench.label()
     for endpoint in (first, second, first, second, first):
-        assert client.save_dest(destination, endpoint, b"properties") is Status.OK
+        assert client.bind(destination, endpoint, b"properties") is Status.OK
     late, early = bench.park(client, second), bench.park(client, first)
-    assert leads_to(client.find_dest(destination), early)
-    assert leads_to(client.find_dest(destination), late)
+    assert leads_to(client.take_dest(destination), early)
+    assert leads_to(client.take_dest(destination), late)
 
 
+@pytest.mark.slow
 def test_refresh_may_shorten(bench: Bench) -> None:
     """A binding that is saved again has the new ttl, and one with other properties is another."""
     client, destination, endpoint = bench.client(), bench.label(b"destination"), bench.label()
     for properties, ttl in ((b"first", 60), (b"second", 60), (b"first", 1)):
-        assert client.save_dest(destination, endpoint, properties, ttl) is Status.OK
+        assert client.bind(destination, endpoint, properties, ttl) is Status.OK
     found = []
     for _ in range(2):
         bench.park(client, endpoint, b"connection")
-        hit = client.find_dest(destination)
+        hit = client.take_dest(destination)
         assert hit is not None
         os.close(hit.descriptor)
         found.append(hit.properties)
@@ -262,14 +270,15 @@ def test_refresh_may_shorten(bench: Bench) -> None:
     assert found == [(b"first", b"connection"), (b"second", b"connection")]
 
 
-def test_ttl_limit() -> None:
+@pytest.mark.slow
+def test_ttl_limit(path: Path) -> None:
     """A ttl above the limit is lowered to it, and the answer is status 0."""
-    with Daemon(":memory:", "--ttl-limit", "1") as daemon, closing(Bench(daemon)) as bench:
+    with Daemon(path, "--ttl-limit", "1") as daemon, closing(Bench(daemon)) as bench:
         client = bench.client()
-        assert client.save_dest(b"destination", b"endpoint", ttl=2**31 - 1) is Status.OK
+        assert client.bind(b"destination", b"endpoint", ttl=2**31 - 1) is Status.OK
         expect_closed(bench.park(client, b"endpoint", ttl=2**31 - 1))
         bench.park(client, b"endpoint")
-        assert client.find_dest(b"destination") is None
+        assert client.take_dest(b"destination") is None
 
 
 # The wire
@@ -278,8 +287,8 @@ def test_ttl_limit() -> None:
 @pytest.mark.parametrize(
     ("request_", "reply"),
     [
-        (FindEndp(b"nothing"), encode_reply(Status.FAIL, b"")),
-        (FindDest(b"nothing"), encode_reply(Status.FAIL, b"", b"")),
+        (FindEndp(b"nothing"), MISS_ENDP),
+        (FindDest(b"nothing"), MISS_DEST),
         (SaveDest(1, b"of test_replies", b"", b"nothing"), OK),
     ],
 )
@@ -290,14 +299,14 @@ def test_replies(bench: Bench, request_: FindEndp | FindDest | SaveDest, reply: 
     client.expect(reply)
 
 
-def test_no_announcement() -> None:
+def test_no_announcement(path: Path) -> None:
     """With --no-announce the daemon says nothing before it is asked."""
     with (
-        Daemon(":memory:", "--no-announce") as daemon,
+        Daemon(path, "--no-announce") as daemon,
         Dialogue(daemon.path, announced=False) as client,
     ):
         client.send(encode_request(FindEndp(b"")))
-        client.expect(encode_reply(Status.FAIL, b""))
+        client.expect(MISS_ENDP)
 
 
 @pytest.mark.parametrize(
@@ -306,9 +315,9 @@ def test_no_announcement() -> None:
 def test_any_bytes(bench: Bench, label: bytes) -> None:
     """Labels and properties are any bytes but NUL, empty ones included, and come back exact."""
     client = bench.client()
-    assert client.save_dest(label, label, label) is Status.OK
+    assert client.bind(label, label, label) is Status.OK
     peer = bench.park(client, label, label)
-    hit = client.find_dest(label)
+    hit = client.take_dest(label)
     assert hit is not None
     assert hit.properties == (label, label)
     assert leads_to(hit, peer)
@@ -326,12 +335,12 @@ def on_its_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
     """Send the descriptors where they belong."""
     client.send(save(label))
     client.expect(DUMMY)
-    client.send(DESCRIPTOR_BYTE, *descriptors)
+    client.send(DESCRIPTOR_BYTE, descriptors)
 
 
 def on_the_message(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
     """Send the descriptors with the request, and no byte for them."""
-    client.send(save(label), *descriptors)
+    client.send(save(label), descriptors)
     client.expect(DUMMY)
 
 
@@ -343,14 +352,14 @@ def on_the_message_with_a_byte(client: Dialogue, label: bytes, descriptors: list
 
 def glued(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
     """Send the request and the byte in one."""
-    client.send(save(label) + DESCRIPTOR_BYTE, *descriptors)
+    client.send(save(label) + DESCRIPTOR_BYTE, descriptors)
     client.expect(DUMMY)
 
 
 def ahead(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
     """Send the request, and the byte right behind it."""
     client.send(save(label))
-    client.send(DESCRIPTOR_BYTE, *descriptors)
+    client.send(DESCRIPTOR_BYTE, descriptors)
     client.expect(DUMMY)
 
 
@@ -358,7 +367,7 @@ def on_another_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> N
     """Send the descriptors with a byte that is no NUL."""
     client.send(save(label))
     client.expect(DUMMY)
-    client.send(b"x", *descriptors)
+    client.send(b"x", descriptors)
 
 
 def byte_by_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None:
@@ -366,7 +375,7 @@ def byte_by_byte(client: Dialogue, label: bytes, descriptors: list[int]) -> None
     for byte in save(label):
         client.send(bytes([byte]))
     client.expect(DUMMY)
-    client.send(DESCRIPTOR_BYTE, *descriptors)
+    client.send(DESCRIPTOR_BYTE, descriptors)
 
 
 SAVE_WAYS = [
@@ -391,7 +400,7 @@ def test_descriptor_of_a_save(bench: Bench, way: SaveWay, count: int) -> None:
     taken[1].close()
     surplus[1].close()
     expect_closed(surplus[0])
-    assert leads_to(client.find_endp(endpoint), taken[0])
+    assert leads_to(client.take_endp(endpoint), taken[0])
 
 
 @pytest.mark.parametrize("way", [on_its_byte, glued, ahead, on_another_byte, byte_by_byte])
@@ -400,9 +409,9 @@ def test_missing_descriptor(bench: Bench, way: SaveWay) -> None:
     client, endpoint = bench.client(), bench.label()
     way(client, endpoint, [])
     assert client.status() is Status.FAIL
-    assert client.find_endp(endpoint) is None
+    assert client.take_endp(endpoint) is None
     peer = bench.park(client, endpoint)
-    assert leads_to(client.find_endp(endpoint), peer)
+    assert leads_to(client.take_endp(endpoint), peer)
 
 
 def test_late_descriptor(bench: Bench) -> None:
@@ -411,9 +420,9 @@ def test_late_descriptor(bench: Bench) -> None:
     on_its_byte(client, endpoint, [])
     assert client.status() is Status.FAIL
     late = bench.pair()
-    client.send(encode_request(FindEndp(endpoint)), late[1].fileno())
+    client.send(encode_request(FindEndp(endpoint)), [late[1].fileno()])
     late[1].close()
-    client.expect(encode_reply(Status.FAIL, b""))
+    client.expect(MISS_ENDP)
     expect_closed(late[0])
     on_its_byte(client, endpoint, [])
     assert client.status() is Status.FAIL
@@ -424,9 +433,9 @@ def test_descriptor_that_nobody_asked_for(bench: Bench, count: int) -> None:
     """A descriptor that comes with other requests is closed while its client stays."""
     client, endpoint = bench.client(), bench.label()
     surplus = bench.pair()
-    client.send(encode_request(FindEndp(endpoint)) * count, surplus[1].fileno())
+    client.send(encode_request(FindEndp(endpoint)) * count, [surplus[1].fileno()])
     surplus[1].close()
-    client.expect(encode_reply(Status.FAIL, b"") * count)
+    client.expect(MISS_ENDP * count)
     expect_closed(surplus[0])
 
 
@@ -439,11 +448,11 @@ def test_find_a_byte_at_a_time(bench: Bench) -> None:
     client.expect(encode_reply(Status.OK, b"properties"))
     for byte in DUMMY:
         client.send(bytes([byte]))
-    descriptor = client.descriptor()
+    descriptor = client.receive_descriptor()
     for byte in DUMMY:
         client.send(bytes([byte]))
     assert leads_to(Hit((), descriptor), peer)
-    assert client.find_endp(endpoint) is None
+    assert client.take_endp(endpoint) is None
 
 
 def test_glued_dummy(bench: Bench) -> None:
@@ -453,9 +462,9 @@ def test_glued_dummy(bench: Bench) -> None:
     client.send(encode_request(FindEndp(endpoint)))
     client.expect(encode_reply(Status.OK, b""))
     client.send(DUMMY)
-    descriptor = client.descriptor()
+    descriptor = client.receive_descriptor()
     client.send(DUMMY + encode_request(FindEndp(endpoint)))
-    client.expect(encode_reply(Status.FAIL, b""))
+    client.expect(MISS_ENDP)
     assert leads_to(Hit((), descriptor), peer)
     expect_closed(peer)
 
@@ -465,14 +474,14 @@ def test_pipelined_requests(bench: Bench) -> None:
     client, endpoint, destination = bench.client(), bench.label(), bench.label(b"destination")
     peers = [bench.pair() for _ in range(3)]
     bind = encode_request(SaveDest(60, destination, b"binding", endpoint))
-    client.send(bind + save(endpoint) * 3 + bind, *(theirs.fileno() for _, theirs in peers))
+    client.send(bind + save(endpoint) * 3 + bind, [theirs.fileno() for _, theirs in peers])
     client.expect(OK + (DUMMY + OK) * 3 + OK)
     requests: list[FindEndp | FindDest] = [FindDest(destination), *[FindEndp(endpoint)] * 3]
     client.send(b"".join(map(encode_request, requests)))
     for request, (ours, theirs) in zip(requests, peers, strict=False):
         theirs.close()
-        assert leads_to(client.take_hit(request), ours)
-    assert client.take_hit(requests[-1]) is None
+        assert leads_to(client.go_on(request), ours)
+    assert client.go_on(requests[-1]) is None
 
 
 def test_pipelined_hits_with_their_dummies(bench: Bench) -> None:
@@ -482,14 +491,14 @@ def test_pipelined_hits_with_their_dummies(bench: Bench) -> None:
     client.send((encode_request(FindEndp(endpoint)) + DUMMY + DUMMY) * 3)
     for peer in peers:
         client.expect(encode_reply(Status.OK, b""))
-        assert leads_to(Hit((), client.descriptor()), peer)
+        assert leads_to(Hit((), client.receive_descriptor()), peer)
 
 
 def test_many_pipelined_requests(bench: Bench) -> None:
     """A thousand requests sent ahead get a thousand replies."""
     client, endpoint = bench.client(), bench.label()
     client.send(encode_request(FindEndp(endpoint)) * 1000)
-    client.expect(encode_reply(Status.FAIL, b"") * 1000)
+    client.expect(MISS_ENDP * 1000)
 
 
 SAVE_ENDP_REST = b"label\0e\0property\0p\0\0"
@@ -533,19 +542,13 @@ def test_malformed(bench: Bench, message: bytes, reply: bytes, descriptors: int)
     """A malformed request gets its reply, or none, and the conversation goes on."""
     client, endpoint = bench.client(), bench.label()
     surplus = bench.pair()
-    client.socket.sendmsg([message[:1]], _rights([surplus[1].fileno()] * descriptors))
-    client.socket.sendall(message[1:])
+    client.send(message, [surplus[1].fileno()] * descriptors)
     surplus[1].close()
     client.expect(reply)
-    assert client.find_endp(endpoint) is None
+    assert client.take_endp(endpoint) is None
     expect_closed(surplus[0])
     peer = bench.park(client, endpoint)
-    assert leads_to(client.find_endp(endpoint), peer)
-
-
-def _rights(descriptors: list[int]) -> list[tuple[int, int, bytes]]:
-    packed = b"".join(fd.to_bytes(4, "little") for fd in descriptors)
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if packed else []
+    assert leads_to(client.take_endp(endpoint), peer)
 
 
 @pytest.mark.parametrize("ttl", [b" 7", b"+7"])
@@ -561,9 +564,9 @@ def test_largest_message(bench: Bench) -> None:
     client, endpoint = bench.client(), bench.label()
     room = 65536 - len(encode_request(SaveEndp(60, endpoint, b"")))
     peer = bench.park(client, endpoint, b"x" * room)
-    client.socket.sendall(encode_request(SaveEndp(60, endpoint, b"x" * (room + 1))))
+    client.send(encode_request(SaveEndp(60, endpoint, b"x" * (room + 1))))
     client.expect(BAD)
-    hit = client.find_endp(endpoint)
+    hit = client.take_endp(endpoint)
     assert hit is not None
     assert hit.properties == (b"x" * room,)
     assert leads_to(hit, peer)
@@ -572,30 +575,30 @@ def test_largest_message(bench: Bench) -> None:
 # Refusals
 
 
-def test_locked_database(tmp_path: Path) -> None:
+def test_locked_database(path: Path, tmp_path: Path) -> None:
     """While the database is locked all is answered "no" at once; then all is as it was."""
     database = tmp_path / "cache.db"
-    with Daemon(database) as daemon, closing(Bench(daemon)) as bench:
+    with Daemon(path, database=database) as daemon, closing(Bench(daemon)) as bench:
         client = bench.client()
         peer = bench.park(client, b"endpoint")
         with closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             refused = bench.pair()
-            assert client.save_endp(b"endpoint", refused[1].fileno()) is Status.FAIL
+            assert client.park(b"endpoint", refused[1].fileno()) is Status.FAIL
             refused[1].close()
             expect_closed(refused[0])
-            assert client.save_dest(b"destination", b"endpoint") is Status.FAIL
-            assert client.find_endp(b"endpoint") is None
-            assert client.find_dest(b"destination") is None
+            assert client.bind(b"destination", b"endpoint") is Status.FAIL
+            assert client.take_endp(b"endpoint") is None
+            assert client.take_dest(b"destination") is None
             other.execute("ROLLBACK")
-        eventually(lambda: client.save_dest(b"destination", b"endpoint") is Status.OK)
-        assert leads_to(client.find_dest(b"destination"), peer)
-        assert client.find_endp(b"endpoint") is None
+        eventually(lambda: client.bind(b"destination", b"endpoint") is Status.OK)
+        assert leads_to(client.take_dest(b"destination"), peer)
+        assert client.take_endp(b"endpoint") is None
 
 
-def test_out_of_descriptors() -> None:
+def test_out_of_descriptors(path: Path) -> None:
     """At its limit of descriptors the daemon answers status 2, and goes on when it has room."""
-    with Daemon(":memory:") as daemon, closing(Bench(daemon)) as bench:
+    with Daemon(path) as daemon, closing(Bench(daemon)) as bench:
         client = bench.client()
         peer = bench.park(client, b"endpoint")
         soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
@@ -603,11 +606,11 @@ def test_out_of_descriptors() -> None:
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
         refused = bench.pair()
         for _ in range(highest + 1):
-            if client.save_endp(b"surplus", refused[1].fileno()) is not Status.OK:
+            if client.park(b"surplus", refused[1].fileno()) is not Status.OK:
                 break
         else:
             pytest.fail("no save was refused")
-        assert client.find_dest(b"destination") is None
+        assert client.take_dest(b"destination") is None
         held = len(descriptors_of(daemon.pid))
         for way in (on_its_byte, on_the_message_with_a_byte, glued, ahead, byte_by_byte):
             way(client, b"surplus", [refused[1].fileno()] * 3)
@@ -616,12 +619,12 @@ def test_out_of_descriptors() -> None:
         with socket.socket(socket.AF_UNIX) as waiting:
             waiting.settimeout(DEADLINE)
             waiting.connect(str(daemon.path))
-            assert leads_to(client.find_endp(b"endpoint"), peer)
+            assert leads_to(client.take_endp(b"endpoint"), peer)
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))
             assert waiting.recv(len(ANNOUNCEMENT)) == ANNOUNCEMENT
         peer = bench.park(client, b"endpoint")
-        assert leads_to(client.find_endp(b"endpoint"), peer)
-        assert "out of descriptors" in daemon.log()
+        assert leads_to(client.take_endp(b"endpoint"), peer)
+        daemon.wait_for_log("out of descriptors")
 
 
 # Descriptors
@@ -646,9 +649,9 @@ def test_mode_is_left_alone(bench: Bench, blocking: bool) -> None:
     client, endpoint = bench.client(), bench.label()
     _, theirs = bench.pair()
     theirs.setblocking(blocking)
-    assert client.save_endp(endpoint, theirs.fileno()) is Status.OK
+    assert client.park(endpoint, theirs.fileno()) is Status.OK
     assert os.get_blocking(theirs.fileno()) is blocking
-    hit = client.find_endp(endpoint)
+    hit = client.take_endp(endpoint)
     assert hit is not None
     assert os.get_blocking(bench.own(hit.descriptor)) is blocking
 
@@ -685,9 +688,9 @@ def test_any_descriptor(bench: Bench, kind: Callable[[], tuple[int, int]]) -> No
     ours, theirs = kind()
     bench.own(ours)
     before = os.fstat(theirs)
-    assert client.save_endp(endpoint, theirs) is Status.OK
+    assert client.park(endpoint, theirs) is Status.OK
     os.close(theirs)
-    hit = client.find_endp(endpoint)
+    hit = client.take_endp(endpoint)
     assert hit is not None
     bench.own(hit.descriptor)
     after = os.fstat(hit.descriptor)
@@ -713,7 +716,7 @@ def find(bench: Bench, request: pytest.FixtureRequest) -> FindEndp | FindDest:
     endpoint, destination = bench.label(), bench.label(b"destination")
     if request.param is FindEndp:
         return FindEndp(endpoint)
-    assert bench.client().save_dest(destination, endpoint) is Status.OK
+    assert bench.client().bind(destination, endpoint) is Status.OK
     return FindDest(destination)
 
 
@@ -724,7 +727,7 @@ def test_gone_before_the_descriptor(bench: Bench, find: FindEndp | FindDest, sto
     peers = [bench.park(client, endpoint) for _ in range(2)]
     vanish(bench, stop, encode_request(find))
     for peer in peers:
-        assert leads_to(client.find(find), peer)
+        assert leads_to(client.take(find), peer)
 
 
 @pytest.mark.parametrize("stop", FIND_AFTER_DESCRIPTOR)
@@ -734,8 +737,8 @@ def test_gone_after_the_descriptor(bench: Bench, find: FindEndp | FindDest, stop
     sent, kept = (bench.park(client, endpoint) for _ in range(2))
     vanish(bench, stop, encode_request(find))
     expect_closed(sent)
-    assert leads_to(client.find(find), kept)
-    assert client.find(find) is None
+    assert leads_to(client.take(find), kept)
+    assert client.take(find) is None
 
 
 def test_gone_with_several_hits_ahead(bench: Bench) -> None:
@@ -744,9 +747,10 @@ def test_gone_with_several_hits_ahead(bench: Bench) -> None:
     peers = [bench.park(client, endpoint) for _ in range(3)]
     vanish(bench, with_reply_unread, encode_request(FindEndp(endpoint)) * 3)
     for peer in peers:
-        assert leads_to(client.find_endp(endpoint), peer)
+        assert leads_to(client.take_endp(endpoint), peer)
 
 
+@pytest.mark.slow
 def test_remaining_ttl(bench: Bench) -> None:
     """A connection that goes back has the time that it had left, and no more."""
     client, endpoint = bench.client(), bench.label()
@@ -764,10 +768,10 @@ def test_gone_in_a_save_with_its_descriptor(bench: Bench, size: int) -> None:
     """The descriptor of a save that was never whole is closed."""
     endpoint = bench.label()
     ours, theirs = bench.pair()
-    vanish(bench, lambda client, data: client.send(data[:size], theirs.fileno()), save(endpoint))
+    vanish(bench, lambda client, data: client.send(data[:size], [theirs.fileno()]), save(endpoint))
     theirs.close()
     expect_closed(ours)
-    assert bench.client().find_endp(endpoint) is None
+    assert bench.client().take_endp(endpoint) is None
 
 
 @pytest.mark.parametrize("stop", SAVE_STOPS)
@@ -775,7 +779,7 @@ def test_gone_before_the_descriptor_of_a_save(bench: Bench, stop: Stop) -> None:
     """A save whose client never sent the descriptor comes to nothing."""
     endpoint = bench.label()
     vanish(bench, stop, save(endpoint))
-    assert bench.client().find_endp(endpoint) is None
+    assert bench.client().take_endp(endpoint) is None
 
 
 @pytest.mark.parametrize("way", SAVE_WAYS)
@@ -785,7 +789,7 @@ def test_gone_before_the_status_of_a_save(bench: Bench, way: SaveWay) -> None:
     ours, theirs = bench.pair()
     vanish(bench, lambda client, _: way(client, endpoint, [theirs.fileno()]), b"")
     theirs.close()
-    assert leads_to(bench.client().find_endp(endpoint), ours)
+    assert leads_to(bench.client().take_endp(endpoint), ours)
 
 
 @pytest.mark.parametrize(
@@ -798,6 +802,6 @@ def test_gone_in_a_save_dest(bench: Bench, stop: Stop, bound: bool) -> None:
     vanish(bench, stop, encode_request(SaveDest(60, destination, b"", endpoint)))
     peer = bench.park(client, endpoint)
     if bound:
-        assert leads_to(client.find_dest(destination), peer)
+        assert leads_to(client.take_dest(destination), peer)
     else:
-        assert client.find_dest(destination) is None
+        assert client.take_dest(destination) is None

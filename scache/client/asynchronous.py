@@ -209,5 +209,9 @@ async def _send_all(sock: socket.socket, step: Send) -> None:
             sent = fdpass.send(sock, data, descriptors)
         except BlockingIOError:
             await anyio.wait_writable(sock)
+        except OSError:
+            if step.best_effort:
+                return
+            raise
         else:
             data, descriptors = data[sent:], ()

@@ -199,9 +199,13 @@ class Client:
 
 
 def _send_all(sock: socket.socket, step: Send) -> None:
-    sent = fdpass.send(sock, step.data, step.descriptors)
-    if sent < len(step.data):
-        sock.sendall(step.data[sent:])
+    try:
+        sent = fdpass.send(sock, step.data, step.descriptors)
+        if sent < len(step.data):
+            sock.sendall(step.data[sent:])
+    except OSError:
+        if not step.best_effort:
+            raise
 
 
 def _until(deadline: float) -> float:

@@ -96,7 +96,7 @@ class Session:
             logger.warning("out of descriptors: one that a client sent could not be received")
             fdpass.close(descriptors)
             descriptors = ()
-        self._conversation.receive(data, descriptors)
+        self._conversation.receive(data, descriptors, lost=truncated)
         # A read that was not filled ended where its last segment ended, and with that segment
         # came all the descriptors that belong to it.
         self._all_received = len(data) < fdpass.RECEIVE_SIZE

@@ -47,6 +47,8 @@ class Send(NamedTuple):
     data: bytes
     descriptors: Sequence[int] = ()
     """They stay the owner's who gave them to the exchange."""
+    best_effort: bool = False
+    """A courtesy: what the exchange is for is done already, and it goes on if this fails."""
 
 
 class Hit(NamedTuple):
@@ -177,10 +179,9 @@ class ClientConversation:
             self._at += len(DESCRIPTOR_BYTE)
         if not self._descriptors:
             raise ProtocolError("the server sent no descriptor, or this process can open no more")
-        hit = Hit(reply.properties, self._descriptors.popleft())
         if not self.inline:
-            yield Send(DUMMY)
-        return hit
+            yield Send(DUMMY, best_effort=True)
+        return Hit(reply.properties, self._descriptors.popleft())
 
     def _reply(self, properties: int) -> Generator[NeedData, None, Reply]:
         return self._parse((yield from self._message()), properties)

@@ -116,6 +116,9 @@ _IDLE, _AWAIT_DESCRIPTOR, _AWAIT_DUMMY, _AWAIT_RECEIPT = _State
 
 _DELIVER, _DELIVERED, _ABANDONED = Deliver(), Delivered(), Abandoned()
 
+MAX_DESCRIPTORS_AHEAD = 253
+"""Descriptors that may wait for the rest of their messages: as many as one sendmsg(2) takes."""
+
 MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
 """Bytes of requests that a client may send ahead while it owes us a dummy."""
 
@@ -162,13 +165,19 @@ class ServerConversation:
         """Those that were received and not passed on yet."""
         self._held: deque[Request | Malformed] = deque()
         self._held_size = 0
+        self._lost = False
         self._saving: SaveEndp | None = None
         self._output = [ANNOUNCEMENT] if announce else []
 
-    def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Take what one recvmsg(2) brought; the descriptors are ours from here on."""
+    def receive(self, data: bytes, descriptors: Sequence[int] = (), *, lost: bool = False) -> None:
+        """Take what one recvmsg(2) brought; the descriptors are ours from here on.
+
+        ``lost`` says that one came that could not be received.
+        """
         if descriptors:
             self.descriptors.extend(descriptors)
+        if lost:
+            self._lost = True
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] + data
         self._buffer = data
@@ -223,13 +232,13 @@ class ServerConversation:
     def next_event(self) -> Event | NeedData:
         """Return what the client asks for next.
 
-        Raises ProtocolError when the client has sent more requests ahead than
-        we keep: the conversation cannot go on.
+        Raises ProtocolError when the client has sent more requests or
+        descriptors ahead than we keep: the conversation cannot go on.
         """
         while True:
             event: Event | NeedData | None
             if self._at == len(self._buffer) and not (self._held and self._state is _IDLE):
-                return NEED_DATA
+                return self._wait()
             if self._state is _IDLE:
                 request = self._held.popleft() if self._held else self._next_request()
                 if isinstance(request, NeedData):
@@ -242,16 +251,22 @@ class ServerConversation:
             if event is not None:
                 return event
 
+    def _wait(self) -> NeedData:
+        if len(self.descriptors) > MAX_DESCRIPTORS_AHEAD:
+            raise ProtocolError("too many descriptors sent ahead")
+        return NEED_DATA
+
     def _begin(self, request: Request | Malformed) -> Event | None:
         """Turn a request into its event; None while a ``save_endp`` lacks its descriptor."""
         if isinstance(request, SaveEndp):
             if not self.inline:
                 self._output.append(DUMMY)
+            lost, self._lost = self._lost, False
             if self.descriptors:
                 # In the base protocol it came early, and the byte that should have carried it
                 # is an empty message to us.
                 return Save(request, self.descriptors.popleft())
-            if self.inline:
+            if self.inline or lost:
                 return Save(request, None)
             self._saving = request
             self._state = _AWAIT_DESCRIPTOR
@@ -272,12 +287,17 @@ class ServerConversation:
         request, self._saving = self._saving, None
         self._at += len(DESCRIPTOR_BYTE)
         self._state = _IDLE
+        self._lost = False
         return Save(request, self.descriptors.popleft() if self.descriptors else None)
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""
         buffer = self._buffer
         sent = self._state is _AWAIT_RECEIPT
+        if self._held and buffer.startswith(DESCRIPTOR_BYTE, self._at) and not sent:
+            # It belongs to a save_endp that was sent ahead, which has its descriptor already.
+            self._at += len(DESCRIPTOR_BYTE)
+            return None
         if buffer.startswith(DUMMY, self._at):
             self._at += len(DUMMY)
             came = True

@@ -1,21 +1,17 @@
-"""A client of the daemon that says what it likes, when it likes, and may stop anywhere."""
+"""A client of the daemon that goes step by step, and may stop anywhere."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from scache import fdpass
 from scache.model import Status
-from scache.protocol.codec import Attributes
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -24,8 +20,10 @@ from scache.protocol.messages import (
     FindEndp,
     SaveDest,
     SaveEndp,
+    encode_reply,
     encode_request,
 )
+from tests.support.wire import Wire
 
 DEADLINE = 10.0
 """Seconds after which whatever a test waits for is said not to happen."""
@@ -36,138 +34,95 @@ class Hit(NamedTuple):
 
     properties: tuple[bytes, ...]
     descriptor: int
+    """The caller's to close."""
 
 
-class Dialogue:
-    """A conversation in the base protocol, step by step.
+class Dialogue(Wire):
+    """A conversation in the base protocol that insists on every byte of the daemon."""
 
-    What it receives and nobody takes is closed with it.
-    """
-
-    def __init__(self, path: Path, *, announced: bool = True) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(DEADLINE)
-        self._received = b""
-        self._descriptors: deque[int] = deque()
-        try:
-            self.socket.connect(os.fspath(path))
-            if announced:
-                self.expect(ANNOUNCEMENT)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hang up."""
-        self.socket.close()
-        fdpass.close(self._descriptors)
-        self._descriptors.clear()
-
-    def send(self, data: bytes, *descriptors: int) -> None:
-        """Send bytes in one sendmsg(2), descriptors attached to the first of them."""
-        assert fdpass.send(self.socket, data, descriptors) == len(data)
+    def __init__(self, path: Path, *, announced: bool = True, timeout: float = DEADLINE) -> None:
+        super().__init__(path, timeout)
+        if announced:
+            self.expect(ANNOUNCEMENT)
 
     def expect(self, data: bytes) -> None:
         """Receive exactly these bytes."""
+        deadline = time.monotonic() + DEADLINE
         while len(self._received) < len(data) and data.startswith(self._received):
-            self._receive()
-        assert self._received[: len(data)] == data
-        self._received = self._received[len(data) :]
-
-    def message(self) -> Attributes:
-        """Receive one message."""
-        attributes: Attributes = []
-        while name := self._token():
-            attributes.append((name, self._token()))
-        return attributes
-
-    def descriptor(self) -> int:
-        """Receive the byte that carries a descriptor, and nothing with it; it is the caller's."""
-        self.expect(DESCRIPTOR_BYTE)
-        assert len(self._descriptors) == 1
-        return self._descriptors.popleft()
-
-    def expect_end(self) -> None:
-        """Wait until the daemon hangs up, having said nothing more."""
-        assert self._received == b""
-        with contextlib.suppress(ConnectionResetError):
-            assert fdpass.receive(self.socket).data == b""
-
-    def await_readable(self) -> None:
-        """Wait until the daemon has sent something, and leave it there."""
-        readable, _, _ = select.select([self.socket], [], [], DEADLINE)
-        assert readable
-
-    def save_endp(
-        self, endpoint: bytes, descriptor: int, properties: bytes = b"", ttl: int = 60
-    ) -> Status:
-        """Do the whole exchange."""
-        self.send(encode_request(SaveEndp(ttl, endpoint, properties)))
-        self.expect(DUMMY)
-        self.send(DESCRIPTOR_BYTE, descriptor)
-        return self.status()
-
-    def save_dest(
-        self, destination: bytes, endpoint: bytes, properties: bytes = b"", ttl: int = 60
-    ) -> Status:
-        """Do the whole exchange."""
-        self.send(encode_request(SaveDest(ttl, destination, properties, endpoint)))
-        return self.status()
-
-    def find_endp(self, endpoint: bytes) -> Hit | None:
-        """Do the whole exchange."""
-        return self.find(FindEndp(endpoint))
-
-    def find_dest(self, destination: bytes) -> Hit | None:
-        """Do the whole exchange."""
-        return self.find(FindDest(destination))
-
-    def find(self, request: FindEndp | FindDest) -> Hit | None:
-        """Do the whole exchange."""
-        self.send(encode_request(request))
-        return self.take_hit(request)
-
-    def take_hit(self, request: FindEndp | FindDest) -> Hit | None:
-        """Go on with a find that has been sent."""
-        (_, status), *properties = reply = self.message()
-        names = [b"status", b"property", b"property"][: 2 + isinstance(request, FindDest)]
-        assert [name for name, _ in reply] == names
-        if status != b"0":
-            assert reply == list(zip(names, [b"2", b"", b""], strict=False))
-            return None
-        self.send(DUMMY)
-        descriptor = self.descriptor()
-        self.send(DUMMY)
-        return Hit(tuple(value for _, value in properties), descriptor)
+            self._receive_more(deadline)
+        assert self._take(len(data)) == data
 
     def status(self) -> Status:
         """Receive the reply to a save."""
-        ((name, status),) = self.message()
+        ((name, status),) = self.receive_message()
         assert name == b"status"
         return Status(int(status))
 
-    def _token(self) -> bytes:
-        while b"\0" not in self._received:
-            self._receive()
-        token, _, self._received = self._received.partition(b"\0")
-        return token
+    def shutdown(self) -> None:
+        """End the conversation, also for a thread that is sending."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _receive(self) -> None:
-        received = fdpass.receive(self.socket)
-        self._descriptors.extend(received.descriptors)
-        assert received.data, "the daemon hung up"
-        self._received += received.data
+    def await_readable(self) -> None:
+        """Wait until the daemon has sent something, and leave it there."""
+        readable, _, _ = select.select([self], [], [], DEADLINE)
+        assert readable
+
+    def await_end(self) -> None:
+        """Wait until the daemon hangs up, whatever it said before."""
+        with contextlib.suppress(ConnectionResetError):
+            data = b"anything"
+            while data:
+                data, descriptors = self.receive_raw()
+                fdpass.close(descriptors)
+
+    def park(
+        self, endpoint: bytes, descriptor: int, properties: bytes = b"", ttl: int = 60
+    ) -> Status:
+        """Save a connection."""
+        self.send(encode_request(SaveEndp(ttl, endpoint, properties)))
+        self.expect(DUMMY)
+        self.send(DESCRIPTOR_BYTE, [descriptor])
+        return self.status()
+
+    def bind(
+        self, destination: bytes, endpoint: bytes, properties: bytes = b"", ttl: int = 60
+    ) -> Status:
+        """Save a binding."""
+        self.send(encode_request(SaveDest(ttl, destination, properties, endpoint)))
+        return self.status()
+
+    def take_endp(self, endpoint: bytes) -> Hit | None:
+        """Take a connection of an endpoint."""
+        return self.take(FindEndp(endpoint))
+
+    def take_dest(self, destination: bytes) -> Hit | None:
+        """Take a connection for a destination."""
+        return self.take(FindDest(destination))
+
+    def take(self, request: FindEndp | FindDest) -> Hit | None:
+        """Take a connection."""
+        self.send(encode_request(request))
+        return self.go_on(request)
+
+    def go_on(self, request: FindEndp | FindDest) -> Hit | None:
+        """Take a connection whose request has been sent."""
+        (status, _), *rest = [(value, name) for name, value in self.receive_message()]
+        properties = tuple(value for value, _ in rest)
+        assert len(properties) == 1 + isinstance(request, FindDest)
+        if status != b"0":
+            assert (status, b"".join(properties)) == (b"2", b"")
+            return None
+        self.send(DUMMY)
+        descriptor = self.receive_descriptor()
+        self.send(DUMMY)
+        return Hit(properties, descriptor)
+
+
+MISS_ENDP = encode_reply(Status.FAIL, b"")
+"""What is said to a ``find_endp`` that finds nothing."""
+
+MISS_DEST = encode_reply(Status.FAIL, b"", b"")
+"""What is said to a ``find_dest`` that finds nothing."""
 
 
 def eventually(condition: Callable[[], object]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import resource
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from scache.store import Database, Start, open_database
+
+T = TypeVar("T")
 
 NOW = 1_700_000_000.0
 """Seconds since the epoch: when runs start, unless a test says otherwise."""
@@ -22,11 +24,10 @@ class Opened:
     def __init__(self, path: Path | str, now: float = NOW, ttl_limit: float = 300) -> None:
         self._runner = asyncio.Runner()
         self._context = open_database(str(path), Start(now, "1.2.3", ttl_limit))
-        self._now = now
         self.database: Database
         """The database, from entering to leaving."""
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> Self:
         try:
             self.database = self._runner.run(self._context.__aenter__())
         except BaseException:
@@ -38,13 +39,9 @@ class Opened:
         self._runner.run(self._context.__aexit__(None, None, None))
         self._runner.close()
 
-    def checkpoint(self) -> None:
-        """Do what the daemon does a second after a commit."""
-        self._runner.run(self.database.checkpoint())
-
-    def stop(self) -> None:
-        """Do what the daemon does at an orderly end; leaving without it is a crash."""
-        self._runner.run(self.database.stop(self._now))
+    def run(self, control: Coroutine[Any, Any, T]) -> T:
+        """Let the control plane do something; leaving without `Database.stop` is a crash."""
+        return self._runner.run(control)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return what the data plane's own connection sees: the batch under way included."""

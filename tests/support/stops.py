@@ -31,7 +31,7 @@ def with_reply_unread(client: Dialogue, request: bytes) -> None:
 def after_reply(client: Dialogue, request: bytes) -> None:
     """Read the reply."""
     client.send(request)
-    client.message()
+    client.receive_message()
 
 
 def after_half_a_dummy(client: Dialogue, request: bytes) -> None:
@@ -57,7 +57,7 @@ def after_descriptor(client: Dialogue, request: bytes) -> None:
     """Go on until the descriptor has been received, and do not say so."""
     after_reply(client, request)
     client.send(DUMMY)
-    os.close(client.descriptor())
+    os.close(client.receive_descriptor())
 
 
 FIND_BEFORE_DESCRIPTOR: list[Stop] = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from itertools import product
 from pathlib import Path
 
 from benchmark import servers
@@ -19,8 +20,10 @@ from benchmark.scenarios import (
     fill,
     require_descriptors,
 )
+from benchmark.servers import Server
 
 _STEPS = 8
+_ROUNDS = 7
 _WORK: tuple[tuple[str, dict[str, Option]], ...] = (
     ("base protocol, 16 connections", {"protocol": "base", "clients": 16}),
     ("inline, 4 connections, 32 pairs deep", {"protocol": "inline", "clients": 4, "depth": 32}),
@@ -44,15 +47,20 @@ def curves(bench: Bench, say: Callable[[str], None]) -> Curves:
             for server in both.running.values() if more else ():
                 fill(bench, server, more)
             say(f"{cached} cached")
-            for label, server in both.running.items():
-                for work, options in _WORK:
-                    try:
-                        rounds = [bench.pairs(server, **options) for _ in range(bench.rounds)]
-                    except NotRun:
-                        continue
-                    curve = found.setdefault(f"{label}, {work}", {})
-                    curve[cached] = Series([sample.each for sample in rounds])
+            for curve, figures in interleaved(bench, both.running).items():
+                found.setdefault(curve, {})[cached] = Series(figures)
     return found
+
+
+def interleaved(bench: Bench, running: Mapping[str, Server]) -> Mapping[str, list[float]]:
+    """Measure every program at every work that it knows, in turn, again and again."""
+    figures: dict[str, list[float]] = {}
+    for _ in range(min(bench.rounds, _ROUNDS)):
+        for (work, options), (label, server) in product(_WORK, running.items()):
+            with suppress(NotRun):  # the genuine program has no inline mode
+                sample = bench.pairs(server, **options)
+                figures.setdefault(f"{label}, {work}", []).append(sample.each)
+    return figures
 
 
 def draw(found: Curves, path: Path) -> None:

@@ -107,20 +107,34 @@ class Result:
         """Ours divided by the reference: round by round if both have been interleaved."""
         if not (self.ours and self.reference):
             return Series()
-        if self.row.summary == "worst":
+        if self.row.summary == "worst" or len(self.ours.rounds) != len(self.reference.rounds):
             return Series([self.ours.value / self.reference.value])
         pairs = zip(self.ours.rounds, self.reference.rounds, strict=False)
         return Series([ours / reference for ours, reference in pairs])
 
     @property
+    def best_ratio(self) -> float | None:
+        """The best round of ours divided by the best of the reference: what noise hurts least."""
+        if not (self.ours and self.reference) or self.row.summary == "worst":
+            return None
+        return min(self.ours.rounds) / min(self.reference.rounds)
+
+    @property
     def verdict(self) -> str:
-        """Whether it is what it must be, or even what we aim at."""
-        judged = self.ratio if self.row.judged == "ratio" else self.ours
+        """Whether it is what it must be, or even what we aim at.
+
+        Where the median and the best rounds disagree on "must", noise decided: unclear.
+        """
+        by_ratio = self.row.judged == "ratio"
+        judged = self.ratio if by_ratio else self.ours
         if not judged or self.row.must is None:
             return ""
-        if self.row.aim is not None and judged.value <= self.row.aim:
+        value, best = judged.value, self.best_ratio if by_ratio else None
+        if best is not None and (value <= self.row.must) != (best <= self.row.must):
+            return "unclear"
+        if self.row.aim is not None and value <= self.row.aim:
             return "aim"
-        return "ok" if judged.value <= self.row.must else "MISSED"
+        return "ok" if value <= self.row.must else "MISSED"
 
     def as_json(self) -> dict[str, object]:
         """Return everything that there is to know."""
@@ -135,6 +149,7 @@ class Result:
             "ours": self.ours.as_json(),
             "reference": self.reference.as_json(),
             "ratio": self.ratio.as_json(),
+            "best_ratio": self.best_ratio,
             "cpu_ratio": self.cpu_ratio.as_json(),
             "verdict": self.verdict,
             "note": self.note,

@@ -6,8 +6,20 @@ from collections.abc import Iterable, Sequence
 
 from benchmark.rows import GENUINE, Result, Series
 
-_HEADINGS = ("work", "ours", "reference", "ratio", "spread", "cpu", "must", "aim", "", "notes")
-_LEFT = {0, 8, 9}
+_HEADINGS = (
+    "work",
+    "ours",
+    "reference",
+    "ratio",
+    "spread",
+    "best",
+    "cpu",
+    "must",
+    "aim",
+    "",
+    "notes",
+)
+_LEFT = {0, 9, 10}
 """Columns that are text."""
 
 
@@ -28,7 +40,7 @@ def _bound(result: Result, bound: float | None) -> str:
 
 
 def _cells(result: Result) -> Sequence[str]:
-    row, ratio = result.row, result.ratio
+    row, ratio, best = result.row, result.ratio, result.best_ratio
     against = "" if row.reference == GENUINE else f"against {row.reference}"
     return (
         row.title,
@@ -36,6 +48,7 @@ def _cells(result: Result) -> Sequence[str]:
         _figure(result.reference.value, row.unit) if result.reference else "-",
         _ratio(ratio),
         f"{min(ratio.rounds):.2f}-{max(ratio.rounds):.2f}" if len(ratio.rounds) > 1 else "",
+        f"{best:.2f}" if best is not None and len(ratio.rounds) > 1 else "",
         _ratio(result.cpu_ratio) if result.cpu_ratio else "",
         _bound(result, row.must),
         _bound(result, row.aim),

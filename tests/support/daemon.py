@@ -1,0 +1,116 @@
+"""Our daemon in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.commands import SCACHE, clean_environment
+
+
+class Daemon:
+    """``scache serve``, listening from entering on and gone after leaving."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *options: str,
+        database: str | Path = ":memory:",
+        timeout: float = 20,
+    ) -> None:
+        self.path = Path(path)
+        """Where it listens."""
+        self._options = ("--socket", str(path), "--database", str(database), *options)
+        self._timeout = timeout
+        self._process: subprocess.Popen[str]
+        self._log: list[str] = []
+        self._logged = threading.Condition()
+        self._log_ended = False
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [*SCACHE, "serve", *self._options],
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+        )
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+        try:
+            self.wait_for_log("listening")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._process.pid
+
+    def log(self) -> list[str]:
+        """Return the lines it has logged; all of them once it has ended."""
+        return list(self._log)
+
+    def wait_for_log(self, text: str) -> str:
+        """Return the first line that holds this text, waiting until there is one.
+
+        Raises RuntimeError when there is none in time, or can be none any more.
+        """
+        with self._logged:
+            self._logged.wait_for(lambda: self._log_ended or self._find(text), self._timeout)
+            line = self._find(text)
+        if line is None:
+            raise RuntimeError(f"the daemon did not log {text!r} but {self._log}")
+        return line
+
+    def terminate(self) -> int:
+        """Ask it to stop, unless it has; return its exit code.
+
+        Raises subprocess.TimeoutExpired when it does not.
+        """
+        self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return its exit code when it has ended.
+
+        Raises subprocess.TimeoutExpired when it does not.
+        """
+        code = self._process.wait(self._timeout)
+        self._reader.join()
+        return code
+
+    def kill(self) -> None:
+        """End it by force, unless it has ended."""
+        self._process.kill()
+        self.wait()
+
+    def _find(self, text: str) -> str | None:
+        return next((line for line in self._log if text in line), None)
+
+    def _read_log(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                with self._logged:
+                    self._log.append(line.rstrip("\n"))
+                    self._logged.notify_all()
+        with self._logged:
+            self._log_ended = True
+            self._logged.notify_all()

@@ -1,0 +1,35 @@
+"""A cached connection, seen from its peer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Self
+
+from scache import Client
+
+LATENESS = 1.0
+"""Seconds after its expiry by which a connection is closed, on however busy a machine."""
+
+
+class Parked:
+    """One end of a connection whose other end is in the cache."""
+
+    def __init__(self, client: Client, ttl: int, endpoint: str) -> None:
+        self.peer, ours = socket.socketpair()
+        with ours:
+            self.earliest = time.monotonic() + ttl
+            assert client.save_endp(ttl, endpoint, "p", ours)
+            self.latest = time.monotonic() + ttl
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peer.close()
+
+    def wait_for_end(self) -> None:
+        """Wait until the daemon closes its end: not before the ttl is over, and soon after."""
+        self.peer.settimeout(self.latest - time.monotonic() + LATENESS)
+        assert self.peer.recv(1) == b""
+        assert time.monotonic() >= self.earliest
