@@ -8,20 +8,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import pytest
 
+from scache.daemon import upkeep
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
-from scache.store import MEMORY, Binding, LiveRows, Saved, batch, database, ids, live, migrations
+from scache.store import MEMORY, Binding, Database, LiveRows, Saved, batch, ids, live, migrations
+from scache.store.database import APPLICATION_ID
 from tests.support.opened import NOW, Opened, locked, no_space, read
 
 LABELS = [b"", b"\n", b"two\nlines\n", b"\xff\xfe\x80", bytes(range(1, 256)), b"7" * 3000]
-
-
-@pytest.fixture(params=["memory", "file"])
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Give each kind of database its turn."""
-    return MEMORY if request.param == "memory" else str(tmp_path / "cache.db")
 
 
 @pytest.fixture
@@ -31,9 +28,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(path: str) -> Iterator[Opened]:
+def opened(database: str) -> Iterator[Opened]:
     """Open a new database of each kind."""
-    with Opened(path) as opened:
+    with Opened(database) as opened:
         yield opened
 
 
@@ -53,7 +50,7 @@ class TestMigrations:
     def test_a_fresh_database_has_the_newest_version_and_our_mark(self, opened: Opened) -> None:
         """A new database ends at the last migration, marked as one of ours."""
         assert opened.rows("PRAGMA user_version") == [(migrations.migrations()[-1].version,)]
-        assert opened.rows("PRAGMA application_id") == [(database.APPLICATION_ID,)]
+        assert opened.rows("PRAGMA application_id") == [(APPLICATION_ID,)]
 
     def test_a_fresh_database_has_the_public_tables_and_columns(self, opened: Opened) -> None:
         """The tables and columns that people write SQL against are there, by these names."""
@@ -64,7 +61,9 @@ class TestMigrations:
             "instance": "id started_at stopped_at version",
             "counter": "name value",
         }.items():
-            found = {str(name, "ascii") for _, name, *_ in opened.rows(f"PRAGMA table_info({table})")}
+            found = {
+                str(name, "ascii") for _, name, *_ in opened.rows(f"PRAGMA table_info({table})")
+            }
             assert set(columns.split()) <= found
 
     def test_opening_again_changes_no_schema(self, file: Path) -> None:
@@ -132,7 +131,7 @@ def test_no_statement_of_the_data_plane_scans_or_sorts(name: str, opened: Opened
     """Every constant statement finds its rows, in order, through an index."""
     sql = STATEMENTS[name]
     numbered = set(re.findall(r"\?\d+", sql))
-    parameters = [None] * (len(numbered) or sql.count("?"))
+    parameters = [0] * (len(numbered) or sql.count("?"))
     plan = opened.database.batch.query(f"EXPLAIN QUERY PLAN {sql}", parameters)
     for step in (str(row[3], "utf-8") for row in plan):
         assert "TEMP B-TREE" not in step
@@ -145,7 +144,7 @@ def test_no_statement_of_the_data_plane_scans_or_sorts(name: str, opened: Opened
 def test_the_statements_are_all_looked_at() -> None:
     """The test above sees the statements: there are well over ten of them."""
     assert len(STATEMENTS) > 15
-    assert AT_THE_START < set(STATEMENTS)
+    assert set(STATEMENTS) > AT_THE_START
 
 
 class TestLiveRows:
@@ -164,7 +163,9 @@ class TestLiveRows:
         assert opened.rows(kinds + "connection") == [(b"text", b"text")]
         rows.take_connection(saved)
         rows.remove_binding(label, 2)
-        assert opened.rows("SELECT endpoint FROM connection UNION SELECT endpoint FROM binding") == []
+        assert (
+            opened.rows("SELECT endpoint FROM connection UNION SELECT endpoint FROM binding") == []
+        )
 
     @pytest.mark.parametrize("label", LABELS)
     def test_another_process_reads_the_same_bytes(self, label: bytes, file: Path) -> None:
@@ -194,20 +195,18 @@ class TestLiveRows:
         assert rows.save_binding(later) is Saved.REPLACED
         assert opened.rows("SELECT id, saved_at FROM binding") == [(3, NOW + 5)]
 
-    def test_what_has_expired_comes_in_order_and_in_slices(self, opened: Opened) -> None:
-        """Expired rows come the first to expire first, no more at once than asked for."""
+    def test_expired_bindings_come_in_order_and_in_slices(self, opened: Opened) -> None:
+        """Expired bindings come the first to expire first, no more at once than asked for."""
         rows = LiveRows(opened.database.batch)
+        assert rows.next_binding_expiry() == float("inf")
         for row_id, ttl in enumerate([4, 2, 3, 9], 1):
-            rows.save_connection(connection(row_id, ttl=ttl))
-            rows.save_binding(binding(row_id + 10, b"d%d" % row_id, ttl=ttl))
-        first, second = rows.expired_connections(NOW, NOW + 4, 2)
-        assert (first.id, second.id) == (2, 3)
-        (third,) = rows.expired_connections(second.expires_at, NOW + 4, 2)
-        assert (third.id, third.label) == (1, b"e")
-        assert [row.id for row in rows.expired_bindings(NOW + 4, 9)] == [12, 13, 11]
-        assert rows.next_expiry(NOW) == NOW + 2
-        assert rows.next_expiry(NOW + 4) == NOW + 9
-        assert rows.next_expiry(NOW + 9) == float("inf")
+            rows.save_binding(binding(row_id, b"d%d" % row_id, ttl=ttl))
+        assert rows.expired_bindings(NOW + 4, 2) == [(2, b"d2"), (3, b"d3")]
+        assert rows.next_binding_expiry() == NOW + 2
+        for row_id in (2, 3):
+            rows.remove_binding(b"d%d" % row_id, row_id)
+        assert rows.expired_bindings(NOW + 4, 2) == [(1, b"d1")]
+        assert rows.next_binding_expiry() == NOW + 4
 
     def test_the_oldest_clients_that_left_are_forgotten(
         self, opened: Opened, monkeypatch: pytest.MonkeyPatch
@@ -326,7 +325,7 @@ class TestRuns:
                 last = sequence.take()
             assert opened.database.batch.commit()
             if not crash:
-                opened.stop()
+                opened.run(opened.database.stop(NOW))
         with Opened(file) as opened:
             assert opened.database.ids.take() > last
 
@@ -354,7 +353,7 @@ class TestRuns:
             rows = LiveRows(opened.database.batch)
             rows.save_connection(connection(1))
             rows.save_binding(binding(2))
-            opened.stop()
+            opened.run(opened.database.stop(NOW))
         assert [each.name for each in file.parent.iterdir()] == [file.name]
         assert read(file, "SELECT id FROM connection") == []
         assert read(file, "SELECT id FROM binding") == [(2,)]
@@ -372,7 +371,7 @@ class TestRuns:
     ) -> None:
         """The write-ahead log stays near its limit though a batch is always under way."""
         limit, page = 64, 4096
-        monkeypatch.setattr(database, "WAL_LIMIT", limit)
+        monkeypatch.setattr("scache.store.database.WAL_LIMIT", limit)
         with Opened(file) as opened:
             rows = LiveRows(opened.database.batch)
             for row_id in range(1, 500):
@@ -381,7 +380,23 @@ class TestRuns:
                 if row_id % 5 == 0:
                     assert opened.database.batch.commit()
                     rows.remove_connection(b"e", row_id)
-                    opened.checkpoint()
+                    opened.run(opened.database.checkpoint())
                 rows.remove_connection(b"e", row_id)
             log = Path(f"{file}-wal")
             assert limit * page < log.stat().st_size < 3 * limit * page
+
+
+def test_what_was_written_before_the_committing_began_is_committed(file: Path) -> None:
+    """A batch that is under way when the daemon's tasks start is committed like any other."""
+
+    async def run_until_committed(database: Database) -> None:
+        committed = upkeep.Signal()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(upkeep.commit, database, committed)
+            await committed.wait(at_most=5)
+            tasks.cancel_scope.cancel()
+
+    with Opened(file) as opened:
+        LiveRows(opened.database.batch).save_connection(connection(1))
+        opened.run(run_until_committed(opened.database))
+        assert read(file, "SELECT id FROM connection") == [(1,)]

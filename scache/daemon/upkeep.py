@@ -59,6 +59,7 @@ async def commit(database: Database, committed: Signal) -> None:
     """Commit each batch COMMIT_INTERVAL after it began."""
     pending = Signal()
     database.batch.on_pending = pending.set
+    pending.set()  # for what was written before this task began
     while True:
         await pending.wait()
         await anyio.sleep(COMMIT_INTERVAL)

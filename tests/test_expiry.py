@@ -1,0 +1,148 @@
+"""Expiry as the peers of cached connections see it, on a running daemon."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from scache import Client
+from tests.support.daemon import Daemon
+from tests.support.dialogue import eventually
+from tests.support.opened import read
+from tests.support.parked import Parked
+
+STEPPED_CLOCK = """
+import os, pathlib, time
+step, wall_clock = pathlib.Path(os.environ["STEP_FILE"]), time.time
+time.time = lambda: wall_clock() + float(step.read_text())
+"""
+"""A sitecustomize for a process whose wall clock is off by what a file says."""
+
+DAY = 86_400
+
+
+@pytest.fixture
+def client(path: Path, database: str) -> Iterator[Client]:
+    """Run a daemon, and be its client."""
+    with Daemon(path, database=database), Client(path) as client:
+        yield client
+
+
+def test_a_connection_is_closed_at_its_expiry_and_not_before(client: Client) -> None:
+    """The peer sees the end when the ttl is over, and connections with more time stay."""
+    with (
+        Parked(client, 2, "second") as second,
+        Parked(client, 1, "first") as first,
+        Parked(client, 60, "third") as third,
+    ):
+        first.wait_for_end()
+        second.wait_for_end()
+        assert client.find_endp("first") is None
+        assert client.find_endp("second") is None
+        found = client.find_endp("third")
+        assert found is not None
+        with found.socket() as connection:
+            connection.sendall(b"alive")
+        assert third.peer.recv(5) == b"alive"
+
+
+def test_a_connection_is_found_until_shortly_before_its_expiry(client: Client) -> None:
+    """Who asks in the last moments gets the connection, and it is not closed on him after that."""
+    with Parked(client, 1, "e") as parked:
+        time.sleep(max(0, parked.earliest - time.monotonic() - 0.1))
+        found = client.find_endp("e")
+        if found is None and time.monotonic() > parked.earliest:
+            pytest.fail("the machine is too busy: the find came too late to tell anything")
+        assert found is not None
+        with found.socket():
+            parked.peer.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                parked.peer.recv(1)
+
+
+def test_a_binding_expires(client: Client) -> None:
+    """A destination leads nowhere once its binding has expired; the connection stays."""
+    with Parked(client, 60, "e"), Parked(client, 1, "watch") as watch:
+        assert client.save_dest(1, "short", "q", "e")
+        assert client.save_dest(60, "long", "q", "e")
+        watch.wait_for_end()
+        time.sleep(max(0, watch.latest + 0.2 - time.monotonic()))
+        assert client.find_dest("short") is None
+        found = client.find_dest("long")
+        assert found is not None
+        found.close()
+
+
+def test_an_expired_binding_leaves_the_table(path: Path, tmp_path: Path) -> None:
+    """The row of a binding goes when its time is over, though nobody asks."""
+    file = tmp_path / "cache.db"
+    with Daemon(path, database=file), Client(path) as client:
+        assert client.save_dest(1, "d", "q", "e")
+        eventually(lambda: read(file, "SELECT id FROM binding"))
+        eventually(lambda: not read(file, "SELECT id FROM binding"))
+
+
+def test_many_that_expire_together_all_go_and_hold_up_nobody(path: Path, database: str) -> None:
+    """Two thousand that are due at one moment all go, and a find in their midst is answered."""
+    count = 2000
+    with ExitStack() as stack:
+        daemon = stack.enter_context(Daemon(path, database=database))
+        client = stack.enter_context(Client(path, timeout=30))
+        other = stack.enter_context(Client(path, timeout=30))
+        kept = stack.enter_context(Parked(other, 60, "kept"))
+        # The reading end comes to its end when every copy of the other one is closed.
+        reading, writing = os.pipe()
+        stack.callback(os.close, reading)
+        os.set_blocking(reading, False)
+        try:
+            for number in range(count):
+                assert client.save_endp(4, f"e{number % 50}", "p", writing)
+            all_due = time.monotonic() + 4
+        finally:
+            os.close(writing)
+        # Held up until all of them are due, the daemon finds them all at once.
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            assert not select.select([reading], [], [], 0)[0]
+            time.sleep(max(0, all_due - time.monotonic()))
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
+        found = other.find_endp("kept")
+        assert found is not None
+        found.close()
+        assert kept.peer.recv(1) == b""
+        assert select.select([reading], [], [], 30)[0]
+        assert os.read(reading, 1) == b""
+
+
+@pytest.mark.parametrize("step", [10 * DAY, -10 * DAY])
+def test_a_stepped_wall_clock_changes_nothing(
+    step: int, path: Path, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is done to the wall clock, everything expires when its ttl is over."""
+    step_file = tmp_path / "step"
+    step_file.write_text("0")
+    (tmp_path / "sitecustomize.py").write_text(STEPPED_CLOCK)
+    monkeypatch.setenv("STEP_FILE", str(step_file))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with (
+        Daemon(path, database=database),
+        Client(path) as client,
+        Parked(client, 2, "before") as before,
+        Parked(client, 60, "long"),
+    ):
+        assert client.save_dest(60, "d", "q", "long")
+        step_file.write_text(str(step))
+        with Parked(client, 2, "after") as after:
+            before.wait_for_end()
+            after.wait_for_end()
+        found = client.find_dest("d")
+        assert found is not None
+        found.close()
