@@ -10,15 +10,16 @@ import sys
 import tomllib
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from scache import __version__, errors
+from scache import Client, ProtocolError, __version__, errors
 from scache.cli import EXIT_INTERRUPTED, execute
 from scache.cli.logs import LineFormatter, one_line
 from scache.settings import SETTINGS, Settings
-from tests.commands import SCACHE, listening, run_command
+from tests.commands import SCACHE, clean_environment, listening, run_command
 
 Run = Callable[[Settings], int]
 
@@ -471,3 +472,25 @@ def test_standard_output_stays_empty(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("scache: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_nobody_reads_the_log(path: Path) -> None:
+    """A daemon whose log nobody reads serves on, and stops when it is told to."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as log, os.fdopen(writing, "wb") as stderr:
+        command = [*SCACHE, "serve", "--socket", str(path)]
+        with subprocess.Popen(command, env=clean_environment(), stderr=stderr) as daemon:
+            assert b"listening" in log.readline()
+            os.set_blocking(stderr.fileno(), False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(stderr.fileno(), b"x" * 65536)
+            os.set_blocking(stderr.fileno(), True)
+            with Client(path) as client:
+                for number in range(10):
+                    with pytest.raises(ProtocolError):
+                        client.save_dest(0, f"{number}", "", "")
+                    client.close()
+                assert client.save_dest(60, "a", "", "b")
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(20) == 0

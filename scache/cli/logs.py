@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 
 STDERR = 2
 
@@ -39,8 +40,8 @@ class LineFormatter(logging.Formatter):
 class StderrHandler(logging.Handler):
     """Writes each record with one write(2), so that lines of many processes never mix.
 
-    Nothing is buffered: a stderr that is full, closed or gone costs that one
-    line and nothing else, now or at exit.
+    Nothing is buffered and nothing waits: a stderr that is full, closed or gone
+    costs that one line and nothing else, now or at exit.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -51,7 +52,9 @@ class StderrHandler(logging.Handler):
             self.handleError(record)
             return
         with contextlib.suppress(OSError):
-            os.write(STDERR, line)
+            # A pipe that has room at all takes PIPE_BUF bytes without waiting (pipe(7)).
+            if select.select([], [STDERR], [], 0)[1]:
+                os.write(STDERR, line[-select.PIPE_BUF :])
 
 
 def start_logging(level: str) -> None:

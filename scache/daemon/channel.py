@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from scache import fdpass
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
+
+
+logger = logging.getLogger(__name__)
 
 
 class Receiver(Protocol):
@@ -93,10 +97,15 @@ class Channel:
         except OSError:
             self._hang_up()
             return
-        if data:
-            self._receiver.received(data, descriptors, truncated)
-        else:
+        if not data:
             fdpass.close(descriptors)
+            self._hang_up()
+            return
+        try:
+            self._receiver.received(data, descriptors, truncated)
+        except Exception:
+            # A bug, which must cost this client alone its connection.
+            logger.exception("cannot go on with a client, please report it")
             self._hang_up()
 
     def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
