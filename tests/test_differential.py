@@ -48,6 +48,10 @@ PROPERTIES = (b"", b"plain", b"a\nb\n", b"\xc3\x28", b"request", b"z" * 3000)
 SHORT = (b"", b"request", b"label", b"\xff", b"find_endp")
 NEVER = b"never saved"
 
+OK, BAD, FAILED = (encode([(b"status", status)]) for status in (b"0", b"1", b"2"))
+MISS_OF_ENDPOINT = encode([(b"status", b"2"), (b"property", b"")])
+MISS_OF_DESTINATION = encode([(b"status", b"2"), (b"property", b""), (b"property", b"")])
+
 Attributes = tuple[tuple[bytes, bytes], ...]
 
 EXTRAS = (
@@ -71,19 +75,23 @@ NO_REQUESTS = (
 
 
 def save_endp(label: bytes, prop: bytes, ttl: bytes = b"1000") -> Attributes:
+    """Return the request that comes before a descriptor."""
     return (b"request", b"save_endp"), (b"ttl", ttl), (b"label", label), (b"property", prop)
 
 
 def save_dest(label: bytes, prop: bytes, endpoint: bytes, ttl: bytes = b"1000") -> Attributes:
+    """Return the request that binds an endpoint to a destination."""
     request = ((b"request", b"save_dest"), (b"ttl", ttl))
     return *request, (b"label", label), (b"property", prop), (b"label", endpoint)
 
 
 def find_endp(label: bytes) -> Attributes:
+    """Return the request for a connection of this endpoint."""
     return (b"request", b"find_endp"), (b"label", label)
 
 
 def find_dest(label: bytes) -> Attributes:
+    """Return the request for a connection to this destination."""
     return (b"request", b"find_dest"), (b"label", label)
 
 
@@ -131,8 +139,7 @@ def spoil(request: Attributes) -> Iterator[bytes]:
 def random_steps(random: Random, count: int) -> Iterator[Step]:
     """Return requests, good and bad, that fill a cache and use it.
 
-    What is bad is whole, ends no exchange half-way and finds nothing, and is
-    followed by the sentinel.
+    What is bad is followed by the sentinel.
     """
     made = 0
     while made < count:
@@ -182,6 +189,7 @@ Identity = tuple[int, int, int]
 
 
 def identity_of(descriptor: int) -> Identity:
+    """Return what stays the same when a descriptor is passed on."""
     status = os.fstat(descriptor)
     access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
     return status.st_dev, status.st_ino, access
@@ -203,7 +211,6 @@ class Server:
     """
 
     _ASKED_BY_OTHER = encode(save_dest(b"other", b"", b"other"))
-    _TOLD_OTHER = encode([(b"status", b"0")])
 
     def __init__(self, path: Path, timeout: float = 10) -> None:
         self._timeout = timeout
@@ -241,7 +248,7 @@ class Server:
             ready = self._ready(self._timeout)
             assert ready, f"no answer, having said {said!r}"
             if self.client not in ready:
-                assert self._other.receive_message_bytes() == self._TOLD_OTHER
+                assert self._other.receive_message_bytes() == OK
                 self._other_waits = False
                 served += 1
                 continue
@@ -288,12 +295,14 @@ class Pair:
     """The genuine server and ours, asked the same things."""
 
     def __init__(self, genuine: Server, ours: Server) -> None:
+        assert ours.greetings == genuine.greetings
         self._genuine = genuine
         self._ours = ours
         self._kinds = cycle(("file", "socket", "reading", "writing"))
         self._peers: dict[Identity, int] = {}
 
     def close(self) -> None:
+        """Let go of the other ends."""
         for peer in self._peers.values():
             os.close(peer)
         self._peers.clear()
@@ -306,24 +315,16 @@ class Pair:
         with self._something_to_save(step) as descriptor:
             expected = self._genuine.play(step, descriptor)
             outcome = self._ours.play(step, descriptor)
-        assert outcome == expected, step
+        assert outcome == expected, f"{step}: {expected} became {outcome}"
         for identity in outcome.found:
             if identity in self._peers:
                 os.close(self._peers.pop(identity))
         return outcome
 
-    def check_all(self, *messages: bytes) -> bytes:
-        """Send each message and the sentinel after it; return all that was said."""
-        said = b""
-        for message in messages:
-            said += self.check(Step((message,))).said
-            said += self.check(SENTINEL).said
-        return said
-
-    def check_empty(self) -> int:
-        """Take what both still have, in the order in which they give it; return how many."""
+    def check_what_is_left(self) -> int:
+        """Take all that both still have, in the order in which they give it; return how many."""
         count = 0
-        for label in {*LABELS, *SHORT}:
+        for label in sorted({*LABELS, *SHORT}):
             while self.check(Step((encode(find_endp(label)),))).found:
                 count += 1
         return count
@@ -350,37 +351,31 @@ class Pair:
             os.close(descriptor)
 
 
-@contextmanager
-def genuine_server() -> Iterator[GenuineScache]:
-    with GenuineScache({"connection_cache_ttl_limit": str(TTL_LIMIT)}) as genuine:
-        yield genuine
-
-
-@contextmanager
-def our_server(database: str) -> Iterator[Daemon]:
-    with private_directory() as directory:
-        path = ":memory:" if database == "memory" else directory / "database"
-        options = ("--ttl-limit", str(TTL_LIMIT))
-        with Daemon(directory / "socket", *options, database=path) as daemon:
-            yield daemon
+@pytest.fixture
+def genuine() -> Iterator[GenuineScache]:
+    """Run the original."""
+    with GenuineScache({"connection_cache_ttl_limit": str(TTL_LIMIT)}) as server:
+        yield server
 
 
 @pytest.fixture(params=["memory", "file"])
 def ours(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    with our_server(request.param) as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def genuine() -> Iterator[GenuineScache]:
-    with genuine_server() as server:
-        yield server
+    """Run our daemon, on either kind of database."""
+    with private_directory() as directory:
+        database = ":memory:" if request.param == "memory" else directory / "database"
+        options = ("--ttl-limit", str(TTL_LIMIT))
+        with Daemon(directory / "socket", *options, database=database) as daemon:
+            yield daemon
 
 
 @pytest.fixture
 def pair(genuine: GenuineScache, ours: Daemon) -> Iterator[Pair]:
+    """Connect to both."""
     with Server(genuine.path) as one, Server(ours.path) as other, closing(Pair(one, other)) as both:
         yield both
+
+
+in_memory = pytest.mark.parametrize("ours", ["memory"], indirect=True)
 
 
 def statistics(log: list[str]) -> list[str]:
@@ -392,9 +387,7 @@ def statistics(log: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
-def test_random_requests(
-    genuine: GenuineScache, ours: Daemon, pair: Pair, seed: int
-) -> None:
+def test_random_requests(genuine: GenuineScache, ours: Daemon, pair: Pair, seed: int) -> None:
     """To random requests, good and bad, the answers are the same to the byte.
 
     So are the descriptors that come back, and at the end the statistics.
@@ -402,8 +395,127 @@ def test_random_requests(
     hits = 0
     for step in random_steps(Random(seed), STEPS):
         hits += len(pair.check(step).found)
-    left = pair.check_empty()
+    left = pair.check_what_is_left()
     assert hits > STEPS / 10
     assert left > 0
     assert ours.terminate() == genuine.stop() == 0
     assert statistics(ours.log()) == statistics(genuine.log())
+
+
+@in_memory
+def test_every_spoiled_request(pair: Pair) -> None:
+    """A request with one thing wrong with it gets the same answer, and the next one its own."""
+    for request in (
+        *(save_endp(b"endpoint", b""), save_endp(b"request", b"request")),
+        *(save_dest(b"", b"", b""), save_dest(b"request", b"request", b"request")),
+        *(find_endp(NEVER), find_dest(NEVER)),
+    ):
+        for message in (*spoil(request), *NO_REQUESTS):
+            pair.check(Step((message,)))
+            pair.check(SENTINEL)
+
+
+@in_memory
+def test_every_form_of_a_ttl(pair: Pair) -> None:
+    """What is a time to live to the one is one to the other, modulo 2**32 as it is."""
+    for ttl in (*TTLS, *ODD_TTLS, *BAD_TTLS):
+        accepted = ttl not in BAD_TTLS
+        for request in (save_endp(b"", b"", ttl), save_dest(b"", b"", b"", ttl)):
+            said = pair.check(Step((encode(request),))).said
+            assert said.endswith(OK if accepted else BAD), ttl
+
+
+@in_memory
+@pytest.mark.parametrize("glued", [False, True], ids=["alone", "glued"])
+def test_byte_by_byte(pair: Pair, glued: bool) -> None:
+    """Requests that come in single bytes are answered alike, and the last dummy with them."""
+    saves = (save_endp(b"e", b"1"), save_endp(b"e", b"2"), save_dest(b"d", b"", b"e"))
+    finds = (find_dest(b"d"), find_endp(b"e"), find_dest(b"d"))
+    found = 0
+    for request in (*saves, *finds):
+        pieces = tuple(bytes([byte]) for byte in encode(request))
+        found += len(pair.check(Step(pieces, glued=glued)).found)
+    assert found == 2
+
+
+@contextmanager
+def connected(server: GenuineScache | Daemon) -> Iterator[Wire]:
+    """Connect to one of them, and hear its greeting."""
+    with Wire(server.path) as client:
+        client.announcement()
+        yield client
+
+
+@in_memory
+def test_differs_in_early_descriptors(genuine: GenuineScache, ours: Daemon) -> None:
+    """A descriptor that comes together with its save_endp is lost by the original, not by us."""
+
+    def reply_of(server: GenuineScache | Daemon) -> bytes:
+        descriptor = os.memfd_create("early")
+        with connected(server) as client:
+            client.send(encode(save_endp(b"e", b"")), [descriptor])
+            os.close(descriptor)
+            assert client.receive_message_bytes() == DUMMY
+            client.send(DESCRIPTOR_BYTE)
+            return client.receive_message_bytes()
+
+    assert reply_of(genuine) == FAILED
+    assert reply_of(ours) == OK
+
+
+@in_memory
+def test_differs_in_requests_sent_ahead(genuine: GenuineScache, ours: Daemon) -> None:
+    """Of requests sent without waiting the original answers the first, we answer all in order."""
+    requests = (find_endp(NEVER), save_dest(b"d", b"", b"e"), find_dest(NEVER))
+
+    def replies_of(server: GenuineScache | Daemon) -> bytes:
+        with connected(server) as client:
+            client.send(b"".join(map(encode, requests)))
+            replies = client.receive_message_bytes()
+            client.send(encode([(b"request", b"unknown")]))
+            while not replies.endswith(BAD):
+                replies += client.receive_message_bytes()
+            return replies.removesuffix(BAD)
+
+    assert replies_of(genuine) == MISS_OF_ENDPOINT
+    assert replies_of(ours) == MISS_OF_ENDPOINT + OK + MISS_OF_DESTINATION
+
+
+@in_memory
+def test_differs_in_long_messages(genuine: GenuineScache, ours: Daemon) -> None:
+    """A message above 64 KiB is served by the original, and malformed to us."""
+
+    def reply_of(server: GenuineScache | Daemon) -> bytes:
+        with connected(server) as client:
+            client.send(encode(find_endp(b"x" * 2**16)))
+            reply = client.receive_message_bytes()
+            assert client.find_endp(NEVER) == (MISS_OF_ENDPOINT, None)
+            return reply
+
+    assert reply_of(genuine) == MISS_OF_ENDPOINT
+    assert reply_of(ours) == encode([(b"status", b"1"), (b"property", b"")])
+
+
+@in_memory
+def test_differs_in_hits_that_nobody_takes(genuine: GenuineScache, ours: Daemon) -> None:
+    """A connection whose finder does not ask for the descriptor is lost by the original.
+
+    With us it can be found again.
+    """
+
+    def found_again(server: GenuineScache | Daemon) -> bool:
+        descriptor = os.memfd_create("hit")
+        with connected(server) as client:
+            assert client.save_endp(1000, b"e", b"", descriptor) == OK
+            os.close(descriptor)
+            client.send(encode(find_endp(b"e")))
+            assert client.receive_message_bytes() == encode([(b"status", b"0"), (b"property", b"")])
+            client.send(encode([(b"no", b"dummy")]))
+            _, descriptor_again = client.find_endp(b"e")
+        if descriptor_again is None:
+            return False
+        os.close(descriptor_again)
+        return True
+
+    assert not found_again(genuine)
+    assert found_again(ours)

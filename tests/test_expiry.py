@@ -89,6 +89,7 @@ def test_an_expired_binding_leaves_the_table(path: Path, tmp_path: Path) -> None
         eventually(lambda: not read(file, "SELECT id FROM binding"))
 
 
+@pytest.mark.slow
 def test_many_that_expire_together_all_go_and_hold_up_nobody(path: Path, database: str) -> None:
     """Two thousand that are due at one moment all go, and a find in their midst is answered."""
     count = 2000

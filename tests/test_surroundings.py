@@ -333,7 +333,7 @@ def on_a_disk(directory: Path, prepare: str, *command: str) -> list[str]:
 
 
 FILL = "cat /dev/zero >ballast 2>&-; true"
-READ_ONLY = 'mount -o remount,ro "$PWD"'
+READ_ONLY = 'mount -o remount,bind,ro "$PWD"'
 
 
 class TestDisk:

@@ -31,6 +31,7 @@ class Readiness:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._later: list[Callable[[], None]] = []
+        self._going_on = False
         loop.add_reader(self._epoll.fileno(), self._serve)
 
     def add(self, descriptor: int, callback: Callable[[], None], events: int = READABLE) -> None:
@@ -49,17 +50,23 @@ class Readiness:
 
     def call_later(self, callback: Callable[[], None]) -> None:
         """Call back once, when those that are ready now have been served."""
-        if not self._later:
-            self._loop.call_soon(self._serve)
         self._later.append(callback)
+        self._continue()
 
     def close(self) -> None:
         """Watch nothing any more."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
+    def _continue(self) -> None:
+        """Make sure that what is to be called later will be, though no descriptor be ready."""
+        if not self._going_on:
+            self._going_on = True
+            self._loop.call_soon(self._serve)
+
     def _serve(self) -> None:
         """Serve for a slice of time, or until nobody has anything more to say."""
+        self._going_on = True
         end = self._loop.time() + SLICE
         while True:
             later, self._later = self._later, []
@@ -72,4 +79,7 @@ class Readiness:
                 if ready_callback is not None:
                     ready_callback()
             if not (ready or self._later) or self._loop.time() >= end:
-                return
+                break
+        self._going_on = False
+        if self._later:
+            self._continue()

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -21,19 +21,15 @@ from typing import Self
 
 from tests.support.wire import Wire
 
-_MAIL_OWNER = "postfix"
-_SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_LISTEN_BACKLOG = 200
-_READ_SIZE = 65536
-_LONG_AGO = 1_000_000_000
+MAIL_OWNER = "postfix"
 
 COMMON_MAIN_CF = f"""\
 compatibility_level = 3.6
 queue_directory = {{directory}}/queue
 data_directory = {{directory}}/data
-maillog_file = {{directory}}/log/maillog
+maillog_file = {{directory}}/maillog
 maillog_file_prefixes = {{directory}}
-mail_owner = {_MAIL_OWNER}
+mail_owner = {MAIL_OWNER}
 myhostname = host.example
 mydestination =
 mynetworks = 127.0.0.0/8
@@ -44,6 +40,11 @@ alias_database =
 local_recipient_maps =
 """
 """What every private instance of Postfix is told, wherever its directory is."""
+
+_SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_LISTEN_BACKLOG = 200
+_READ_SIZE = 65536
+_LONG_AGO = 1_000_000_000
 
 
 def postfix_directories() -> tuple[Path, Path]:
@@ -57,9 +58,9 @@ def postfix_directories() -> tuple[Path, Path]:
     if os.geteuid() != 0:
         raise RuntimeError("this test runs Postfix's daemons, which only root can start")
     try:
-        pwd.getpwnam(_MAIL_OWNER)
+        pwd.getpwnam(MAIL_OWNER)
     except KeyError:
-        raise RuntimeError(f"this test needs Postfix's user, {_MAIL_OWNER}") from None
+        raise RuntimeError(f"this test needs Postfix's user, {MAIL_OWNER}") from None
     # The built-in defaults (-d): the machine's own Postfix need not have been configured.
     answer = subprocess.run(
         [postconf, "-dh", "command_directory", "daemon_directory"],
@@ -83,14 +84,87 @@ def private_directory(*subdirectories: str) -> Iterator[Path]:
         yield directory
 
 
-def write_configuration(path: Path, text: str) -> None:
-    """Write a file of Postfix's configuration, and date it back.
+def write_configuration(directory: Path, main_cf: str, master_cf: str = "") -> Path:
+    """Write a configuration of Postfix in a private directory; return where."""
+    configuration = directory / "config"
+    configuration.mkdir()
+    common = COMMON_MAIN_CF.format(directory=directory)
+    for name, text in (("main.cf", common + main_cf), ("master.cf", master_cf)):
+        path = configuration / name
+        path.write_text(text)
+        # Lest it reads what is still being written, each of Postfix's programs would wait until
+        # the file is two seconds old.
+        os.utime(path, (_LONG_AGO, _LONG_AGO))
+    return configuration
 
-    Each of its programs waits until the files it reads are two seconds old, lest
-    they are still being written.
-    """
-    path.write_text(text)
-    os.utime(path, (_LONG_AGO, _LONG_AGO))
+
+class PostfixLog:
+    """What the programs of one instance of Postfix log: we are its postlogd(8)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as cleanup:
+            self._socket = cleanup.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            _bind(self._socket, self._path)
+            self._ending = os.eventfd(0, os.EFD_CLOEXEC)
+            cleanup.callback(os.close, self._ending)
+            reader = threading.Thread(target=self._read_until_the_end)
+            reader.start()
+            cleanup.callback(reader.join)
+            cleanup.callback(os.eventfd_write, self._ending, 1)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._read()
+        self._cleanup.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells a program to log here, even before it has read its configuration."""
+        return {
+            "MAIL_LOGTAG": "postfix",
+            "POSTLOG_SERVICE": str(self._path),
+            "POSTLOG_HOSTNAME": "host",
+        }
+
+    def lines(self) -> list[str]:
+        """Return all lines that have been logged, from the name of the program on."""
+        if self._socket.fileno() >= 0:
+            self._read()
+        return list(self._lines)
+
+    def wait_for(self, condition: Callable[[list[str]], bool], timeout: float) -> bool:
+        """Wait until this is true of the lines; return whether it became so in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self._lines), timeout)
+
+    def _read_until_the_end(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._ending, select.POLLIN)
+        while self._ending not in (descriptor for descriptor, _ in poll.poll()):
+            self._read()
+
+    def _read(self) -> None:
+        with self._changed:
+            while True:
+                try:
+                    line = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                _, _, _, text = line.decode(errors="backslashreplace").split(maxsplit=3)
+                self._lines.append(text.partition(" ")[2].rstrip("\n"))
+            self._changed.notify_all()
 
 
 class GenuineScache:
@@ -102,8 +176,6 @@ class GenuineScache:
     def __init__(self, settings: Mapping[str, str] | None = None, *, timeout: float = 10) -> None:
         self._settings = dict(settings or {})
         self._timeout = timeout
-        self._cleanup = ExitStack()
-        self._log: list[str] = []
         self._exit_code: int | None = None
         self.path: Path
         """Where it listens."""
@@ -125,7 +197,7 @@ class GenuineScache:
 
     def stop(self) -> int:
         """Make it believe that master(8) has ended, so that it ends too; return its exit code."""
-        os.eventfd_write(self._stopping, 1)
+        os.eventfd_write(self._ending, 1)
         return self.wait()
 
     def wait(self) -> int:
@@ -133,11 +205,11 @@ class GenuineScache:
 
         Raises TimeoutError when it has to be killed.
         """
-        self._surroundings.join(self._timeout)
-        late = self._surroundings.is_alive()
+        self._master.join(self._timeout)
+        late = self._master.is_alive()
         if late:
             signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            self._surroundings.join()
+            self._master.join()
         if self._exit_code is None:
             self._exit_code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if late:
@@ -146,23 +218,18 @@ class GenuineScache:
 
     def log(self) -> list[str]:
         """Return what it has logged, without time and name; all of it once it has ended."""
-        return list(self._log)
+        return [line.partition(": ")[2] for line in self._log.lines()]
 
     def _start(self, cleanup: ExitStack) -> None:
         _, daemons = postfix_directories()
         directory = cleanup.enter_context(
-            private_directory("config", "data", "queue/private", "queue/public")
+            private_directory("data", "queue/private", "queue/public")
         )
-        write_configuration(directory / "config/main.cf", COMMON_MAIN_CF.format(directory=directory))
-        write_configuration(directory / "config/master.cf", "")
+        configuration = write_configuration(directory, "")
         self.path = directory / "queue/private/scache"
-
-        # In place of postlogd(8), to which a program logs when there is a maillog_file.
-        log = cleanup.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        log_path = directory / "queue/public/postlog"
-        _bind(log, log_path)
-        self._stopping = os.eventfd(0, os.EFD_CLOEXEC)
-        cleanup.callback(os.close, self._stopping)
+        self._log = cleanup.enter_context(PostfixLog(directory / "queue/public/postlog"))
+        self._ending = os.eventfd(0, os.EFD_CLOEXEC)
+        cleanup.callback(os.close, self._ending)
         status, status_out = _pipe()
         cleanup.enter_context(status)
         with status_out, socket.socket(socket.AF_UNIX) as listener:
@@ -171,20 +238,14 @@ class GenuineScache:
             listener.setblocking(False)
             self.pid = _spawn(
                 [str(daemons / "scache"), *self._arguments()],
-                {
-                    "MAIL_CONFIG": str(directory / "config"),
-                    "MAIL_LOGTAG": "postfix",
-                    "GENERATION": "0",
-                    "POSTLOG_SERVICE": str(log_path),
-                    "POSTLOG_HOSTNAME": "host",
-                },
+                {"MAIL_CONFIG": str(configuration), "GENERATION": "0", **self._log.environment},
                 status_out.fileno(),
                 listener.fileno(),
             )
         self._process = os.pidfd_open(self.pid)
         cleanup.callback(os.close, self._process)
-        self._surroundings = threading.Thread(target=self._surround, args=(status, log))
-        self._surroundings.start()
+        self._master = threading.Thread(target=self._be_master, args=(status,))
+        self._master.start()
         cleanup.callback(self.stop)
         self._check()
 
@@ -200,35 +261,24 @@ class GenuineScache:
                 client.announcement()
         except (EOFError, OSError) as error:
             self.stop()
-            raise RuntimeError(f"the genuine program did not start: {self._log}") from error
+            raise RuntimeError(f"the genuine program did not start: {self.log()}") from error
 
-    def _surround(self, status: FileIO, log: socket.socket) -> None:
-        """Be master(8) and postlogd(8) to the program, until it has ended."""
+    def _be_master(self, status: FileIO) -> None:
+        """Read what the program says of its status until it has ended; hang up to end it."""
         status_descriptor = status.fileno()
         poll = select.poll()
-        for descriptor in (self._stopping, self._process, status_descriptor, log.fileno()):
+        for descriptor in (self._ending, self._process, status_descriptor):
             poll.register(descriptor, select.POLLIN)
         while True:
             ready = {descriptor for descriptor, _ in poll.poll()}
-            if log.fileno() in ready or self._process in ready:
-                self._read_log(log)
             if self._process in ready:
                 return
-            if self._stopping in ready:
-                poll.unregister(self._stopping)
+            if self._ending in ready:
+                poll.unregister(self._ending)
                 poll.unregister(status_descriptor)
                 status.close()
             elif status_descriptor in ready:
                 status.read(_READ_SIZE)
-
-    def _read_log(self, log: socket.socket) -> None:
-        while True:
-            try:
-                line = log.recv(_READ_SIZE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            _, _, text = line.decode(errors="backslashreplace").partition("]: ")
-            self._log.append(text.rstrip("\n"))
 
 
 def _pipe() -> tuple[FileIO, FileIO]:
@@ -245,10 +295,10 @@ def _spawn(
     command: Sequence[str], environment: Mapping[str, str], status: int, listener: int
 ) -> int:
     """Start a program with the descriptors that master(8) gives it; return its process id."""
-    flow = _pipe()
-    with ExitStack() as copies, flow[0], flow[1]:
+    flow_in, flow_out = _pipe()
+    with ExitStack() as copies, flow_in, flow_out:
         actions: list[tuple[int, ...]] = []
-        for target, source in enumerate((*(end.fileno() for end in flow), status, listener), 3):
+        for target, source in enumerate((flow_in.fileno(), flow_out.fileno(), status, listener), 3):
             # Well above the targets, none of which may overwrite what is yet to be copied.
             copy = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 10)
             copies.callback(os.close, copy)

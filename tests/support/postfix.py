@@ -1,0 +1,221 @@
+"""A private Postfix that relays mail to a sink, for the sake of its connection cache."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.genuine import (
+    MAIL_OWNER,
+    PostfixLog,
+    postfix_directories,
+    private_directory,
+    write_configuration,
+)
+
+_MAIN_CF = """\
+relayhost = [127.0.0.1]:{port}
+smtp_dns_support_level = disabled
+smtp_host_lookup = native
+smtp_connection_cache_destinations = 127.0.0.1
+smtp_connection_cache_time_limit = {cache_time_limit}s
+connection_cache_ttl_limit = {cache_time_limit}s
+initial_destination_concurrency = {concurrency}
+default_destination_concurrency_limit = {concurrency}
+default_process_limit = 100
+in_flow_delay = 0s
+fast_flush_domains =
+smtpd_relay_restrictions = permit_mynetworks, reject
+"""
+
+_MASTER_CF = """\
+smtpd     unix  n  -  n  -  -  smtpd
+cleanup   unix  n  -  n  -  0  cleanup
+qmgr      unix  n  -  n  -  1  qmgr
+rewrite   unix  -  -  n  -  -  trivial-rewrite
+bounce    unix  -  -  n  -  0  bounce
+defer     unix  -  -  n  -  0  bounce
+trace     unix  -  -  n  -  0  bounce
+smtp      unix  -  -  n  -  -  smtp
+error     unix  -  -  n  -  -  error
+retry     unix  -  -  n  -  -  error
+"""
+
+_GENUINE_SCACHE = """\
+scache    unix  -  -  n  -  1  scache
+"""
+
+_QUEUES = (
+    *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
+    *("maildrop", "private", "public", "saved", "trace"),
+)
+
+_LONGEST_LIFE = 600
+"""Seconds after which master(8) ends on its own, if nobody is left to stop it."""
+
+
+class PrivatePostfix:
+    """An instance of Postfix without a scache(8), running from entering to leaving.
+
+    Whoever wants a connection cache makes one listen on `cache_socket`.
+    """
+
+    def __init__(
+        self,
+        *,
+        genuine_scache: bool = False,
+        concurrency: int = 20,
+        cache_time_limit: int = 60,
+        timeout: float = 20,
+    ) -> None:
+        self._genuine_scache = genuine_scache
+        self._concurrency = concurrency
+        self.cache_time_limit = cache_time_limit
+        """Seconds for which smtp(8) keeps a connection in its cache."""
+        self._timeout = timeout
+        self._sent = 0
+        self._counted = 0
+        self.cache_socket: Path
+        """Where smtp(8) looks for its connection cache."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as cleanup:
+            self._start(cleanup)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def send(self, messages: int = 1000, sessions: int = 20, timeout: float = 120) -> None:
+        """Have smtpd(8) accept so many messages, in so many sessions at once."""
+        subprocess.run(
+            [
+                *(self._commands / "smtp-source", "-d"),
+                *("-m", str(messages), "-s", str(sessions)),
+                *("-f", "sender@host.example", "-t", "recipient@sink.example"),
+                f"unix:{self._smtpd_socket}",
+            ],
+            check=True,
+            timeout=timeout,
+        )
+
+    def wait_delivered(self, count: int, timeout: float = 120) -> None:
+        """Wait until smtp(8) has delivered so many messages since the start.
+
+        Raises TimeoutError if that takes too long.
+        """
+        if not self._log.wait_for(lambda lines: self._count_sent(lines) >= count, timeout):
+            raise TimeoutError(
+                f"{self._sent} of {count} messages were delivered: {self.log()[-9:]}"
+            )
+
+    def _count_sent(self, lines: list[str]) -> int:
+        self._sent += sum("status=sent" in line for line in _deliveries(lines[self._counted :]))
+        self._counted = len(lines)
+        return self._sent
+
+    def deliveries(self) -> list[str]:
+        """Return the lines in which smtp(8) says what became of a message."""
+        return list(_deliveries(self.log()))
+
+    def log(self) -> list[str]:
+        """Return what this Postfix has logged, from the name of the program on."""
+        return self._log.lines()
+
+    def _start(self, cleanup: ExitStack) -> None:
+        self._commands, daemons = postfix_directories()
+        directory = cleanup.enter_context(private_directory("queue/pid", "data"))
+        queue = directory / "queue"
+        shutil.chown(directory / "data", MAIL_OWNER)
+        for name in _QUEUES:
+            (queue / name).mkdir(mode=0o755 if name == "public" else 0o700)
+            shutil.chown(queue / name, MAIL_OWNER)
+        self.cache_socket = queue / "private/scache"
+        self._smtpd_socket = queue / "public/smtpd"
+        self._log = cleanup.enter_context(PostfixLog(queue / "public/postlog"))
+        port = cleanup.enter_context(_smtp_sink(self._commands, self._timeout))
+        main_cf = _MAIN_CF.format(
+            port=port, concurrency=self._concurrency, cache_time_limit=self.cache_time_limit
+        )
+        master_cf = _MASTER_CF + (_GENUINE_SCACHE if self._genuine_scache else "")
+        configuration = write_configuration(directory, main_cf, master_cf)
+        cleanup.enter_context(self._master(daemons / "master", configuration))
+
+    @contextmanager
+    def _master(self, program: Path, configuration: Path) -> Iterator[None]:
+        """Run master(8), and end it with all that it has started."""
+        master = subprocess.Popen(
+            [program, "-c", configuration, "-s", "-e", str(_LONGEST_LIFE)],
+            env={**os.environ, **self._log.environment},
+            stdin=subprocess.DEVNULL,
+            # Whatever it starts inherits this: when all of them have ended, it ends.
+            stdout=subprocess.PIPE,
+        )
+        with master:
+            try:
+                if not self._log.wait_for(_names_start, self._timeout):
+                    raise RuntimeError(f"Postfix did not start: {self.log()}")
+                yield
+            finally:
+                self._stop(master)
+
+    def _stop(self, master: subprocess.Popen[bytes]) -> None:
+        assert master.stdout is not None
+        master.terminate()
+        ended = select.poll()
+        ended.register(master.stdout, 0)
+        if not ended.poll(self._timeout * 1000):
+            os.killpg(master.pid, signal.SIGKILL)
+            raise TimeoutError(f"Postfix did not stop within {self._timeout} s")
+
+
+def _deliveries(lines: list[str]) -> Iterator[str]:
+    return (line for line in lines if line.startswith("postfix/smtp[") and " status=" in line)
+
+
+def _names_start(lines: list[str]) -> bool:
+    return any("daemon started" in line for line in lines)
+
+
+@contextmanager
+def _smtp_sink(commands: Path, timeout: float) -> Iterator[int]:
+    """Run what takes mail and throws it away; yield its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    address = ("127.0.0.1", port)
+    command = [str(commands / "smtp-sink"), "-u", MAIL_OWNER, f"127.0.0.1:{port}", "1000"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as sink:
+        try:
+            deadline = time.monotonic() + timeout
+            while not _accepts(address):
+                if sink.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"smtp-sink does not listen on port {port}")
+                time.sleep(0.01)  # there is no event to wait for
+            yield port
+        finally:
+            sink.kill()
+
+
+def _accepts(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
