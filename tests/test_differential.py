@@ -133,7 +133,6 @@ def spoil(request: Attributes) -> Iterator[bytes]:
     for at in range(len(request) + 1):
         for extra in EXTRAS:
             yield encode((*request[:at], extra, *request[at:]))
-    yield encode(request) + b"\0"
 
 
 def random_steps(random: Random, count: int) -> Iterator[Step]:

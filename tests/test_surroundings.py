@@ -167,7 +167,7 @@ class TestSocket:
         monkeypatch.setattr(socket, "socket", Watched)
         umask = os.umask(0o027)
         try:
-            listener.listen(path, mode, (-1, -1)).close()
+            listener.ListeningSocket(path, mode, (-1, -1)).close()
         finally:
             assert os.umask(umask) == 0o027
         assert modes == [mode]

@@ -10,7 +10,6 @@ from typing import Protocol
 from scache import fdpass
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -48,34 +48,46 @@ def make_directory(path: Path) -> None:
         )
 
 
-def listen(path: Path, mode: int, owner: tuple[int, int]) -> socket.socket:
-    """Return a listening socket at this path, with this mode and owner (uid, gid; -1 keeps).
+class ListeningSocket:
+    """A socket that listens at a path, and takes the path away when it is closed."""
 
-    A socket that nobody listens on any more is replaced. Raises SocketError if
-    somebody does, or if the path cannot be used.
-    """
-    size = len(os.fsencode(path))
-    if size > MAX_PATH_SIZE:
-        raise SocketError(
-            f"the socket path {path} has {size} bytes, and UNIX allows {MAX_PATH_SIZE}: "
-            "choose a shorter --socket"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with _starting_in(path.parent):
-            _remove_stale(path)
-            _bind(sock, path, mode)
-        os.chown(path, *owner)
-        # Until now nobody could connect, so nobody met a socket with another owner.
-        sock.listen(socket.SOMAXCONN)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        raise SocketError(f"cannot make the socket {path}: {_reason(error, path)}") from error
-    except SocketError:
-        sock.close()
-        raise
-    return sock
+    def __init__(self, path: Path, mode: int, owner: tuple[int, int]) -> None:
+        """Listen at this path, with this mode and owner (uid, gid; -1 keeps).
+
+        A socket that nobody listens on any more is replaced. Raises SocketError
+        if somebody does, or if the path cannot be used.
+        """
+        size = len(os.fsencode(path))
+        if size > MAX_PATH_SIZE:
+            raise SocketError(
+                f"the socket path {path} has {size} bytes, and UNIX allows {MAX_PATH_SIZE}: "
+                "choose a shorter --socket"
+            )
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._identity: tuple[int, int] | None = None
+        try:
+            with _starting_in(path.parent):
+                _remove_stale(path)
+                _bind(self.socket, path, mode)
+                self._identity = _identity(path)
+                os.chown(path, *owner)
+                # Until now nobody could connect, so nobody met a socket with another owner.
+                self.socket.listen(socket.SOMAXCONN)
+        except OSError as error:
+            self.close()
+            raise SocketError(f"cannot make the socket {path}: {_reason(error, path)}") from error
+        except SocketError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Listen no more; remove the socket's path, if it is still ours."""
+        self.socket.close()
+        with suppress(OSError):
+            if self._identity is not None and _identity(self.path) == self._identity:
+                self.path.unlink()
+        self._identity = None
 
 
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:
@@ -141,19 +153,16 @@ def _reason(error: OSError, path: Path) -> str:
 
 
 class Listener:
-    """Accepts clients on the event loop, and takes its socket's path away at the end."""
+    """Accepts clients as they come."""
 
     def __init__(
         self,
-        sock: socket.socket,
-        path: Path,
+        sock: ListeningSocket,
         loop: asyncio.AbstractEventLoop,
         readiness: Readiness,
         on_client: Callable[[socket.socket], None],
     ) -> None:
-        self._socket = sock
-        self._path = path
-        self._identity = _identity(path)
+        self._listening = sock
         self._loop = loop
         self._readiness = readiness
         self._on_client = on_client
@@ -163,24 +172,21 @@ class Listener:
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
-        self._readiness.add(self._socket.fileno(), self._accept)
+        self._readiness.add(self._listening.socket.fileno(), self._accept)
         self._accepting = True
 
     def close(self) -> None:
-        """Accept nobody any more; remove the socket, if it is still ours."""
+        """Accept nobody any more, and close the socket."""
         if not self._open:
             return
         self._open = False
         self._stop_accepting()
-        self._socket.close()
-        with suppress(OSError):
-            if _identity(self._path) == self._identity:
-                self._path.unlink()
+        self._listening.close()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                client, _ = self._socket.accept()
+                client, _ = self._listening.socket.accept()
             except BlockingIOError:
                 break
             except ConnectionAbortedError:
@@ -202,7 +208,7 @@ class Listener:
     def _stop_accepting(self) -> None:
         if self._accepting:
             self._accepting = False
-            self._readiness.remove(self._socket.fileno())
+            self._readiness.remove(self._listening.socket.fileno())
 
     def _resume(self) -> None:
         if self._open:

@@ -67,19 +67,24 @@ class Readiness:
     def _serve(self) -> None:
         """Serve for a slice of time, or until nobody has anything more to say."""
         self._going_on = True
-        end = self._loop.time() + SLICE
-        while True:
-            later, self._later = self._later, []
-            for callback in later:
-                callback()
-            ready = self._epoll.poll(0 if later else _LINGER)
-            for descriptor, _ in ready:
-                # One of those before may have closed it.
-                ready_callback = self._callbacks.get(descriptor)
-                if ready_callback is not None:
-                    ready_callback()
-            if not (ready or self._later) or self._loop.time() >= end:
-                break
-        self._going_on = False
-        if self._later:
-            self._continue()
+        try:
+            end = self._loop.time() + SLICE
+            while self._serve_once() and self._loop.time() < end:
+                pass
+        finally:
+            self._going_on = False
+            if self._later:
+                self._continue()
+
+    def _serve_once(self) -> bool:
+        """Call back for whoever is ready; return whether there may be more to do at once."""
+        later, self._later = self._later, []
+        for callback in later:
+            callback()
+        ready = self._epoll.poll(0 if later else _LINGER)
+        for descriptor, _ in ready:
+            # One of those before may have closed it.
+            ready_callback = self._callbacks.get(descriptor)
+            if ready_callback is not None:
+                ready_callback()
+        return bool(ready or self._later)

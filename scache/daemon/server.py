@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,7 +18,7 @@ from scache.clock import Clock
 from scache.daemon import upkeep
 from scache.daemon.channel import Channel
 from scache.daemon.idle import IdleTimer
-from scache.daemon.listener import Listener, listen, make_directory
+from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
@@ -47,11 +47,9 @@ class Server:
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
-    async def serve(self, sock: socket.socket) -> None:
+    async def serve(self, sock: ListeningSocket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
-        listener = Listener(
-            sock, self._settings.socket, self._loop, self._readiness, self._connected
-        )
+        listener = Listener(sock, self._loop, self._readiness, self._connected)
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._watch_signals)
@@ -135,18 +133,20 @@ async def serve(settings: Settings) -> None:
     Raises StartupError when it cannot start.
     """
     _raise_descriptor_limit()
-    clock = Clock()
-    start = Start(clock.now(), __version__, settings.ttl_limit)
-    async with open_database(settings.database, start) as database:
-        cache = Cache(database, clock, settings.ttl_limit)
-        try:
-            if settings.socket_is_default:
-                make_directory(settings.socket.parent)
-            sock = listen(settings.socket, settings.socket_mode, settings.owner_ids)
-            await Server(settings, clock, database, cache).serve(sock)
-        finally:
-            cache.close()
-            await database.stop(clock.now())
+    if settings.socket_is_default:
+        make_directory(settings.socket.parent)
+    # First, so that a daemon that is not to be leaves no trace in a database.
+    sock = ListeningSocket(settings.socket, settings.socket_mode, settings.owner_ids)
+    with closing(sock):
+        clock = Clock()
+        start = Start(clock.now(), __version__, settings.ttl_limit)
+        async with open_database(settings.database, start) as database:
+            cache = Cache(database, clock, settings.ttl_limit)
+            try:
+                await Server(settings, clock, database, cache).serve(sock)
+            finally:
+                cache.close()
+                await database.stop(clock.now())
 
 
 def _raise_descriptor_limit() -> None:
