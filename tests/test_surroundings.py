@@ -167,11 +167,12 @@ class TestSocket:
         monkeypatch.setattr(socket, "socket", Watched)
         umask = os.umask(0o027)
         try:
-            listener.ListeningSocket(path, mode, (-1, -1)).close()
+            with closing(listener.ListeningSocket(path, mode, (-1, -1))):
+                modes.append(stat.S_IMODE(path.stat().st_mode))
         finally:
             assert os.umask(umask) == 0o027
-        assert modes == [mode]
-        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert modes == [mode, mode]
+        assert not path.exists()
 
 
 @pytest.mark.parametrize("shared", ["socket", "database"])
