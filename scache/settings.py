@@ -220,7 +220,7 @@ class Settings:
         default=5.0,
         metadata=_about(POSITIVE_SECONDS, "Drop a client that stops half-way for so long."),
     )
-    """Seconds, more than 0, from the first byte of a request to the end of its exchange."""
+    """Seconds, more than 0, without a step in the middle of an exchange."""
 
     socket_mode: int = field(
         default=0o600,

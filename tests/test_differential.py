@@ -320,13 +320,11 @@ class Pair:
                 os.close(self._peers.pop(identity))
         return outcome
 
-    def check_what_is_left(self) -> int:
-        """Take all that both still have, in the order in which they give it; return how many."""
-        count = 0
+    def check_what_is_left(self) -> None:
+        """Take all that both still have, in the order in which they give it."""
         for label in sorted({*LABELS, *SHORT}):
             while self.check(Step((encode(find_endp(label)),))).found:
-                count += 1
-        return count
+                pass
 
     @contextmanager
     def _something_to_save(self, step: Step) -> Iterator[int | None]:
@@ -394,9 +392,8 @@ def test_random_requests(genuine: GenuineScache, ours: Daemon, pair: Pair, seed:
     hits = 0
     for step in random_steps(Random(seed), STEPS):
         hits += len(pair.check(step).found)
-    left = pair.check_what_is_left()
     assert hits > STEPS / 10
-    assert left > 0
+    pair.check_what_is_left()
     assert ours.terminate() == genuine.stop() == 0
     assert statistics(ours.log()) == statistics(genuine.log())
 

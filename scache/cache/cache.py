@@ -211,7 +211,7 @@ class Cache:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
         for binding_id, destination in bindings:
-            self._rows.remove_binding(destination, binding_id)
-            self.statistics.binding_removed(destination)
-            self.counts["bindings_expired"] += 1
+            if self._rows.remove_binding(destination, binding_id):
+                self.statistics.binding_removed(destination)
+                self.counts["bindings_expired"] += 1
         return len(bindings) == EXPIRY_SLICE

@@ -75,7 +75,7 @@ class Statistics:
 
 
 def _decrease(counts: dict[bytes, int], label: bytes) -> None:
-    count = counts.pop(label)
+    count = counts.pop(label, 1)
     if count > 1:
         counts[label] = count - 1
 

@@ -15,6 +15,7 @@ from scache import fdpass
 from scache.client import exchanges
 from scache.client.exchanges import (
     DEFAULT_TIMEOUT,
+    OUT_OF_DESCRIPTORS,
     Begin,
     Exchange,
     HangupError,
@@ -22,7 +23,7 @@ from scache.client.exchanges import (
     Text,
 )
 from scache.client.found import Found
-from scache.errors import Unavailable
+from scache.errors import ProtocolError, Unavailable
 from scache.protocol.client import ClientConversation, Send
 
 _CONNECT_PAUSE = 0.01
@@ -51,6 +52,7 @@ class AsyncClient:
         self._socket: socket.socket | None = None
         self._conversation = ClientConversation()
         self._process_id = 0
+        self._heard = False
         self._turn = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -127,11 +129,15 @@ class AsyncClient:
     async def _run_in_turn(self, begin: Begin[T]) -> T:
         if self._process_id != os.getpid():
             self.close()
+        self._heard = False
         if self._socket is not None:
             try:
                 return await self._drive(self._socket, begin(self._conversation))
             except HangupError:
-                pass  # the daemon was restarted since the last request, say
+                # The daemon was restarted since the last request, say. If it has answered a part
+                # of this one already, asking again might save or take something twice.
+                if self._heard:
+                    raise Unavailable(f"the daemon at {self._path} hung up") from None
         try:
             sock = await self._connect()
             return await self._drive(sock, begin(self._conversation))
@@ -180,10 +186,13 @@ class AsyncClient:
         while True:
             await anyio.wait_readable(sock)
             try:
-                data, descriptors, _ = fdpass.receive(sock)
+                data, descriptors, truncated = fdpass.receive(sock)
             except BlockingIOError:
                 continue
+            self._heard = self._heard or bool(data)
             self._conversation.receive(data, descriptors)
+            if truncated:
+                raise ProtocolError(OUT_OF_DESCRIPTORS)
             if not data:
                 raise HangupError
             return

@@ -14,6 +14,7 @@ from scache import fdpass
 from scache.client import exchanges
 from scache.client.exchanges import (
     DEFAULT_TIMEOUT,
+    OUT_OF_DESCRIPTORS,
     Begin,
     Exchange,
     HangupError,
@@ -21,7 +22,7 @@ from scache.client.exchanges import (
     Text,
 )
 from scache.client.found import Found
-from scache.errors import Unavailable
+from scache.errors import ProtocolError, Unavailable
 from scache.protocol.client import ClientConversation, Send
 
 _SHORTEST_WAIT = 0.001
@@ -60,6 +61,7 @@ class Client:
         self._socket: socket.socket | None = None
         self._conversation = ClientConversation()
         self._process_id = 0
+        self._heard = False
 
     def __repr__(self) -> str:
         state = "connected" if self._socket else "not connected"
@@ -135,11 +137,15 @@ class Client:
         deadline = time.monotonic() + self._timeout
         if self._process_id != os.getpid():
             self.close()
+        self._heard = False
         if self._socket is not None:
             try:
                 return self._drive(self._socket, begin(self._conversation), deadline)
             except HangupError:
-                pass  # the daemon was restarted since the last request, say
+                # The daemon was restarted since the last request, say. If it has answered a part
+                # of this one already, asking again might save or take something twice.
+                if self._heard:
+                    raise Unavailable(f"the daemon at {self._path} hung up") from None
         try:
             sock = self._connect(deadline)
             return self._drive(sock, begin(self._conversation), deadline)
@@ -188,8 +194,11 @@ class Client:
             raise
 
     def _receive(self, sock: socket.socket) -> None:
-        data, descriptors, _ = fdpass.receive(sock)
+        data, descriptors, truncated = fdpass.receive(sock)
+        self._heard = self._heard or bool(data)
         self._conversation.receive(data, descriptors)
+        if truncated:
+            raise ProtocolError(OUT_OF_DESCRIPTORS)
         if not data:
             raise HangupError
 

@@ -16,6 +16,8 @@ from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a request may take, as Postfix's own client gives it."""
 
+OUT_OF_DESCRIPTORS = "this process is at its limit of descriptors, and lost some that were sent"
+
 Text: TypeAlias = str | bytes
 """A label or properties: bytes, or text that is sent as UTF-8; no NUL."""
 
@@ -140,7 +142,9 @@ def _descriptor(connection: HasFileno | int) -> int:
 
 def _accepted(status: Status) -> bool:
     if status is Status.BAD:
-        raise ProtocolError("the server calls the request malformed: is the ttl at least 1?")
+        raise ProtocolError(
+            "the server calls the request malformed: is the ttl at least 1, and no label too long?"
+        )
     return status is Status.OK
 
 

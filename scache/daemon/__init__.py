@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import anyio
 
-from scache.daemon.server import serve
+from scache.daemon.server import SIGNALS, serve
 from scache.errors import EXIT_OK
 from scache.settings import Settings
 
@@ -14,7 +16,12 @@ __all__ = ["run"]
 def run(settings: Settings) -> int:
     """Run the daemon in the foreground; return its exit code.
 
-    Raises StartupError, whose text is one sentence, when it cannot start.
+    A signal that comes before it is ready waits until it is. Raises
+    StartupError, whose text is one sentence, when it cannot start.
     """
-    anyio.run(serve, settings, backend="asyncio")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        anyio.run(serve, settings, backend="asyncio")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return EXIT_OK

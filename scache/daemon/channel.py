@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from scache import fdpass
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
+
+_A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +41,7 @@ class Channel:
         self._descriptor = sock.fileno()
         self._readiness = readiness
         self._receiver: Receiver
-        self._unsent = b""
-        self._unsent_descriptors: Sequence[int] = ()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._held = False
         self.open = True
         self.sent_all = True
@@ -53,15 +55,16 @@ class Channel:
     @property
     def sent_descriptors(self) -> bool:
         """Whether every descriptor given to `send` has reached the kernel."""
-        return not self._unsent_descriptors
+        return not any(descriptors for _, descriptors in self._unsent)
 
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send bytes, with descriptors attached to the first of them, now or when there is room.
 
-        Only to be called while `sent_all`. The descriptors stay the caller's,
-        to be kept open until `sent_descriptors`.
+        The descriptors stay the caller's, to be kept open until `sent_descriptors`.
         """
-        if not self._send(data, descriptors):
+        if not self.sent_all:
+            self._unsent.append((data, descriptors))
+        elif not self._send(data, descriptors):
             self.sent_all = False
             self._readiness.modify(self._descriptor, WRITABLE)
 
@@ -71,7 +74,7 @@ class Channel:
         def take_turn() -> None:
             self._held = False
             if self.open:
-                go_on()
+                self._tell(go_on)
 
         self._held = True
         self._readiness.call_later(take_turn)
@@ -103,8 +106,14 @@ class Channel:
         try:
             self._receiver.received(data, descriptors, truncated)
         except Exception:
-            # A bug, which must cost this client alone its connection.
-            logger.exception("cannot go on with a client, please report it")
+            logger.exception(_A_BUG)
+            self._hang_up()
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            logger.exception(_A_BUG)
             self._hang_up()
 
     def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
@@ -122,17 +131,16 @@ class Channel:
             self._readiness.call_later(self._hang_up)
         if sent == len(data):
             return True
-        self._unsent = data[sent:]
-        self._unsent_descriptors = () if sent else descriptors
+        self._unsent.appendleft((data[sent:], () if sent else descriptors))
         return False
 
     def _on_writable(self) -> None:
-        if self._send(self._unsent, self._unsent_descriptors) and self.open:
-            self._unsent = b""
-            self._unsent_descriptors = ()
-            self.sent_all = True
-            self._readiness.modify(self._descriptor, READABLE)
-            self._receiver.drained()
+        while self._unsent:
+            if not self._send(*self._unsent.popleft()):
+                return
+        self.sent_all = True
+        self._readiness.modify(self._descriptor, READABLE)
+        self._tell(self._receiver.drained)
 
     def _hang_up(self) -> None:
         if self.open:

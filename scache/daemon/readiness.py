@@ -9,8 +9,11 @@ becomes ready meanwhile, for a slice of time, before the loop has its next turn.
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -23,68 +26,103 @@ _LINGER = 0.001
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
 
+_FEW = 8
+"""Sockets that are served between two looks at the time."""
+
+Callback = Callable[[], None]
+
+logger = logging.getLogger(__name__)
+
+
 class Readiness:
     """Calls back when a descriptor is ready, again and again until it is removed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._later: list[Callable[[], None]] = []
-        self._going_on = False
+        self._callbacks: dict[int, Callback] = {}
+        self._later: deque[Callback] = deque()
+        self._queued = False
+        self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
 
-    def add(self, descriptor: int, callback: Callable[[], None], events: int = READABLE) -> None:
-        """Call back whenever one of these events, or a hang-up, is there."""
+    def add(self, descriptor: int, callback: Callback) -> None:
+        """Call back whenever there is something to read, or a hang-up."""
+        self._epoll.register(descriptor, READABLE)
         self._callbacks[descriptor] = callback
-        self._epoll.register(descriptor, events)
 
     def modify(self, descriptor: int, events: int) -> None:
         """Wait for these events from now on."""
         self._epoll.modify(descriptor, events)
 
     def remove(self, descriptor: int) -> None:
-        """Forget a descriptor; to be called before it is closed."""
-        del self._callbacks[descriptor]
-        self._epoll.unregister(descriptor)
+        """Forget a descriptor, if it was known; to be called before it is closed."""
+        if self._callbacks.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
-    def call_later(self, callback: Callable[[], None]) -> None:
+    def call_later(self, callback: Callback) -> None:
         """Call back once, when those that are ready now have been served."""
         self._later.append(callback)
-        self._continue()
+        self._queue()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Serve nobody for a moment."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._loop.add_reader(self._epoll.fileno(), self._serve)
+            if self._later:
+                self._queue()
 
     def close(self) -> None:
         """Watch nothing any more."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _continue(self) -> None:
-        """Make sure that what is to be called later will be, though no descriptor be ready."""
-        if not self._going_on:
-            self._going_on = True
-            self._loop.call_soon(self._serve)
+    def _queue(self) -> None:
+        """Make sure of a turn, though no descriptor be ready."""
+        if not self._queued:
+            self._queued = True
+            self._loop.call_soon(self._serve_queued)
+
+    def _serve_queued(self) -> None:
+        self._queued = False
+        if not self._paused and not self._epoll.closed:
+            self._serve()
 
     def _serve(self) -> None:
         """Serve for a slice of time, or until nobody has anything more to say."""
-        self._going_on = True
-        try:
-            end = self._loop.time() + SLICE
-            while self._serve_once() and self._loop.time() < end:
-                pass
-        finally:
-            self._going_on = False
-            if self._later:
-                self._continue()
+        end = self._loop.time() + SLICE
+        while self._serve_once(end) and self._loop.time() < end:
+            pass
+        if self._later:
+            self._queue()
 
-    def _serve_once(self) -> bool:
+    def _serve_once(self, end: float) -> bool:
         """Call back for whoever is ready; return whether there may be more to do at once."""
-        later, self._later = self._later, []
-        for callback in later:
-            callback()
-        ready = self._epoll.poll(0 if later else _LINGER)
-        for descriptor, _ in ready:
+        waiting = len(self._later)
+        for _ in range(waiting):
+            _call(self._later.popleft())
+            if self._loop.time() >= end:
+                return False
+        ready = self._epoll.poll(0 if waiting else _LINGER)
+        for served, (descriptor, _) in enumerate(ready, 1):
             # One of those before may have closed it.
-            ready_callback = self._callbacks.get(descriptor)
-            if ready_callback is not None:
-                ready_callback()
+            callback = self._callbacks.get(descriptor)
+            if callback is not None:
+                _call(callback)
+            if not served % _FEW and self._loop.time() >= end:
+                break  # the others are still ready at the next turn
         return bool(ready or self._later)
+
+
+def _call(callback: Callback) -> None:
+    """Call back; a bug there must not keep the others from being served."""
+    try:
+        callback()
+    except Exception:
+        logger.exception("cannot serve a socket as it should be, please report it")

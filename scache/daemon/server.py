@@ -22,11 +22,15 @@ from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
+from scache.errors import DatabaseError, DatabaseFault
 from scache.settings import Settings
 from scache.store import Database, Start, open_database
 
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Those that the daemon answers to."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ class Server:
         committed = upkeep.Signal()
         tasks.start_soon(upkeep.expire, self._cache, self._clock)
         tasks.start_soon(upkeep.commit, self._database, committed)
-        tasks.start_soon(upkeep.checkpoint, self._database, committed)
+        tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
         watchdog: Watchdog[Session] = Watchdog(self._clock, self._settings.exchange_timeout)
         tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
         tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
@@ -81,7 +85,8 @@ class Server:
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """SIGHUP logs the statistics; SIGTERM and SIGINT stop, and a second one stops at once."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
@@ -109,7 +114,11 @@ class Server:
         self._sessions.add(session)
         self._idle.connected()
         self._connected_somebody.set()
-        session.start()
+        try:
+            session.start()
+        except OSError as error:
+            logger.warning("cannot serve a client: %s", error)
+            session.abort()
 
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
@@ -141,7 +150,12 @@ async def serve(settings: Settings) -> None:
         clock = Clock()
         start = Start(clock.now(), __version__, settings.ttl_limit)
         async with open_database(settings.database, start) as database:
-            cache = Cache(database, clock, settings.ttl_limit)
+            try:
+                cache = Cache(database, clock, settings.ttl_limit)
+            except DatabaseFault as error:
+                raise DatabaseError(
+                    f"the database {settings.database} cannot be read ({error}): try again"
+                ) from error
             try:
                 await Server(settings, clock, database, cache).serve(sock)
             finally:

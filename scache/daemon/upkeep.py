@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from scache.cache import Cache
 from scache.clock import Clock
+from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
@@ -20,6 +21,9 @@ EXPIRY_PAUSE = 0.01
 
 CHECKPOINT_INTERVAL = 1.0
 """Seconds from a commit to the checkpoint that follows."""
+
+CATCH_UP_TIMEOUT = 0.02
+"""Seconds for which clients wait, at the most, while the log is made ready to start over."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +74,21 @@ async def commit(database: Database, committed: Signal) -> None:
             pending.set()
 
 
-async def checkpoint(database: Database, committed: Signal) -> None:
-    """Copy what was committed into the database file, when there is something."""
+async def checkpoint(database: Database, readiness: Readiness, committed: Signal) -> None:
+    """Keep the write-ahead log short.
+
+    Most of it is copied while requests are served. The rest, which they have
+    added meanwhile, is copied while they wait, CATCH_UP_TIMEOUT at the most.
+    """
     while True:
         await committed.wait()
         await anyio.sleep(CHECKPOINT_INTERVAL)
-        await database.checkpoint()
+        if database.log_is_long:
+            await database.checkpoint()
+            with readiness.paused():
+                database.batch.commit()
+                with anyio.move_on_after(CATCH_UP_TIMEOUT):
+                    await database.checkpoint()
 
 
 async def drop_overdue(

@@ -38,7 +38,7 @@ class Watchdog(Generic[W]):
     def __init__(self, clock: Clock, timeout: float) -> None:
         """Give each ``timeout`` seconds to make the next step."""
         self.interval = min(timeout / 10, 0.5)
-        """Seconds between two looks; nobody gets more than this on top of the timeout."""
+        """Seconds between two looks; nobody gets more than two of these on top of the timeout."""
         self._clock = clock
         self._timeout = timeout
         self._seen: dict[W, _Sight] = {}

@@ -17,12 +17,13 @@ A client that says ``hello`` is in inline mode from then on, and stays IDLE: its
 ``save_endp`` carries the descriptor on the message itself, the reply to a find
 that hits carries it on the reply, and there are no dummies.
 
-Where a client breaks the rules, we do what the genuine program does, which
-reads name by name and value by value: it gives up at the first token that is
-not the expected one and looks for ``request`` from there on. Three things
-differ on purpose. A descriptor that arrives together with its ``save_endp`` is
-accepted. Requests sent ahead, while an exchange is under way, are kept and
-answered in order. A message above MAX_MESSAGE_SIZE is malformed.
+Where a client breaks the rules, we do what the genuine program does: it takes
+names and values one by one, looks for ``request`` among them, gives up at the
+first that is not the expected one, and never looks at what follows the last. A
+message has one reply at the most. Four things differ on purpose. A descriptor
+that arrives together with its ``save_endp`` is accepted. Requests sent ahead
+are kept and answered in order. A connection that was found and that the client
+turned away from goes back. A message above MAX_MESSAGE_SIZE is malformed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from scache.protocol.codec import (
     NUL,
     NeedData,
     decode_integer,
-    token_at,
 )
 from scache.protocol.messages import (
     ANNOUNCEMENT,
@@ -125,7 +125,8 @@ MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
 
 _REQUEST = b"request\0"
 
-_LONGER_THAN_ANY_NAME = 16
+_ATTRIBUTES = re.compile(b"(?:[^\0]++\0[^\0]*+\0)*+")
+"""Every whole attribute from here on, up to an empty name or to what is not complete yet."""
 
 
 def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
@@ -161,6 +162,10 @@ class ServerConversation:
         self._state = _IDLE
         self._buffer = b""
         self._at = 0
+        self._scanned = 0
+        """How much of the message at `_at` is known to be whole attributes."""
+        self._skipping = False
+        """Whether the message at `_at` is the rest of one that was too long."""
         self.descriptors: deque[int] = deque()
         """Those that were received and not passed on yet."""
         self._held: deque[Request | Malformed] = deque()
@@ -299,10 +304,12 @@ class ServerConversation:
             self._at += len(DESCRIPTOR_BYTE)
             return None
         if buffer.startswith(DUMMY, self._at):
-            self._at += len(DUMMY)
+            self._advance(self._at + len(DUMMY))
             came = True
-        elif buffer.startswith(_REQUEST, self._at) and not sent:
-            return self._hold_request()
+        elif buffer.startswith(_REQUEST, self._at) and not self._skipping:
+            if not sent:
+                return self._hold_request()
+            came = False
         else:
             complete = self._take_odd_dummy()
             if complete is None:
@@ -315,19 +322,13 @@ class ServerConversation:
         return _DELIVER if came else _ABANDONED
 
     def _take_odd_dummy(self) -> bool | None:
-        """Take a dummy with some value; return whether that is what came, None if it may yet."""
-        at = self._at
-        tokens: list[bytes] = []
-        # Its name, its value, and what ends the message.
-        while len(tokens) < 3 and (token := token_at(self._buffer, at)) is not None:
-            tokens.append(token[0])
-            at = token[1]
-        if tokens and tokens[0] != b"dummy":
-            return False
-        if len(tokens) == 3:
-            self._at = at
-            return True
-        return None if len(self._buffer) - self._at <= MAX_MESSAGE_SIZE else False
+        """Take a message; return whether it is a dummy with something to it, None if it may be."""
+        end = self._message_end()
+        if end is None:
+            return None if not self._too_long else self._skip()
+        came = self._buffer.startswith(b"dummy\0", self._at)
+        self._advance(end)
+        return came
 
     def _hold_request(self) -> NeedData | None:
         """Keep a request that was sent ahead."""
@@ -342,8 +343,8 @@ class ServerConversation:
         return None
 
     def _next_request(self) -> Request | Malformed | NeedData:
-        """Parse the next request, passing over whatever is none."""
-        match = _WELL_FORMED.match(self._buffer, self._at)
+        """Parse the next request, passing over messages that are none."""
+        match = None if self._skipping else _WELL_FORMED.match(self._buffer, self._at)
         if match is None or match.end() - match.start() > MAX_MESSAGE_SIZE:
             return self._next_odd_request()
         grammar, groups = _READINGS[match.lastindex]
@@ -353,74 +354,70 @@ class ServerConversation:
             if ttl is None or ttl <= 0:
                 return self._next_odd_request()
             values = (ttl, *values[1:])
-        self._at = match.end()
+        self._advance(match.end())
         return grammar.kind(*values)
 
     def _next_odd_request(self) -> Request | Malformed | NeedData:
-        """Parse a request that is not complete or not well-formed, name by name."""
-        buffer = self._buffer
-        at = self._at
-        if not buffer.startswith(_REQUEST, at):
-            at = buffer.find(NUL + _REQUEST, at) + len(NUL)
-            if not at:
-                self._forget()
+        """Parse the next request when it is not complete or not well-formed."""
+        while True:
+            end = self._message_end()
+            if end is None and not self._too_long:
                 return NEED_DATA
-            self._at = at
-        kind = token_at(buffer, at + len(_REQUEST))
-        if kind is None:
-            return self._wait_for_more(b"")
-        name, at = kind
-        grammar = GRAMMAR.get(name)
-        if grammar is None:
-            self._at = at
-            return Malformed(name)
-        return self._parse(name, grammar, at)
+            tokens = self._buffer[self._at : end].split(NUL)
+            skipping = self._skipping
+            if end is None:
+                self._skip()
+            else:
+                self._advance(end)
+            if b"request" in tokens and not skipping:
+                return _read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
 
-    def _parse(self, name: bytes, grammar: Grammar, at: int) -> Request | Malformed | NeedData:
-        """Parse the attributes, from ``at`` on, of a request of this grammar."""
-        values: list[int | bytes] = []
-        lives = True
-        for expected in grammar.names:
-            attribute = token_at(self._buffer, at)
-            if attribute is not None and attribute[0] != expected:
-                self._at = attribute[1]
-                return Malformed(name)
-            value = token_at(self._buffer, attribute[1]) if attribute else None
-            if value is None:
-                return self._wait_for_more(name)
-            at = value[1]
-            if expected != b"ttl":
-                values.append(value[0])
-                continue
-            ttl = decode_integer(value[0])
-            if ttl is None:
-                self._at = at
-                return Malformed(name)
-            values.append(ttl)
-            lives = ttl > 0
-        # The genuine program looks at this token no more than we do: empty, the message ends;
-        # not empty, there is an attribute too many, which it passes over.
-        end = token_at(self._buffer, at)
-        if end is None:
-            return self._wait_for_more(name)
-        size = end[1] - self._at
-        self._at = end[1]
-        if not lives or size > MAX_MESSAGE_SIZE:
-            return Malformed(name)
-        return grammar.kind._make(values)
+    def _message_end(self) -> int | None:
+        """Return where the message that comes next ends; None if it is not complete."""
+        match = _ATTRIBUTES.match(self._buffer, self._at + self._scanned)
+        assert match is not None
+        if self._buffer.startswith(NUL, match.end()):
+            return match.end() + len(NUL)
+        self._scanned = match.end() - self._at
+        return None
 
-    def _wait_for_more(self, name: bytes) -> NeedData | Malformed:
-        """Wait for the rest of a message, unless it is too long already."""
-        if len(self._buffer) - self._at <= MAX_MESSAGE_SIZE:
-            return NEED_DATA
-        self._forget()
-        return Malformed(name)
+    def _advance(self, at: int) -> None:
+        """Go on with the message that begins there."""
+        self._at = at
+        self._scanned = 0
+        self._skipping = False
 
-    def _forget(self) -> None:
-        """Forget what is complete, and most of a token that cannot become ``request``.
+    @property
+    def _too_long(self) -> bool:
+        return len(self._buffer) - self._at > MAX_MESSAGE_SIZE
 
-        What stays of it keeps its rest from being taken for a name.
+    def _skip(self) -> bool:
+        """Forget what has come of a message without end, and let its rest pass; return False.
+
+        Of the attribute that is under way so much is kept that names are still
+        told from values.
         """
-        begun = max(self._at, self._buffer.rfind(NUL) + 1)
-        self._buffer = self._buffer[begun : begun + _LONGER_THAN_ANY_NAME]
-        self._at = 0
+        name, end, value = self._buffer[self._at + self._scanned :].partition(NUL)
+        self._buffer = name[:1] + end + value[:1]
+        self._advance(0)
+        self._skipping = True
+        return False
+
+
+def _read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
+    """Read names and values one by one; the first is the name of the request."""
+    name = tokens[0] if tokens else b""
+    grammar = GRAMMAR.get(name)
+    size = sum(map(len, tokens)) + len(tokens) + len(_REQUEST)
+    if grammar is None or not complete or size > MAX_MESSAGE_SIZE:
+        return Malformed(name)
+    names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
+    values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
+    if names != grammar.names or len(values) < len(names):
+        return Malformed(name)
+    if grammar.has_ttl:
+        ttl = decode_integer(values[0])
+        if ttl is None or ttl <= 0:
+            return Malformed(name)
+        values[0] = ttl
+    return grammar.kind._make(values)

@@ -23,6 +23,7 @@ _COUNT = (
 )
 
 Parameters = Sequence[int | float | bytes | str]
+Operation = tuple[str, Parameters]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Batch:
         self.fault: str | None = None
         """What the database complained of last; None while it can be written."""
         self._connection = connection
-        self._operations: list[tuple[str, Parameters]] = []
+        self._operations: list[Operation] = []
         self.commit_failed = False
         """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
         has to be kept for later cannot grow without bound."""
@@ -96,6 +97,22 @@ class Batch:
         except DatabaseFault:
             self._roll_back()
             self._operations.append((sql, parameters))
+
+    def undo(self, done: Operation, undoing: Operation) -> None:
+        """Do one write that takes back an earlier one, now or as soon as the database lets us.
+
+        If the earlier one waits to be committed, neither of them has to be kept.
+        """
+        if done not in self._operations:
+            self.execute_eventually(*undoing)
+            return
+        self._operations.remove(done)
+        if self._connection.in_transaction:
+            try:
+                self._connection.execute(*undoing)
+            except sqlite3.Error as error:
+                self._roll_back()
+                self._fault(error)
 
     def query(self, sql: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Return the rows of a SELECT; DatabaseFault if they cannot be read.

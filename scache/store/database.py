@@ -16,19 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiosqlite
+import anyio
 
 from scache.errors import DatabaseError
-from scache.store.batch import Batch
+from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
 
 MEMORY = ":memory:"
 
+_STOP_ATTEMPTS = 5
+
 APPLICATION_ID = 0x73636163
 """Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
 
-WAL_LIMIT = 4096
-"""Pages (of 4 KiB) that the write-ahead log may hold before it is made to start over."""
+WAL_LIMIT = 4 * 2**20
+"""Bytes that the write-ahead log may have before it is copied into the database file."""
 
 _COUNT_LOST = """
     INSERT INTO counter (name, value) SELECT 'connections_lost', count(*) FROM connection WHERE true
@@ -74,27 +77,33 @@ class Database:
         self._data = data
         self._control = control
 
-    async def checkpoint(self) -> None:
-        """Copy what is committed from the write-ahead log into the database file.
-
-        The copying, and the waiting for the disk, is done off the loop. A log
-        starts over only if a batch begins when all of it has been copied, which
-        under steady load never happens by itself: past WAL_LIMIT the rest, a
-        few pages, is copied between two batches.
-        """
-        if self.path == MEMORY:
-            return
+    @property
+    def log_is_long(self) -> bool:
+        """Whether it is time for a `checkpoint`."""
         try:
-            async with self._control.execute("PRAGMA wal_checkpoint(PASSIVE)") as cursor:
-                row = await cursor.fetchone()
-            if row is not None and row[1] > WAL_LIMIT and self.batch.commit():
-                self._data.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            return self.path != MEMORY and Path(f"{self.path}-wal").stat().st_size > WAL_LIMIT
+        except OSError:
+            return False
+
+    async def checkpoint(self) -> None:
+        """Copy what is committed from the write-ahead log into the database file, off the loop.
+
+        If all of it could be copied, the next batch starts the log over, at the
+        cost of one sync of its header, and cuts it back to WAL_LIMIT. Under
+        steady load that takes a moment without new batches.
+        """
+        try:
+            await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             logger.warning("cannot copy the write-ahead log into the database now: %s", error)
 
     async def stop(self, now: float) -> None:
         """Record an orderly end: whatever is still cached is lost with the process."""
-        if not self.batch.commit():
+        for _ in range(_STOP_ATTEMPTS):
+            if self.batch.commit():
+                break
+            await anyio.sleep(FAULT_RETRY_INTERVAL)
+        else:
             return
         try:
             await self._control.execute("BEGIN IMMEDIATE")
@@ -223,6 +232,7 @@ def _configure_data_plane(data: sqlite3.Connection) -> None:
     # The control plane checkpoints, and a batch stays in memory until its commit.
     data.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
     data.execute("PRAGMA cache_spill = OFF")
+    data.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT // 2}").fetchall()
 
 
 async def _number(control: aiosqlite.Connection, sql: str) -> int:

@@ -40,8 +40,9 @@ _ADD_BINDING = """
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
     ON CONFLICT (destination, endpoint, properties) DO NOTHING
 """
-_REMOVE_SAME_BINDING = """
-    DELETE FROM binding WHERE destination = CAST(? AS TEXT)
+_REPLACE_BINDING = """
+    UPDATE binding SET id = ?, saved_at = ?, expires_at = ?, client_id = ?
+    WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
@@ -93,6 +94,7 @@ class LiveRows:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self._unrecorded: set[int] = set()
         ((self._disconnected,),) = batch.query(_COUNT_DISCONNECTED, ())
 
     def save_connection(self, row: Connection) -> None:
@@ -103,7 +105,7 @@ class LiveRows:
 
     def restore_connection(self, row: Connection) -> None:
         """Bring back a connection that was taken, in its old place. Never refused."""
-        self._batch.execute_eventually(_SAVE_CONNECTION, row)
+        self._batch.undo((_REMOVE_CONNECTION, (row.endpoint, row.id)), (_SAVE_CONNECTION, row))
 
     def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
         """Return the oldest connection of an endpoint that has not expired."""
@@ -143,13 +145,13 @@ class LiveRows:
             return Saved.REFRESHED
         if self._batch.execute(_ADD_BINDING, row).rowcount:
             return Saved.ADDED
-        self._batch.execute(_REMOVE_SAME_BINDING, identity)
-        self._batch.execute(_ADD_BINDING, row)
+        replacing = (row.id, row.saved_at, row.expires_at, row.client_id, *identity)
+        self._batch.execute(_REPLACE_BINDING, replacing)
         return Saved.REPLACED
 
-    def remove_binding(self, destination: bytes, binding_id: int) -> None:
-        """Remove a binding that has expired."""
-        self._batch.execute(_REMOVE_BINDING, (destination, binding_id))
+    def remove_binding(self, destination: bytes, binding_id: int) -> bool:
+        """Remove a binding that has expired; return whether it was there."""
+        return self._batch.execute(_REMOVE_BINDING, (destination, binding_id)).rowcount > 0
 
     def expired_bindings(self, now: float, limit: int) -> list[tuple[int, bytes]]:
         """Return bindings that have expired, the first to expire first: id and destination."""
@@ -165,14 +167,22 @@ class LiveRows:
         return dict(self._batch.query(_DESTINATIONS, ()))
 
     def add_client(self, client_id: int, peer: Peer, now: float) -> None:
-        """Record that a client has connected. Never refused."""
-        self._batch.execute_eventually(_ADD_CLIENT, (client_id, *peer, now))
+        """Record that a client has connected. Never refused, but left out during a fault."""
+        try:
+            if self._batch.commit_failed:
+                raise DatabaseFault(self._batch.fault)
+            self._batch.execute(_ADD_CLIENT, (client_id, *peer, now))
+        except DatabaseFault:
+            self._unrecorded.add(client_id)
 
     def end_client(self, client_id: int, now: float) -> None:
         """Record that a client has disconnected, and forget the oldest if they are too many.
 
         Never refused.
         """
+        if client_id in self._unrecorded:
+            self._unrecorded.remove(client_id)
+            return
         self._batch.execute_eventually(_END_CLIENT, (now, client_id))
         self._disconnected += 1
         if self._disconnected > MAX_DISCONNECTED_CLIENTS:
