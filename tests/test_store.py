@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
 
 from scache.daemon import upkeep
+from scache.daemon.readiness import Readiness
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
 from scache.store import MEMORY, Binding, Database, LiveRows, Saved, batch, ids, live, migrations
@@ -268,7 +271,7 @@ class TestBatch:
             assert batch.commit()
             assert not batch.fault
             assert read(file, "SELECT id FROM connection") == [(2,)]
-            assert read(file, "SELECT id FROM client") == [(5,)]
+            assert read(file, "SELECT id FROM client") == []
             assert read(file, "SELECT id FROM binding") == []
 
     def test_a_commit_that_the_disk_refuses_loses_nothing(self, file: Path) -> None:
@@ -366,24 +369,72 @@ class TestRuns:
                 pass
             assert read(file, "SELECT count(*) FROM instance") == [(1,)]
 
-    def test_the_log_starts_over_under_steady_load(
-        self, file: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The write-ahead log stays near its limit though a batch is always under way."""
-        limit, page = 64, 4096
-        monkeypatch.setattr("scache.store.database.WAL_LIMIT", limit)
+    def test_clients_that_come_and_go_during_a_fault_pile_up_nothing(self, file: Path) -> None:
+        """While the disk is full, clients that connect and leave leave nothing to be done later."""
         with Opened(file) as opened:
-            rows = LiveRows(opened.database.batch)
-            for row_id in range(1, 500):
-                saved = connection(row_id)._replace(properties=b"x" * page * 4)
-                rows.save_connection(saved)
-                if row_id % 5 == 0:
-                    assert opened.database.batch.commit()
-                    rows.remove_connection(b"e", row_id)
-                    opened.run(opened.database.checkpoint())
+            rows, batch = LiveRows(opened.database.batch), opened.database.batch
+            rows.add_client(1, Peer(1, 2, 3), NOW)
+            with no_space():
+                assert not batch.commit()
+                waiting = len(batch._operations)
+                for client_id in range(2, 100):
+                    rows.add_client(client_id, Peer(1, 2, 3), NOW)
+                    rows.end_client(client_id, NOW)
+                    batch.commit()
+                assert len(batch._operations) == waiting
+            assert batch.commit()
+            assert read(file, "SELECT id FROM client") == [(1,)]
+
+    def test_a_connection_taken_and_put_back_during_a_fault_piles_up_nothing(
+        self, file: Path
+    ) -> None:
+        """While the disk is full, what is found and put back again and again is kept once."""
+        with Opened(file) as opened:
+            rows, batch = LiveRows(opened.database.batch), opened.database.batch
+            rows.save_connection(connection(1))
+            assert batch.commit()
+            rows.add_client(2, Peer(1, 2, 3), NOW)
+            with no_space():
+                assert not batch.commit()
+                waiting = len(batch._operations)
+                for _ in range(100):
+                    found = rows.oldest_of_endpoint(b"e", NOW)
+                    assert found == connection(1)
+                    rows.take_connection(found)
+                    batch.commit()
+                    rows.restore_connection(found)
+                assert len(batch._operations) == waiting
+            assert batch.commit()
+            assert read(file, "SELECT id FROM connection") == [(1,)]
+
+
+def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The write-ahead log stays near its limit though a batch is always under way."""
+    limit = 64 * 4096
+    monkeypatch.setattr("scache.store.database.WAL_LIMIT", limit)
+    monkeypatch.setattr(upkeep, "CHECKPOINT_INTERVAL", 0)
+
+    async def load(opened: Opened) -> list[int]:
+        readiness = Readiness(asyncio.get_running_loop())
+        committed = upkeep.Signal()
+        rows, sizes = LiveRows(opened.database.batch), []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(upkeep.checkpoint, opened.database, readiness, committed)
+            for row_id in range(1, 1000):
+                rows.save_connection(connection(row_id)._replace(properties=b"x" * 16_384))
                 rows.remove_connection(b"e", row_id)
-            log = Path(f"{file}-wal")
-            assert limit * page < log.stat().st_size < 3 * limit * page
+                if opened.database.batch.commit():
+                    committed.set()
+                sizes.append(Path(f"{file}-wal").stat().st_size)  # noqa: ASYNC240 - no disk to wait for
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+        readiness.close()
+        return sizes
+
+    with Opened(file) as opened:
+        sizes = opened.run(load(opened))
+    assert max(sizes) > limit
+    assert any(later < earlier for earlier, later in pairwise(sizes))
 
 
 def test_what_was_written_before_the_committing_began_is_committed(file: Path) -> None:
