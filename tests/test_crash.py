@@ -27,7 +27,6 @@ ROUNDS = 20
 START_LIMIT = 5.0
 """Seconds that a start after a crash may take, on however busy a machine."""
 
-PAGE = 4096
 
 ASK = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchone()[0])"
 
@@ -177,15 +176,15 @@ def test_the_write_ahead_log_does_not_grow_without_bound(path: Path, tmp_path: P
     written = highest = 0
     with Daemon(path, "--ttl-limit", "1", database=database), Client(path) as client:
         number = 0
-        while written < 4 * WAL_LIMIT * PAGE:
-            for _ in range(20):
+        while written < 12 * WAL_LIMIT:
+            for _ in range(5):
                 properties = bytes([33 + number % 90]) * 60_000
                 assert client.save_dest(1, f"d{number}", properties, "e")
                 written += len(properties)
                 number += 1
             highest = max(highest, log.stat().st_size)
-            time.sleep(0.1)  # the pace: what a daemon takes in a second is a fraction of the limit
-    assert WAL_LIMIT * PAGE < highest < 3 * WAL_LIMIT * PAGE
+            time.sleep(0.1)  # the pace: what comes in a second is a few times the limit
+    assert WAL_LIMIT < highest < 10 * WAL_LIMIT
 
 
 def test_a_clean_stop_leaves_one_file_and_no_connection(path: Path, tmp_path: Path) -> None:
