@@ -128,6 +128,9 @@ _REQUEST = b"request\0"
 _ATTRIBUTES = re.compile(b"(?:[^\0]++\0[^\0]*+\0)*+")
 """Every whole attribute from here on, up to an empty name or to what is not complete yet."""
 
+_MESSAGES = re.compile(b"(?:(?:[^\0]++\0[^\0]*+\0)*+\0)*+")
+"""Every whole message from here on."""
+
 
 def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
     """Return what matches a whole well-formed request, and how to read a match.
@@ -360,7 +363,13 @@ class ServerConversation:
     def _next_odd_request(self) -> Request | Malformed | NeedData:
         """Parse the next request when it is not complete or not well-formed."""
         while True:
+            start = self._pass_over_messages()
             end = self._message_end()
+            match = _WELL_FORMED.match(self._buffer, start) if start > self._at else None
+            if match is not None and (end is None or match.end() <= end):
+                # What stands before it is no message but a string that lost its own.
+                self._advance(start)
+                return self._next_request()
             if end is None and not self._too_long:
                 return NEED_DATA
             tokens = self._buffer[self._at : end].split(NUL)
@@ -371,6 +380,17 @@ class ServerConversation:
                 self._advance(end)
             if b"request" in tokens and not skipping:
                 return _read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
+
+    def _pass_over_messages(self) -> int:
+        """Pass over whole messages that are no requests; return where a request may begin, or 0."""
+        if self._buffer.startswith(_REQUEST, self._at):
+            return self._at
+        start = self._buffer.find(NUL + _REQUEST, self._at) + len(NUL)
+        if not (self._scanned or self._skipping):
+            match = _MESSAGES.match(self._buffer, self._at, start or len(self._buffer))
+            assert match is not None
+            self._advance(match.end())
+        return start
 
     def _message_end(self) -> int | None:
         """Return where the message that comes next ends; None if it is not complete."""
