@@ -25,6 +25,7 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
+from scache.protocol.requests import Malformed
 from scache.protocol.server import (
     Abandoned,
     Bind,
@@ -32,7 +33,6 @@ from scache.protocol.server import (
     Delivered,
     Event,
     Find,
-    Malformed,
     Save,
     ServerConversation,
 )

@@ -13,8 +13,8 @@ import anyio
 
 from scache import fdpass
 from scache.client import exchanges
+from scache.client.base import DEFAULT_TIMEOUT, BaseClient
 from scache.client.exchanges import (
-    DEFAULT_TIMEOUT,
     OUT_OF_DESCRIPTORS,
     Begin,
     Exchange,
@@ -24,7 +24,7 @@ from scache.client.exchanges import (
 )
 from scache.client.found import Found
 from scache.errors import ProtocolError, Unavailable
-from scache.protocol.client import ClientConversation, Send
+from scache.protocol.client import Send
 
 _CONNECT_PAUSE = 0.01
 """Seconds until the next attempt while the daemon's backlog is full."""
@@ -32,7 +32,7 @@ _CONNECT_PAUSE = 0.01
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """`Client` for async programs; its promises are the same.
 
     Tasks may share one: their requests wait for each other. A request that is
@@ -42,22 +42,9 @@ class AsyncClient:
     def __init__(
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
     ) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds.
-
-        ``inline=False`` stays in the base protocol with every server.
-        """
-        self._path = os.fspath(path)
-        self._timeout = timeout
-        self._inline = inline
-        self._socket: socket.socket | None = None
-        self._conversation = ClientConversation()
-        self._process_id = 0
-        self._heard = False
+        """Do what `Client` does."""
+        super().__init__(path, timeout=timeout, inline=inline)
         self._turn = anyio.Lock()
-
-    def __repr__(self) -> str:
-        state = "connected" if self._socket else "not connected"
-        return f"<AsyncClient {self._path} {state}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,13 +56,6 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Hang up; what was saved stays in the cache. A later request connects again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        fdpass.close(self._conversation.close())
 
     async def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
@@ -146,9 +126,7 @@ class AsyncClient:
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._socket = sock
-        self._process_id = os.getpid()
-        self._conversation = ClientConversation()
+        self._begin_connection(sock)
         try:
             while not _connected(sock, self._path):  # noqa: ASYNC110 - no event tells of room
                 await anyio.sleep(_CONNECT_PAUSE)

@@ -6,14 +6,13 @@ import os
 import socket
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from scache import fdpass
 from scache.client import exchanges
+from scache.client.base import BaseClient
 from scache.client.exchanges import (
-    DEFAULT_TIMEOUT,
     OUT_OF_DESCRIPTORS,
     Begin,
     Exchange,
@@ -23,7 +22,7 @@ from scache.client.exchanges import (
 )
 from scache.client.found import Found
 from scache.errors import ProtocolError, Unavailable
-from scache.protocol.client import ClientConversation, Send
+from scache.protocol.client import Send
 
 _SHORTEST_WAIT = 0.001
 """Seconds; a timeout of 0 would mean "do not block" to a socket."""
@@ -31,7 +30,7 @@ _SHORTEST_WAIT = 0.001
 T = TypeVar("T")
 
 
-class Client:
+class Client(BaseClient):
     """A blocking client of the daemon, or of the genuine scache(8).
 
     It connects at the first request, keeps the connection, and connects once
@@ -48,25 +47,6 @@ class Client:
     NUL in a label or in properties.
     """
 
-    def __init__(
-        self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
-    ) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds.
-
-        ``inline=False`` stays in the base protocol with every server.
-        """
-        self._path = os.fspath(path)
-        self._timeout = timeout
-        self._inline = inline
-        self._socket: socket.socket | None = None
-        self._conversation = ClientConversation()
-        self._process_id = 0
-        self._heard = False
-
-    def __repr__(self) -> str:
-        state = "connected" if self._socket else "not connected"
-        return f"<Client {self._path} {state}>"
-
     def __enter__(self) -> Self:
         return self
 
@@ -77,13 +57,6 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Hang up; what was saved stays in the cache. A later request connects again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        fdpass.close(self._conversation.close())
 
     def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
@@ -154,9 +127,7 @@ class Client:
 
     def _connect(self, deadline: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket = sock
-        self._process_id = os.getpid()
-        self._conversation = ClientConversation()
+        self._begin_connection(sock)
         try:
             sock.settimeout(_until(deadline))
             sock.connect(self._path)

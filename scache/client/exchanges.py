@@ -13,9 +13,6 @@ from scache.model import Status
 from scache.protocol.client import ClientConversation, Hit, Step
 from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
 
-DEFAULT_TIMEOUT = 5.0
-"""Seconds that a request may take, as Postfix's own client gives it."""
-
 OUT_OF_DESCRIPTORS = "this process is at its limit of descriptors, and lost some that were sent"
 
 Text: TypeAlias = str | bytes

@@ -13,6 +13,7 @@ from scache.errors import ProtocolError
 from scache.model import Loan, Peer
 from scache.protocol.codec import NeedData
 from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindEndp
+from scache.protocol.requests import Malformed
 from scache.protocol.server import (
     Abandoned,
     Bind,
@@ -20,7 +21,6 @@ from scache.protocol.server import (
     Delivered,
     Event,
     Find,
-    Malformed,
     Save,
     ServerConversation,
 )

@@ -28,21 +28,14 @@ turned away from goes back. A message above MAX_MESSAGE_SIZE is malformed.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scache.errors import ProtocolError
 from scache.model import Status
-from scache.protocol.codec import (
-    MAX_MESSAGE_SIZE,
-    NEED_DATA,
-    NUL,
-    NeedData,
-    decode_integer,
-)
+from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NUL, NeedData
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -53,12 +46,20 @@ from scache.protocol.messages import (
     STATUS_REPLY,
     FindDest,
     FindEndp,
-    Grammar,
     Hello,
     Request,
     SaveDest,
     SaveEndp,
     encode_reply,
+)
+from scache.protocol.requests import (
+    ATTRIBUTES,
+    MESSAGES,
+    REQUEST,
+    WELL_FORMED,
+    Malformed,
+    parse,
+    read_odd,
 )
 
 
@@ -80,13 +81,6 @@ class Bind(NamedTuple):
     """A whole ``save_dest``; answer with `reply_status`."""
 
     request: SaveDest
-
-
-class Malformed(NamedTuple):
-    """A request that nobody can serve; it has been answered with status 1 already."""
-
-    name: bytes
-    """What it called itself."""
 
 
 class Deliver(NamedTuple):
@@ -121,39 +115,6 @@ MAX_DESCRIPTORS_AHEAD = 253
 
 MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
 """Bytes of requests that a client may send ahead while it owes us a dummy."""
-
-
-_REQUEST = b"request\0"
-
-_ATTRIBUTES = re.compile(b"(?:[^\0]++\0[^\0]*+\0)*+")
-"""Every whole attribute from here on, up to an empty name or to what is not complete yet."""
-
-_MESSAGES = re.compile(b"(?:(?:[^\0]++\0[^\0]*+\0)*+\0)*+")
-"""Every whole message from here on."""
-
-
-def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
-    """Return what matches a whole well-formed request, and how to read a match.
-
-    By the index of the last group that took part: the grammar of the request,
-    and the groups that are its values.
-    """
-    alternatives = []
-    readings: dict[int | None, tuple[Grammar, slice]] = {}
-    groups = 0
-    for name, grammar in GRAMMAR.items():
-        if grammar.names:
-            values = b"".join(each + b"\0([^\0]*)\0" for each in grammar.names)
-            alternatives.append(name + NUL + values)
-            readings[groups + len(grammar.names)] = (
-                grammar,
-                slice(groups, groups + len(grammar.names)),
-            )
-            groups += len(grammar.names)
-    return re.compile(_REQUEST + b"(?:" + b"|".join(alternatives) + b")\0"), readings
-
-
-_WELL_FORMED, _READINGS = _well_formed()
 
 
 class ServerConversation:
@@ -249,13 +210,13 @@ class ServerConversation:
                 return self._wait()
             if self._state is _IDLE:
                 request = self._held.popleft() if self._held else self._next_request()
-                if isinstance(request, NeedData):
-                    return NEED_DATA
-                event = self._begin(request)
+                event = NEED_DATA if isinstance(request, NeedData) else self._begin(request)
             elif self._state is _AWAIT_DESCRIPTOR:
                 event = self._take_descriptor()
             else:
                 event = self._take_dummy()
+            if event is NEED_DATA:
+                return self._wait()
             if event is not None:
                 return event
 
@@ -309,7 +270,7 @@ class ServerConversation:
         if buffer.startswith(DUMMY, self._at):
             self._advance(self._at + len(DUMMY))
             came = True
-        elif buffer.startswith(_REQUEST, self._at) and not self._skipping:
+        elif buffer.startswith(REQUEST, self._at) and not self._skipping:
             if not sent:
                 return self._hold_request()
             came = False
@@ -347,25 +308,19 @@ class ServerConversation:
 
     def _next_request(self) -> Request | Malformed | NeedData:
         """Parse the next request, passing over messages that are none."""
-        match = None if self._skipping else _WELL_FORMED.match(self._buffer, self._at)
-        if match is None or match.end() - match.start() > MAX_MESSAGE_SIZE:
+        parsed = None if self._skipping else parse(self._buffer, self._at)
+        if parsed is None:
             return self._next_odd_request()
-        grammar, groups = _READINGS[match.lastindex]
-        values: Sequence[Any] = match.groups()[groups]
-        if grammar.has_ttl:
-            ttl = decode_integer(values[0])
-            if ttl is None or ttl <= 0:
-                return self._next_odd_request()
-            values = (ttl, *values[1:])
-        self._advance(match.end())
-        return grammar.kind(*values)
+        request, end = parsed
+        self._advance(end)
+        return request
 
     def _next_odd_request(self) -> Request | Malformed | NeedData:
         """Parse the next request when it is not complete or not well-formed."""
         while True:
             start = self._pass_over_messages()
             end = self._message_end()
-            match = _WELL_FORMED.match(self._buffer, start) if start > self._at else None
+            match = WELL_FORMED.match(self._buffer, start) if start > self._at else None
             if match is not None and (end is None or match.end() <= end):
                 # What stands before it is no message but a string that lost its own.
                 self._advance(start)
@@ -379,22 +334,22 @@ class ServerConversation:
             else:
                 self._advance(end)
             if b"request" in tokens and not skipping:
-                return _read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
+                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
 
     def _pass_over_messages(self) -> int:
         """Pass over whole messages that are no requests; return where a request may begin, or 0."""
-        if self._buffer.startswith(_REQUEST, self._at):
+        if self._buffer.startswith(REQUEST, self._at):
             return self._at
-        start = self._buffer.find(NUL + _REQUEST, self._at) + len(NUL)
+        start = self._buffer.find(NUL + REQUEST, self._at) + len(NUL)
         if not (self._scanned or self._skipping):
-            match = _MESSAGES.match(self._buffer, self._at, start or len(self._buffer))
+            match = MESSAGES.match(self._buffer, self._at, start or len(self._buffer))
             assert match is not None
             self._advance(match.end())
         return start
 
     def _message_end(self) -> int | None:
         """Return where the message that comes next ends; None if it is not complete."""
-        match = _ATTRIBUTES.match(self._buffer, self._at + self._scanned)
+        match = ATTRIBUTES.match(self._buffer, self._at + self._scanned)
         assert match is not None
         if self._buffer.startswith(NUL, match.end()):
             return match.end() + len(NUL)
@@ -422,22 +377,3 @@ class ServerConversation:
         self._advance(0)
         self._skipping = True
         return False
-
-
-def _read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
-    """Read names and values one by one; the first is the name of the request."""
-    name = tokens[0] if tokens else b""
-    grammar = GRAMMAR.get(name)
-    size = sum(map(len, tokens)) + len(tokens) + len(_REQUEST)
-    if grammar is None or not complete or size > MAX_MESSAGE_SIZE:
-        return Malformed(name)
-    names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
-    values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
-    if names != grammar.names or len(values) < len(names):
-        return Malformed(name)
-    if grammar.has_ttl:
-        ttl = decode_integer(values[0])
-        if ttl is None or ttl <= 0:
-            return Malformed(name)
-        values[0] = ttl
-    return grammar.kind._make(values)

@@ -1,0 +1,94 @@
+"""How requests are told from the bytes that a client has sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scache.protocol.codec import MAX_MESSAGE_SIZE, NUL, decode_integer
+from scache.protocol.messages import GRAMMAR, Grammar, Request
+
+
+class Malformed(NamedTuple):
+    """A request that nobody can serve."""
+
+    name: bytes
+    """What it called itself."""
+
+
+REQUEST = b"request\0"
+"""How every request begins."""
+
+ATTRIBUTES = re.compile(b"(?:[^\0]++\0[^\0]*+\0)*+")
+"""Every whole attribute from here on, up to an empty name or to what is not complete yet."""
+
+MESSAGES = re.compile(b"(?:(?:[^\0]++\0[^\0]*+\0)*+\0)*+")
+"""Every whole message from here on."""
+
+
+def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
+    """Return what matches a whole well-formed request, and how to read a match.
+
+    By the index of the last group that took part: the grammar of the request,
+    and the groups that are its values.
+    """
+    alternatives = []
+    readings: dict[int | None, tuple[Grammar, slice]] = {}
+    groups = 0
+    for name, grammar in GRAMMAR.items():
+        if grammar.names:
+            values = b"".join(each + b"\0([^\0]*)\0" for each in grammar.names)
+            alternatives.append(name + NUL + values)
+            readings[groups + len(grammar.names)] = (
+                grammar,
+                slice(groups, groups + len(grammar.names)),
+            )
+            groups += len(grammar.names)
+    return re.compile(REQUEST + b"(?:" + b"|".join(alternatives) + b")\0"), readings
+
+
+WELL_FORMED, _READINGS = _well_formed()
+"""A whole request, the ttl apart, which may be no number."""
+
+
+def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
+    """Return the well-formed request that begins at ``at``, and where it ends.
+
+    None if it is not complete, or if anything about it is odd: see `read_odd`.
+    """
+    match = WELL_FORMED.match(buffer, at)
+    if match is None or match.end() - at > MAX_MESSAGE_SIZE:
+        return None
+    grammar, groups = _READINGS[match.lastindex]
+    values: Sequence[Any] = match.groups()[groups]
+    if grammar.has_ttl:
+        ttl = decode_integer(values[0])
+        if ttl is None or ttl <= 0:
+            return None
+        values = (ttl, *values[1:])
+    return grammar.kind(*values), match.end()
+
+
+def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
+    """Return the request that these strings are, of which the first is its name.
+
+    They are names and values in turn, as far as they have been received, and are
+    read as the genuine program reads them: what follows the last attribute that
+    it expects is not looked at.
+    """
+    name = tokens[0] if tokens else b""
+    grammar = GRAMMAR.get(name)
+    size = sum(map(len, tokens)) + len(tokens) + len(REQUEST)
+    if grammar is None or not complete or size > MAX_MESSAGE_SIZE:
+        return Malformed(name)
+    names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
+    values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
+    if names != grammar.names or len(values) < len(names):
+        return Malformed(name)
+    if grammar.has_ttl:
+        ttl = decode_integer(values[0])
+        if ttl is None or ttl <= 0:
+            return Malformed(name)
+        values[0] = ttl
+    return grammar.kind._make(values)
