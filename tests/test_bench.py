@@ -202,7 +202,6 @@ def test_knows_its_rows() -> None:
 @pytest.mark.slow
 def test_draws_the_plot(tmp_path: Path) -> None:
     """The picture of cost against connections cached is a PNG."""
-    pytest.importorskip("matplotlib")
     path = tmp_path / "cost.png"
     result = benchmark("--quick", "--rounds", "1", "--plot", path)
     assert result.returncode == 0, result.stderr

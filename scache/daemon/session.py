@@ -28,6 +28,10 @@ from scache.protocol.server import (
 _EVENTS_PER_TURN = 64
 """Requests served for one client before the others have their turn."""
 
+_OUTPUT_SIZE = 32768
+"""Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
+hits there are behind it, the fewer are lost with a client that leaves before it has read them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -126,6 +130,8 @@ class Session:
                     break
                 self._ANSWERS[type(event)](self, event)
                 self.progress += 1
+                if conversation.output_size > _OUTPUT_SIZE:
+                    self._flush()
                 if self.progress == turn_ends:
                     channel.yield_turn(self._serve)
                     break

@@ -137,6 +137,8 @@ class ServerConversation:
         self._lost = False
         self._saving: SaveEndp | None = None
         self._output = [ANNOUNCEMENT] if announce else []
+        self.output_size = 0
+        """Bytes of hits that wait to be sent; the other replies are short."""
 
     def receive(self, data: bytes, descriptors: Sequence[int] = (), *, lost: bool = False) -> None:
         """Take what one recvmsg(2) brought; the descriptors are ours from here on.
@@ -157,6 +159,7 @@ class ServerConversation:
         if not self._output:
             return b""
         output, self._output = self._output, []
+        self.output_size = 0
         return output[0] if len(output) == 1 else b"".join(output)
 
     @property
@@ -190,7 +193,9 @@ class ServerConversation:
         In inline mode the descriptor is to go with this reply, or before it;
         else a Deliver event asks for it.
         """
-        self._output.append(encode_reply(Status.OK, *properties))
+        reply = encode_reply(Status.OK, *properties)
+        self._output.append(reply)
+        self.output_size += len(reply)
         if not self.inline:
             self._state = _AWAIT_DUMMY
 
