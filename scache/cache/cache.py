@@ -21,10 +21,6 @@ _SAVE_ENDP = tuple(f"save_endp_{status.name.lower()}" for status in Status)
 _SAVE_DEST = tuple(f"save_dest_{status.name.lower()}" for status in Status)
 
 
-def _nothing() -> None:
-    """Stand in for a hook that nobody has set."""
-
-
 class Cache:
     """What is cached: rows in the database, descriptors in the process, joined by row id.
 
@@ -34,7 +30,7 @@ class Cache:
     """
 
     def __init__(self, database: Database, clock: Clock, ttl_limit: float) -> None:
-        self.on_earlier_expiry: Callable[[], None] = _nothing
+        self.on_earlier_expiry: Callable[[], None] = lambda: None
         """Called when something was saved that expires before `expire` said."""
         self.statistics = Statistics(clock.now())
         self._clock = clock
@@ -179,7 +175,7 @@ class Cache:
         """Close every descriptor; the cache is of no use after that."""
         self._descriptors.close_all()
 
-    def _take(self, row: Connection, destination_properties: bytes) -> Loan | None:
+    def _take(self, row: Connection, destination_properties: bytes) -> Loan:
         """Remove a connection from the cache, its descriptor lent to the one who asked."""
         self._rows.take_connection(row)
         self.statistics.connection_removed(row.endpoint)

@@ -119,10 +119,7 @@ class Channel:
     def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
         """Send what the socket takes and keep the rest; return whether that was all."""
         try:
-            if descriptors:
-                sent = fdpass.send(self._socket, data, descriptors)
-            else:
-                sent = self._socket.send(data)
+            sent = fdpass.send(self._socket, data, descriptors)
         except BlockingIOError:
             sent = 0
         except OSError:

@@ -25,7 +25,6 @@ _LINGER = 0.001
 """Seconds to wait for the next message within a slice: the shortest that epoll can wait.
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
-
 _FEW = 8
 """Sockets that are served between two looks at the time."""
 

@@ -23,6 +23,7 @@ CHECKPOINT_INTERVAL = 1.0
 """Seconds from a commit to the checkpoint that follows."""
 
 _CATCH_UP_ROUNDS = 3
+"""How often the log is copied before clients wait for the rest."""
 
 CATCH_UP_TIMEOUT = 0.05
 """Seconds for which clients wait, at the most, while the log is made ready to start over."""

@@ -28,16 +28,12 @@ Operation = tuple[str, Parameters]
 logger = logging.getLogger(__name__)
 
 
-def _nothing() -> None:
-    """Stand in for a hook that nobody has set."""
-
-
 class Batch:
     """One write transaction after another on the data plane's connection.
 
     A transaction begins with the first write and collects whatever follows
-    until somebody calls `commit`: that costs a write a third of what a
-    transaction of its own would. Readers in other processes see whole batches.
+    until somebody calls `commit`, which is cheaper than a transaction for each
+    write. Readers in other processes see whole batches.
 
     A commit that the disk refuses rolls the whole batch back (SQLite docs,
     "Response to errors within a transaction"). So the operations of a batch
@@ -46,7 +42,7 @@ class Batch:
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.on_pending: Callable[[], None] = _nothing
+        self.on_pending: Callable[[], None] = lambda: None
         """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
         self.counts: Counter[str] = Counter()
         """What to add to the table ``counter`` with the next commit."""
@@ -86,6 +82,12 @@ class Batch:
             raise self._fault(error) from error
         self._operations.append((sql, parameters))
         return cursor
+
+    def add(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
+        """Do one write that makes the database grow: refused as well while `commit_failed`."""
+        if self.commit_failed:
+            raise DatabaseFault(self.fault)
+        return self.execute(sql, parameters)
 
     def execute_eventually(self, sql: str, parameters: Parameters) -> None:
         """Do one write, now or as soon as the database lets us.

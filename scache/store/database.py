@@ -25,13 +25,14 @@ from scache.store.migrations import migrations, pending_script
 
 MEMORY = ":memory:"
 
-_STOP_ATTEMPTS = 5
-
 APPLICATION_ID = 0x73636163
 """Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
 
 WAL_LIMIT = 4 * 2**20
 """Bytes that the write-ahead log may have before it is copied into the database file."""
+
+_STOP_ATTEMPTS = 5
+"""How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
 _COUNT_LOST = """
     INSERT INTO counter (name, value) SELECT 'connections_lost', count(*) FROM connection WHERE true
@@ -65,7 +66,6 @@ class Database:
     def __init__(
         self,
         path: str,
-        data: sqlite3.Connection,
         control: aiosqlite.Connection,
         batch: Batch,
         ids: Ids,
@@ -74,7 +74,6 @@ class Database:
         """A file's path, or MEMORY."""
         self.batch = batch
         self.ids = ids
-        self._data = data
         self._control = control
 
     @property
@@ -89,8 +88,8 @@ class Database:
         """Copy what is committed from the write-ahead log into the database file, off the loop.
 
         If all of it could be copied, the next batch starts the log over, at the
-        cost of one sync of its header, and cuts it back to WAL_LIMIT. Under
-        steady load that takes a moment without new batches.
+        cost of one sync of its header, and cuts its file to half of WAL_LIMIT.
+        Under steady load that takes a moment without new batches.
         """
         try:
             await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
@@ -141,7 +140,7 @@ async def open_database(path: str, start: Start) -> AsyncIterator[Database]:
         except sqlite3.Error as error:
             raise _explain(path, error) from error
         batch = Batch(data)
-        yield Database(path, data, control, batch, Ids(batch, instance_id, first_id))
+        yield Database(path, control, batch, Ids(batch, instance_id, first_id))
 
 
 def _claim(path: str) -> int:

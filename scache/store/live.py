@@ -99,9 +99,7 @@ class LiveRows:
 
     def save_connection(self, row: Connection) -> None:
         """Add a connection."""
-        if self._batch.commit_failed:
-            raise DatabaseFault(self._batch.fault)
-        self._batch.execute(_SAVE_CONNECTION, row)
+        self._batch.add(_SAVE_CONNECTION, row)
 
     def restore_connection(self, row: Connection) -> None:
         """Bring back a connection that was taken, in its old place. Never refused."""
@@ -137,11 +135,9 @@ class LiveRows:
 
     def save_binding(self, row: Binding) -> Saved:
         """Add a binding, or move the expiry of the one that is there already."""
-        if self._batch.commit_failed:
-            raise DatabaseFault(self._batch.fault)
         identity = (row.destination, row.endpoint, row.properties)
         refresh = (row.expires_at, *identity, row.saved_at)
-        if self._batch.execute(_REFRESH_BINDING, refresh).rowcount:
+        if self._batch.add(_REFRESH_BINDING, refresh).rowcount:
             return Saved.REFRESHED
         if self._batch.execute(_ADD_BINDING, row).rowcount:
             return Saved.ADDED
@@ -169,9 +165,7 @@ class LiveRows:
     def add_client(self, client_id: int, peer: Peer, now: float) -> None:
         """Record that a client has connected. Never refused, but left out during a fault."""
         try:
-            if self._batch.commit_failed:
-                raise DatabaseFault(self._batch.fault)
-            self._batch.execute(_ADD_CLIENT, (client_id, *peer, now))
+            self._batch.add(_ADD_CLIENT, (client_id, *peer, now))
         except DatabaseFault:
             self._unrecorded.add(client_id)
 
