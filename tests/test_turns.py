@@ -51,6 +51,23 @@ def test_turns_do_not_pile_up(runner: asyncio.Runner) -> None:
     assert runner.run(flood()) < 5
 
 
+def test_what_is_to_be_called_later_is_called_though_nothing_is_ready(
+    runner: asyncio.Runner,
+) -> None:
+    """A turn comes by itself, once and again."""
+
+    async def call() -> None:
+        readiness = Readiness(asyncio.get_running_loop())
+        with closing(readiness):
+            for _ in range(3):
+                called = asyncio.Event()
+                readiness.call_later(called.set)
+                async with asyncio.timeout(5):
+                    await called.wait()
+
+    runner.run(call())
+
+
 def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
     runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
