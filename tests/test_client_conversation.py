@@ -26,7 +26,7 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
-from scache.protocol.server import Bind, Deliver, Find, Save, ServerConversation
+from scache.protocol.server import Deliver, Save, ServerConversation
 from tests.support.machines import Chunk, byte_by_byte, values
 
 SAVE = SaveEndp(10, b"endpoint", b"properties")
@@ -296,7 +296,7 @@ class Conversation:
                 assert descriptor is not None
                 self.model.save(request, descriptor)
                 self.server.reply_status(Status.OK)
-            case Find(request):
+            case FindEndp() | FindDest() as request:
                 found = self.model.find(request)
                 if found is None:
                     self.server.reply_miss(request)
@@ -306,7 +306,7 @@ class Conversation:
             case Deliver():
                 self._send()
                 self._to_client.append((DESCRIPTOR_BYTE, (self._lent.pop(),)))
-            case Bind(request):
+            case SaveDest() as request:
                 self.model.bind(request)
                 self.server.reply_status(Status.OK)
 

@@ -28,11 +28,9 @@ from scache.protocol.messages import (
 from scache.protocol.requests import Malformed
 from scache.protocol.server import (
     Abandoned,
-    Bind,
     Deliver,
     Delivered,
     Event,
-    Find,
     Save,
     ServerConversation,
 )
@@ -69,7 +67,7 @@ def check_every_way(case: Case) -> None:
     _check(case.chunks, case)
     _check(list(byte_by_byte(case.chunks)), case)
     longer = case._replace(
-        events=[*case.events, Find(TAIL)],
+        events=[*case.events, TAIL],
         sent=case.sent + TAIL_REPLY,
     )
     _check(with_tail, longer)
@@ -111,13 +109,13 @@ def test_requests(request_: Request) -> None:
             chunks: list[Chunk] = [(message, ()), (DESCRIPTOR_BYTE, (7,))]
             check_every_way(Case(chunks, [Save(request_, 7)], DUMMY + OK))
         case SaveDest():
-            check_every_way(Case([(message, ())], [Bind(request_)], OK))
+            check_every_way(Case([(message, ())], [request_], OK))
         case FindEndp():
             reply = encode_reply(Status.FAIL, b"")
-            check_every_way(Case([(message, ())], [Find(request_)], reply))
+            check_every_way(Case([(message, ())], [request_], reply))
         case FindDest():
             reply = encode_reply(Status.FAIL, b"", b"")
-            check_every_way(Case([(message, ())], [Find(request_)], reply))
+            check_every_way(Case([(message, ())], [request_], reply))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +143,7 @@ def test_descriptor_of_a_save(
 def test_late_descriptor() -> None:
     """A descriptor that comes after its save was refused is surplus, and no other request's."""
     late: list[Chunk] = [(SAVING, ()), (b"\0", ()), (encode_request(TAIL), (7,))]
-    check_every_way(Case(late, [Save(SAVE, None), Find(TAIL)], DUMMY + FAIL + TAIL_REPLY, [7]))
+    check_every_way(Case(late, [Save(SAVE, None), TAIL], DUMMY + FAIL + TAIL_REPLY, [7]))
 
 
 @pytest.mark.parametrize(
@@ -171,9 +169,7 @@ def test_descriptor_with_another_message(message: bytes) -> None:
 
 def test_find_that_hits() -> None:
     """The reply, a dummy, the descriptor, a dummy: the server parts with its copy at the end."""
-    case = Case(
-        [(FINDING, ()), (DUMMY, ()), (DUMMY, ())], [Find(FIND), Deliver(), Delivered()], HIT
-    )
+    case = Case([(FINDING, ()), (DUMMY, ()), (DUMMY, ())], [FIND, Deliver(), Delivered()], HIT)
     check_every_way(case)
     check_every_way(case._replace(chunks=[(FINDING + DUMMY + DUMMY, ())]))
 
@@ -184,7 +180,7 @@ def test_find_dest_that_hits() -> None:
     check_every_way(
         Case(
             [(encode_request(found) + DUMMY + DUMMY, ())],
-            [Find(found), Deliver(), Delivered()],
+            [found, Deliver(), Delivered()],
             encode_reply(Status.OK, b"destination", b"hit"),
         )
     )
@@ -192,7 +188,7 @@ def test_find_dest_that_hits() -> None:
 
 def test_request_in_place_of_the_last_dummy() -> None:
     """A request that comes when the descriptor was sent ends that exchange and is served."""
-    events: list[Event] = [Find(FIND), Deliver(), Delivered(), Find(TAIL)]
+    events: list[Event] = [FIND, Deliver(), Delivered(), TAIL]
     sent = HIT + TAIL_REPLY
     check_every_way(Case([(FINDING, ()), (DUMMY + encode_request(TAIL), ())], events, sent))
 
@@ -200,7 +196,7 @@ def test_request_in_place_of_the_last_dummy() -> None:
 def test_something_else_than_a_dummy() -> None:
     """A client that sends nonsense for a dummy has abandoned its hit."""
     nonsense = encode([(b"name", b"value")])
-    check_every_way(Case([(FINDING, ()), (nonsense, ())], [Find(FIND), Abandoned()], HIT))
+    check_every_way(Case([(FINDING, ()), (nonsense, ())], [FIND, Abandoned()], HIT))
 
 
 def test_pipelined_hits() -> None:
@@ -209,11 +205,11 @@ def test_pipelined_hits() -> None:
     case = Case(
         [(FINDING + encode_request(other) + BINDING + SAVING, (7,)), (4 * DUMMY, ())],
         [
-            Find(FIND),
+            FIND,
             *(Deliver(), Delivered()),
-            Find(other),
+            other,
             *(Deliver(), Delivered()),
-            Bind(SaveDest(10, b"destination", b"properties", b"endpoint")),
+            SaveDest(10, b"destination", b"properties", b"endpoint"),
             Save(SAVE, 7),
         ],
         HIT + encode_reply(Status.OK, b"hit 2") + OK + DUMMY + OK,
@@ -259,9 +255,7 @@ def test_ttl_spelled_otherwise(ttl: bytes) -> None:
     """A ttl that C reads as a number is one."""
     request = [(b"request", b"save_dest"), (b"ttl", ttl)]
     rest = [(b"label", b"d"), (b"property", b"p"), (b"label", b"e")]
-    check_every_way(
-        Case([(encode([*request, *rest]), ())], [Bind(SaveDest(7, b"d", b"p", b"e"))], OK)
-    )
+    check_every_way(Case([(encode([*request, *rest]), ())], [SaveDest(7, b"d", b"p", b"e")], OK))
 
 
 @pytest.mark.parametrize("message", [b"\0", b"\0\0\0", encode([(b"name", b"value")]), DUMMY])
@@ -279,7 +273,7 @@ def test_largest_message() -> None:
         stream = encode_request(largest) + encode_request(FindEndp(b"x" * (room + 1)))
         stream += encode_request(TAIL)
         serving.feed(in_sizes(stream, [size] * (len(stream) // size)))
-        assert serving.events == [Find(largest), Malformed(b"find_endp"), Find(TAIL)]
+        assert serving.events == [largest, Malformed(b"find_endp"), TAIL]
         assert serving.sent == TAIL_REPLY + BAD_FIND_ENDP + TAIL_REPLY
 
 

@@ -108,7 +108,8 @@ class Cache:
             elif saved is Saved.REPLACED:
                 self.counts["bindings_expired"] += 1
             self.statistics.saved()
-            self._expires(expires_at)
+            if expires_at < self._next_expiry:
+                self._expire_earlier(expires_at)
             status = Status.OK
         self.counts[_SAVE_DEST[status]] += 1
         return status
@@ -187,13 +188,13 @@ class Cache:
         self._descriptors.park(row.id, descriptor)
         self._agenda.add(row.expires_at, row.id, row.endpoint)
         self.statistics.connection_added(row.endpoint)
-        self._expires(row.expires_at)
+        if row.expires_at < self._next_expiry:
+            self._expire_earlier(row.expires_at)
 
-    def _expires(self, expires_at: float) -> None:
+    def _expire_earlier(self, expires_at: float) -> None:
         """Make sure that `expire` is called in time."""
-        if expires_at < self._next_expiry:
-            self._next_expiry = expires_at
-            self.on_earlier_expiry()
+        self._next_expiry = expires_at
+        self.on_earlier_expiry()
 
     def _clear_slice(self, now: float) -> bool:
         """Clear away what has expired; return whether more of it may be left."""

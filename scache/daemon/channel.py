@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -41,7 +40,7 @@ class Channel:
         self._descriptor = sock.fileno()
         self._readiness = readiness
         self._receiver: Receiver
-        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._unsent: list[tuple[bytes, Sequence[int]]] = []
         self._held = False
         self.open = True
         self.sent_all = True
@@ -64,7 +63,17 @@ class Channel:
         """
         if not self.sent_all:
             self._unsent.append((data, descriptors))
-        elif not self._send(data, descriptors):
+            return
+        try:
+            sent = fdpass.send(self._socket, data, descriptors)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The client has gone. Whoever sends is in the middle of something: tell it later.
+            sent = 0
+            self._readiness.call_later(self._hang_up)
+        if sent < len(data):
+            self._unsent.append((data[sent:], () if sent else descriptors))
             self.sent_all = False
             self._readiness.modify(self._descriptor, WRITABLE)
 
@@ -116,28 +125,14 @@ class Channel:
             logger.exception(_A_BUG)
             self._hang_up()
 
-    def _send(self, data: bytes, descriptors: Sequence[int]) -> bool:
-        """Send what the socket takes and keep the rest; return whether that was all."""
-        try:
-            sent = fdpass.send(self._socket, data, descriptors)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The client has gone. Whoever sends is in the middle of something: tell it later.
-            sent = 0
-            self._readiness.call_later(self._hang_up)
-        if sent == len(data):
-            return True
-        self._unsent.appendleft((data[sent:], () if sent else descriptors))
-        return False
-
     def _on_writable(self) -> None:
-        while self._unsent:
-            if not self._send(*self._unsent.popleft()):
-                return
+        unsent, self._unsent = self._unsent, []
         self.sent_all = True
-        self._readiness.modify(self._descriptor, READABLE)
-        self._tell(self._receiver.drained)
+        for data, descriptors in unsent:
+            self.send(data, descriptors)
+        if self.sent_all:
+            self._readiness.modify(self._descriptor, READABLE)
+            self._tell(self._receiver.drained)
 
     def _hang_up(self) -> None:
         if self.open:

@@ -95,9 +95,15 @@ class Readiness:
 
     def _serve(self) -> None:
         """Serve for a slice of time, or until nobody has anything more to say."""
-        end = self._loop.time() + SLICE
-        while self._serve_once(end) and self._loop.time() < end:
-            pass
+        now = self._loop.time
+        end = now() + SLICE
+        more = True
+        while more and now() < end:
+            try:
+                more = self._serve_once(end)
+            except Exception:
+                # A bug there must not keep the others from being served: they are still ready.
+                logger.exception("cannot serve a socket as it should be, please report it")
         if self._later:
             self._queue()
 
@@ -105,7 +111,7 @@ class Readiness:
         """Call back for whoever is ready; return whether there may be more to do at once."""
         waiting = len(self._later)
         for _ in range(waiting):
-            _call(self._later.popleft())
+            self._later.popleft()()
             if self._loop.time() >= end:
                 return False
         ready = self._epoll.poll(0 if waiting else _LINGER)
@@ -113,15 +119,7 @@ class Readiness:
             # One of those before may have closed it.
             callback = self._callbacks.get(descriptor)
             if callback is not None:
-                _call(callback)
+                callback()
             if not served % _FEW and self._loop.time() >= end:
                 break  # the others are still ready at the next turn
         return bool(ready or self._later)
-
-
-def _call(callback: Callback) -> None:
-    """Call back; a bug there must not keep the others from being served."""
-    try:
-        callback()
-    except Exception:
-        logger.exception("cannot serve a socket as it should be, please report it")

@@ -12,15 +12,13 @@ from scache.daemon.channel import Channel
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer
 from scache.protocol.codec import NeedData
-from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindEndp
+from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindDest, FindEndp, SaveDest
 from scache.protocol.requests import Malformed
 from scache.protocol.server import (
     Abandoned,
-    Bind,
     Deliver,
     Delivered,
     Event,
-    Find,
     Save,
     ServerConversation,
 )
@@ -67,7 +65,8 @@ class Session:
     def start(self) -> None:
         """Announce the protocol and begin to serve."""
         self._channel.start(self)
-        self._flush()
+        if self._conversation.output:
+            self._flush()
 
     def finish(self) -> None:
         """End as soon as the exchange under way, if any, has come to its end."""
@@ -124,7 +123,7 @@ class Session:
         conversation, channel = self._conversation, self._channel
         turn_ends = self.progress + _EVENTS_PER_TURN
         try:
-            while channel.sent_all:
+            while conversation.unread and channel.sent_all:
                 event = conversation.next_event()
                 if isinstance(event, NeedData):
                     break
@@ -139,7 +138,8 @@ class Session:
             logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
             self.abort()
             return
-        self._flush()
+        if conversation.output:
+            self._flush()
         if conversation.descriptors and self._all_received:
             fdpass.close(conversation.surplus_descriptors())
         if self._finishing:
@@ -147,8 +147,6 @@ class Session:
 
     def _flush(self) -> None:
         data = self._conversation.data_to_send()
-        if not data:
-            return
         if not self._conversation.inline:
             self._channel.send(data)
             return
@@ -164,12 +162,13 @@ class Session:
         status = self._cache.save_endp(*event.request, event.descriptor, self._client_id)
         self._conversation.reply_status(status)
 
-    def _bind(self, event: Bind) -> None:
-        status = self._cache.save_dest(*event.request, self._client_id)
+    def _bind(self, request: SaveDest) -> None:
+        status = self._cache.save_dest(*request, self._client_id)
         self._conversation.reply_status(status)
 
     def _deliver(self, _: Deliver) -> None:
-        self._flush()
+        if self._conversation.output:
+            self._flush()
         self._hand_over(DESCRIPTOR_BYTE)
 
     def _delivered(self, _: Delivered) -> None:
@@ -178,19 +177,20 @@ class Session:
     def _abandoned(self, _: Abandoned) -> None:
         self._end_loans(sent=False)
 
-    def _find(self, event: Find) -> None:
-        request = event.request
-        if isinstance(request, FindEndp):
-            loan = self._cache.find_endp(request.endpoint)
-        else:
-            loan = self._cache.find_dest(request.destination)
+    def _find_endp(self, request: FindEndp) -> None:
+        loan = self._cache.find_endp(request.endpoint)
         if loan is None:
             self._conversation.reply_miss(request)
-            return
-        self._loans.append(loan)
-        if isinstance(request, FindEndp):
-            self._conversation.reply_hit(loan.connection.properties)
         else:
+            self._loans.append(loan)
+            self._conversation.reply_hit(loan.connection.properties)
+
+    def _find_dest(self, request: FindDest) -> None:
+        loan = self._cache.find_dest(request.destination)
+        if loan is None:
+            self._conversation.reply_miss(request)
+        else:
+            self._loans.append(loan)
             self._conversation.reply_hit(loan.destination_properties, loan.connection.properties)
 
     def _hand_over(self, data: bytes) -> None:
@@ -222,8 +222,9 @@ class Session:
 
     _ANSWERS: ClassVar[dict[type[Event], Callable[[Session, Any], None]]] = {
         Save: _save,
-        Find: _find,
-        Bind: _bind,
+        SaveDest: _bind,
+        FindEndp: _find_endp,
+        FindDest: _find_dest,
         Malformed: _malformed,
         Deliver: _deliver,
         Delivered: _delivered,

@@ -43,8 +43,11 @@ class Signal:
 
     async def wait(self, at_most: float = math.inf) -> None:
         """Return when it has been set since the last time, or after ``at_most`` seconds."""
-        with anyio.move_on_after(at_most):
+        if at_most == math.inf:
             await self._event.wait()
+        else:
+            with anyio.move_on_after(at_most):
+                await self._event.wait()
         if self._event.is_set():
             self._event = anyio.Event()
 

@@ -52,13 +52,21 @@ WELL_FORMED, _READINGS = _well_formed()
 """A whole request, the ttl apart, which may be no number."""
 
 
+_new = tuple.__new__
+"""Makes a request of the values of its fields, without the Python function that a named tuple has
+for it."""
+
+
 def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
     """Return the well-formed request that begins at ``at``, and where it ends.
 
     None if it is not complete, or if anything about it is odd: see `read_odd`.
     """
     match = WELL_FORMED.match(buffer, at)
-    if match is None or match.end() - at > MAX_MESSAGE_SIZE:
+    if match is None:
+        return None
+    end = match.end()
+    if end - at > MAX_MESSAGE_SIZE:
         return None
     grammar, groups = _READINGS[match.lastindex]
     values: Sequence[Any] = match.groups()[groups]
@@ -67,7 +75,7 @@ def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
         if ttl is None or ttl <= 0:
             return None
         values = (ttl, *values[1:])
-    return grammar.kind(*values), match.end()
+    return _new(grammar.kind, values), end
 
 
 def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:

@@ -71,18 +71,6 @@ class Save(NamedTuple):
     """Now the taker's to close; None if the client sent none."""
 
 
-class Find(NamedTuple):
-    """A find; answer with `reply_hit` or `reply_miss`."""
-
-    request: FindEndp | FindDest
-
-
-class Bind(NamedTuple):
-    """A whole ``save_dest``; answer with `reply_status`."""
-
-    request: SaveDest
-
-
 class Deliver(NamedTuple):
     """The client waits for the descriptor of its hit: send DESCRIPTOR_BYTE with it."""
 
@@ -95,7 +83,9 @@ class Abandoned(NamedTuple):
     """The client turned away from its hit before the descriptor was sent."""
 
 
-Event = Save | Find | Bind | Malformed | Deliver | Delivered | Abandoned
+Event = Save | SaveDest | FindEndp | FindDest | Malformed | Deliver | Delivered | Abandoned
+"""A ``save_dest`` is an event as it is: answer with `reply_status`; so is a find: answer with
+`reply_hit` or `reply_miss`."""
 
 
 class _State(Enum):
@@ -136,9 +126,12 @@ class ServerConversation:
         self._held_size = 0
         self._lost = False
         self._saving: SaveEndp | None = None
-        self._output = [ANNOUNCEMENT] if announce else []
+        self.output = [ANNOUNCEMENT] if announce else []
+        """What waits for `data_to_send`."""
         self.output_size = 0
-        """Bytes of hits that wait to be sent; the other replies are short."""
+        """Bytes of hits in it; the other replies are short."""
+        self.unread = False
+        """Whether `next_event` may have something to say before more is received."""
 
     def receive(self, data: bytes, descriptors: Sequence[int] = (), *, lost: bool = False) -> None:
         """Take what one recvmsg(2) brought; the descriptors are ours from here on.
@@ -153,12 +146,11 @@ class ServerConversation:
             data = self._buffer[self._at :] + data
         self._buffer = data
         self._at = 0
+        self.unread = True
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent now, and forget it."""
-        if not self._output:
-            return b""
-        output, self._output = self._output, []
+        output, self.output = self.output, []
         self.output_size = 0
         return output[0] if len(output) == 1 else b"".join(output)
 
@@ -185,7 +177,7 @@ class ServerConversation:
 
     def reply_status(self, status: Status) -> None:
         """Answer a save."""
-        self._output.append(STATUS_REPLY[status])
+        self.output.append(STATUS_REPLY[status])
 
     def reply_hit(self, *properties: bytes) -> None:
         """Answer a find that hit: the properties of the binding, if any, then the endpoint's.
@@ -194,14 +186,14 @@ class ServerConversation:
         else a Deliver event asks for it.
         """
         reply = encode_reply(Status.OK, *properties)
-        self._output.append(reply)
+        self.output.append(reply)
         self.output_size += len(reply)
         if not self.inline:
             self._state = _AWAIT_DUMMY
 
     def reply_miss(self, request: FindEndp | FindDest) -> None:
         """Answer a find that found nothing."""
-        self._output.append(EMPTY_REPLY[type(request)][Status.FAIL])
+        self.output.append(EMPTY_REPLY[type(request)][Status.FAIL])
 
     def next_event(self) -> Event | NeedData:
         """Return what the client asks for next.
@@ -223,9 +215,11 @@ class ServerConversation:
             if event is NEED_DATA:
                 return self._wait()
             if event is not None:
+                self.unread = self._at < len(self._buffer) or bool(self._held)
                 return event
 
     def _wait(self) -> NeedData:
+        self.unread = False
         if len(self.descriptors) > MAX_DESCRIPTORS_AHEAD:
             raise ProtocolError("too many descriptors sent ahead")
         return NEED_DATA
@@ -234,7 +228,7 @@ class ServerConversation:
         """Turn a request into its event; None while a ``save_endp`` lacks its descriptor."""
         if isinstance(request, SaveEndp):
             if not self.inline:
-                self._output.append(DUMMY)
+                self.output.append(DUMMY)
             lost, self._lost = self._lost, False
             if self.descriptors:
                 # In the base protocol it came early, and the byte that should have carried it
@@ -245,16 +239,15 @@ class ServerConversation:
             self._saving = request
             self._state = _AWAIT_DESCRIPTOR
             return None
+        if isinstance(request, Hello):
+            self.inline = True
+            self.output.append(HELLO_REPLY)
+            return None
         if isinstance(request, Malformed):
             grammar = GRAMMAR.get(request.name)
             replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
-            self._output.append(replies[Status.BAD])
-            return request
-        if isinstance(request, Hello):
-            self.inline = True
-            self._output.append(HELLO_REPLY)
-            return None
-        return Bind(request) if isinstance(request, SaveDest) else Find(request)
+            self.output.append(replies[Status.BAD])
+        return request
 
     def _take_descriptor(self) -> Event:
         assert self._saving is not None
@@ -316,8 +309,8 @@ class ServerConversation:
         parsed = None if self._skipping else parse(self._buffer, self._at)
         if parsed is None:
             return self._next_odd_request()
-        request, end = parsed
-        self._advance(end)
+        request, self._at = parsed
+        self._scanned = 0
         return request
 
     def _next_odd_request(self) -> Request | Malformed | NeedData:

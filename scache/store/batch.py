@@ -22,7 +22,7 @@ _COUNT = (
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
 
-Parameters = Sequence[int | float | bytes | str]
+Parameters = Sequence[int | float | bytearray | bytes | str]
 Operation = tuple[str, Parameters]
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Batch:
         self.fault: str | None = None
         """What the database complained of last; None while it can be written."""
         self._connection = connection
+        self._cursor = connection.cursor()
+        """One for all: making a cursor for each statement costs a sixth of its time."""
         self._operations: list[Operation] = []
         self.commit_failed = False
         """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
@@ -73,15 +75,18 @@ class Batch:
             self.on_pending()
 
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
-        """Do one write; DatabaseFault if the database refuses it, and then nothing has changed."""
+        """Do one write; DatabaseFault if the database refuses it, and then nothing has changed.
+
+        The cursor is that of every write and query: look at it before the next.
+        """
         if not self._connection.in_transaction:
             self.begin()
         try:
-            cursor = self._connection.execute(sql, parameters)
+            self._cursor.execute(sql, parameters)
         except sqlite3.Error as error:
             raise self._fault(error) from error
         self._operations.append((sql, parameters))
-        return cursor
+        return self._cursor
 
     def add(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
         """Do one write that makes the database grow: refused as well while `commit_failed`."""
@@ -126,7 +131,7 @@ class Batch:
             with contextlib.suppress(DatabaseFault):
                 self.begin()
         try:
-            return self._connection.execute(sql, parameters).fetchall()
+            return self._cursor.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise self._fault(error) from error
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hypothesis import strategies as st
 
 from scache.model import Status
-from scache.protocol.codec import NeedData
-from scache.protocol.messages import FindDest
-from scache.protocol.server import Bind, Event, Find, Save, ServerConversation
+from scache.protocol.codec import NEED_DATA, NeedData
+from scache.protocol.messages import FindDest, FindEndp, SaveDest
+from scache.protocol.server import Event, Save, ServerConversation
 
 Chunk = tuple[bytes, tuple[int, ...]]
 """Bytes, and the descriptors attached to the first of them."""
@@ -46,16 +46,19 @@ class Serving:
         self.events: list[Event] = []
         self.sent = self.machine.data_to_send()
         self.surplus: list[int] = []
-        self.find: Callable[[Find], Sequence[bytes] | None] = find_hits
+        self.find: Callable[[FindEndp | FindDest], Sequence[bytes] | None] = find_hits
 
     def feed(self, chunks: Iterable[Chunk]) -> None:
         """Give the machine what was received, as a session does, and answer it."""
         for data, descriptors in chunks:
             if data:
                 self.machine.receive(data, descriptors)
-                while not isinstance(event := self.machine.next_event(), NeedData):
-                    self.events.append(event)
-                    self._answer(event)
+                while self.machine.unread:
+                    event = self.machine.next_event()
+                    if not isinstance(event, NeedData):
+                        self.events.append(event)
+                        self._answer(event)
+                assert self.machine.next_event() is NEED_DATA
                 self.surplus += self.machine.surplus_descriptors()
                 self.sent += self.machine.data_to_send()
 
@@ -63,19 +66,19 @@ class Serving:
         match event:
             case Save(_, descriptor):
                 self.machine.reply_status(Status.FAIL if descriptor is None else Status.OK)
-            case Bind():
+            case SaveDest():
                 self.machine.reply_status(Status.OK)
-            case Find(request):
+            case FindEndp() | FindDest():
                 properties = self.find(event)
                 if properties is None:
-                    self.machine.reply_miss(request)
+                    self.machine.reply_miss(event)
                 else:
                     self.machine.reply_hit(*properties)
 
 
-def find_hits(event: Find) -> Sequence[bytes] | None:
+def find_hits(request: FindEndp | FindDest) -> Sequence[bytes] | None:
     """Find what has a label that begins with ``hit``, the label being its properties."""
-    (label,) = event.request
+    (label,) = request
     if not label.startswith(b"hit"):
         return None
-    return (b"destination", label) if isinstance(event.request, FindDest) else (label,)
+    return (b"destination", label) if isinstance(request, FindDest) else (label,)
