@@ -20,6 +20,7 @@ from scache.cli import EXIT_INTERRUPTED, execute
 from scache.cli.logs import LineFormatter, one_line
 from scache.settings import SETTINGS, Settings
 from tests.commands import SCACHE, clean_environment, listening, run_command
+from tests.support.daemon import Daemon
 
 Run = Callable[[Settings], int]
 
@@ -398,6 +399,30 @@ class TestHelp:
         heavy = "'anyio', 'asyncio', 'aiosqlite', 'sqlite3', 'tomllib', 'scache.daemon'"
         script = f"import sys, scache.cli; sys.exit(' '.join({{{heavy}}} & set(sys.modules)))"
         assert run_command(sys.executable, "-c", script).stderr.strip() == ""
+
+    def test_serves_without_loading_what_others_need(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A daemon imports the libraries that it stands on, and no module that it does not call."""
+        bare = imported(run_command(sys.executable, "-X", "importtime", "-c", "pass").stderr)
+        monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        with Daemon(tmp_path / "socket") as daemon:
+            log = "\n".join(daemon.log())
+        modules = imported(log) - bare
+        packages = {name.partition(".")[0] for name in modules}
+        assert "scache.daemon.server" in modules
+        assert "scache.client" not in modules
+        libraries = {"scache", "click", "anyio", "aiosqlite", "sniffio", "typing_extensions"}
+        assert packages - sys.stdlib_module_names - {"org"} <= libraries
+        for_others = {"json", "csv", "tomllib", "difflib", "readline", "shutil", "tempfile"}
+        assert not packages & (
+            for_others | {"http", "email", "multiprocessing", "trio", "argparse"}
+        )
+
+
+def imported(log: str) -> set[str]:
+    """Return the modules that ``-X importtime`` reports."""
+    return {line.rpartition("|")[2].strip() for line in log.splitlines() if "|" in line}
 
 
 class TestLog:

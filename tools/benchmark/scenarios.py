@@ -294,7 +294,7 @@ def postfix(bench: Bench) -> Iterator[Result]:
     from benchmark.postfix import deliver  # needs a Postfix, and the tests' support
 
     ours, theirs = [], []
-    for _ in range(min(bench.rounds, 3)):
+    for _ in range(min(bench.rounds, 7)):
         theirs.append(deliver(bench.messages, genuine_scache=True))
         ours.append(deliver(bench.messages, genuine_scache=False))
     yield Result(bench.row("postfix"), Series(ours), Series(theirs))
