@@ -10,6 +10,7 @@ from typing import Protocol
 from scache import fdpass
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
 
+_PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,17 @@ class Channel:
     def sent_descriptors(self) -> bool:
         """Whether every descriptor given to `send` has reached the kernel."""
         return not any(descriptors for _, descriptors in self._unsent)
+
+    def more_to_read(self) -> bool:
+        """Whether the client has sent more than has been read.
+
+        All the descriptors of one sendmsg(2) come with the first of the pieces that the kernel
+        cuts it into, so those that nobody has asked for may belong to what is still to be read.
+        """
+        try:
+            return bool(self._socket.recv(1, _PEEK))
+        except OSError:
+            return False
 
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send bytes, with descriptors attached to the first of them, now or when there is room.

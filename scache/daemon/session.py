@@ -56,7 +56,6 @@ class Session:
         self.progress = 0
         """Steps that this client has made, of which a whole exchange has one to three."""
         self._finishing = False
-        self._all_received = True
         self._warned = False
 
     def __repr__(self) -> str:
@@ -100,9 +99,6 @@ class Session:
             fdpass.close(descriptors)
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)
-        # A read that was not filled ended where its last segment ended, and with that segment
-        # came all the descriptors that belong to it.
-        self._all_received = len(data) < fdpass.RECEIVE_SIZE
         self._serve()
 
     def drained(self) -> None:
@@ -140,7 +136,7 @@ class Session:
             return
         if conversation.output:
             self._flush()
-        if conversation.descriptors and self._all_received:
+        if conversation.descriptors and not channel.more_to_read():
             fdpass.close(conversation.surplus_descriptors())
         if self._finishing:
             self._leave_if_finished()
@@ -209,6 +205,8 @@ class Session:
                 self._cache.put_back(loan)
 
     def _malformed(self, event: Malformed) -> None:
+        if event.descriptor is not None:
+            fdpass.close((event.descriptor,))
         kind = event.name.decode() if event.name in GRAMMAR else "unknown"
         self._cache.counts[f"{kind}_bad"] += 1
         if not self._warned:

@@ -15,6 +15,8 @@ class Malformed(NamedTuple):
 
     name: bytes
     """What it called itself."""
+    descriptor: int | None = None
+    """The one that it carried, in inline mode; the taker's to close."""
 
 
 REQUEST = b"request\0"

@@ -43,6 +43,7 @@ from scache.protocol.messages import (
     EMPTY_REPLY,
     GRAMMAR,
     HELLO_REPLY,
+    NAMES,
     STATUS_REPLY,
     FindDest,
     FindEndp,
@@ -247,6 +248,9 @@ class ServerConversation:
             grammar = GRAMMAR.get(request.name)
             replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
             self.output.append(replies[Status.BAD])
+            if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
+                # It came for this message, and must not become the next one's.
+                return request._replace(descriptor=self.descriptors.popleft())
         return request
 
     def _take_descriptor(self) -> Event:

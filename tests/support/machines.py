@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scache.model import Status
 from scache.protocol.codec import NEED_DATA, NeedData
 from scache.protocol.messages import FindDest, FindEndp, SaveDest
+from scache.protocol.requests import Malformed
 from scache.protocol.server import Event, Save, ServerConversation
 
 Chunk = tuple[bytes, tuple[int, ...]]
@@ -66,6 +67,8 @@ class Serving:
         match event:
             case Save(_, descriptor):
                 self.machine.reply_status(Status.FAIL if descriptor is None else Status.OK)
+            case Malformed(_, descriptor) if descriptor is not None:
+                self.surplus.append(descriptor)
             case SaveDest():
                 self.machine.reply_status(Status.OK)
             case FindEndp() | FindDest():
