@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -85,6 +86,7 @@ def serve(
         return
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a peer that has gone is nothing to die of
     start_logging(sourced.settings.log_level)
+    gc.disable()  # there is nothing to collect until it serves, when it is enabled again
 
     from scache.daemon import run
 

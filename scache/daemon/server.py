@@ -55,10 +55,10 @@ class Server:
     async def serve(self, sock: ListeningSocket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
         listener = Listener(sock, self._loop, self._readiness, self._connected)
-        # What is there by now stays: the collector need not look at it again, which takes it
+        # What is there by now stays: the collector need never look at it, which takes it
         # milliseconds for which everybody waits.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._watch_signals)
