@@ -50,7 +50,6 @@ class Load:
         """Drive a server; the options are those at the top of load.c."""
         before = server.cpu_time()
         arguments = [f"{name}={value}" for name, value in options.items()]
-        arguments = [f"{name}={value}" for name, value in options.items()]
         result = subprocess.run(
             [str(self._program), str(server.path), *arguments],
             capture_output=True,
