@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from scache.model import Peer
 
@@ -71,4 +72,12 @@ def close(descriptors: Iterable[int]) -> None:
 
 def peer(sock: socket.socket) -> Peer:
     """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
-    return Peer(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(pid, uid, gid, _program(pid))
+
+
+def _program(pid: int) -> bytes | None:
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n")
+    except OSError:
+        return None

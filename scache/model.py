@@ -22,6 +22,8 @@ class Peer(NamedTuple):
     pid: int
     uid: int
     gid: int
+    program: bytes | None = None
+    """The name of its program then (proc(5), comm); None if it had gone already."""
 
 
 class Connection(NamedTuple):
@@ -45,5 +47,36 @@ class Loan(NamedTuple):
     connection: Connection
     descriptor: int
     """Still the cache's own: to be reported as delivered, or put back."""
+    client_id: int
+    """The client that asked for it,"""
+    found_at: float
+    """and when: seconds since the epoch."""
+    destination: bytes | None = None
+    """What it asked for; None for ``find_endp``."""
     destination_properties: bytes = b""
     """The properties of the binding that led here; empty for ``find_endp``."""
+    binding_id: int | None = None
+    """The binding that led here; None for ``find_endp``."""
+
+
+class Event(NamedTuple):
+    """A row of the table ``event``: a request with its outcome, or a way out."""
+
+    at: float
+    """Seconds since the epoch, on the daemon's steady clock."""
+    kind: str
+    """A request: its name, or ``unknown``; a way out: found, expired, evicted, hung_up, purged,
+    lost; or put_back."""
+    status: Status | None = None
+    """Of a request."""
+    destination: bytes | None = None
+    endpoint: bytes | None = None
+    connection_id: int | None = None
+    binding_id: int | None = None
+    client_id: int | None = None
+    """Who asked; None for what nobody asked for."""
+    ttl: float | None = None
+    """Seconds that a save was granted."""
+    age: float | None = None
+    """Seconds from the save of what was taken or has left."""
+    detail: str | None = None

@@ -24,6 +24,9 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_SECONDS: Final = 1_000_000_000
 """The longest time that a setting takes: some thirty years, which sums of times survive."""
 
+MAX_COUNT: Final = 1_000_000_000
+"""The most that a setting counts."""
+
 UNCHANGED: Final = -1
 """What chown(2) takes for an owner or group that stays as it is."""
 
@@ -63,6 +66,12 @@ def _seconds_or_never(value: object) -> float:
     if _is_number(value) and 0 <= value <= MAX_SECONDS:
         return float(value)
     raise _refusal(f"a number of seconds from 0 (never) to {MAX_SECONDS}", value)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
+        return value
+    raise _refusal(f"a whole number from 0 to {MAX_COUNT}", value)
 
 
 def _path(value: object) -> Path:
@@ -135,6 +144,10 @@ def _number_in(text: str) -> object:
         return text
 
 
+def _count_in(text: str) -> object:
+    return int(text) if text.isdecimal() and len(text) <= _ID_DIGITS else text
+
+
 def _truth_in(text: str) -> object:
     word = text.lower()
     return word in _TRUE if word in _TRUE + _FALSE else text
@@ -162,6 +175,7 @@ def _write_number(number: float) -> str:
 
 POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)
 SECONDS_OR_NEVER = Kind("SECONDS", _seconds_or_never, _number_in, _write_number)
+COUNT = Kind("COUNT", _count, _count_in)
 PATH = Kind("PATH", _path)
 FILE_NAME = Kind("PATH", _file_name)
 MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
@@ -222,6 +236,12 @@ class Settings:
     )
     """Seconds, more than 0, without a step in the middle of an exchange."""
 
+    audit_rows: int = field(
+        default=100_000,
+        metadata=_about(COUNT, "Keep so many events in the audit trail; 0: record none."),
+    )
+    """Rows of the table ``event``, the newest; 0 records nothing."""
+
     socket_mode: int = field(
         default=0o600,
         metadata=_about(MODE, "Who may connect: the mode of the socket."),
@@ -252,6 +272,10 @@ class Settings:
         for setting in SETTINGS:
             value = setting.check(getattr(self, setting.name), setting.name)
             object.__setattr__(self, setting.name, value)
+
+    def as_text(self) -> dict[str, str]:
+        """Return each setting's name and its value as a person would write it."""
+        return {each.name: each.kind.write(getattr(self, each.name)) for each in SETTINGS}
 
     @property
     def socket_is_default(self) -> bool:

@@ -226,14 +226,14 @@ class Machine(RuleBasedStateMachine):
     def find_endp(self, endpoint: bytes) -> None:
         """The oldest comes back, exactly as it was saved."""
         assert self.now
-        loan = self.cache.find_endp(endpoint)
+        loan = self.cache.find_endp(endpoint, 1)
         self.check(loan, None if self.locked else self.model.find_endp(endpoint), b"")
 
     @rule(destination=labels)
     def find_dest(self, destination: bytes) -> None:
         """The oldest of the first endpoint comes back, with the properties of its binding."""
         assert self.now
-        loan = self.cache.find_dest(destination)
+        loan = self.cache.find_dest(destination, 1)
         expected = None if self.locked else self.model.find_dest(destination)
         self.check(loan, *(expected or (None, b"")))
 
@@ -382,11 +382,11 @@ def test_a_connection_is_found_until_the_moment_of_its_expiry(rig: Rig) -> None:
     """A millisecond before its expiry a connection is found, at its expiry it is not."""
     first, second = rig.save(ttl=5), rig.save(ttl=5)
     rig.clock.time += 4.999
-    loan = rig.cache.find_endp(b"e")
+    loan = rig.cache.find_endp(b"e", 1)
     assert loan is not None
     assert loan.descriptor == first
     rig.clock.time += 0.001
-    assert rig.cache.find_endp(b"e") is None
+    assert rig.cache.find_endp(b"e", 1) is None
     assert second in rig.descriptors.open
     rig.clock.time += GRAIN
     assert rig.sweep() == math.inf
@@ -401,7 +401,7 @@ def test_a_binding_saved_again_after_its_expiry_goes_to_the_end(rig: Rig) -> Non
     rig.clock.time += 2
     rig.bind(ttl=9, endpoint=b"first")
     first, second = rig.save(endpoint=b"first"), rig.save(endpoint=b"second")
-    found = [rig.cache.find_dest(b"d"), rig.cache.find_dest(b"d")]
+    found = [rig.cache.find_dest(b"d", 1), rig.cache.find_dest(b"d", 1)]
     assert [loan and loan.descriptor for loan in found] == [second, first]
     assert counters(rig)["bindings_expired"] == 1
 
@@ -412,12 +412,12 @@ def test_a_binding_saved_again_before_its_expiry_keeps_its_place(rig: Rig) -> No
     rig.bind(ttl=9, endpoint=b"second")
     rig.bind(ttl=2, endpoint=b"first")
     first, second = rig.save(endpoint=b"first"), rig.save(endpoint=b"second")
-    loan = rig.cache.find_dest(b"d")
+    loan = rig.cache.find_dest(b"d", 1)
     assert loan is not None
     assert loan.descriptor == first
     rig.cache.put_back(loan)
     rig.clock.time += 2
-    loan = rig.cache.find_dest(b"d")
+    loan = rig.cache.find_dest(b"d", 1)
     assert loan is not None
     assert loan.descriptor == second
 
@@ -437,12 +437,12 @@ def test_a_connection_put_back_keeps_its_id_its_place_and_its_expiry(rig: Rig) -
     rig.save(ttl=9)
     before = rig.opened.rows("SELECT * FROM connection")
     rig.clock.time += 1
-    loan = rig.cache.find_endp(b"e")
+    loan = rig.cache.find_endp(b"e", 1)
     assert loan is not None
     assert len(rig.opened.rows("SELECT * FROM connection")) == 1
     rig.cache.put_back(loan)
     assert rig.opened.rows("SELECT * FROM connection") == before
-    assert rig.cache.find_endp(b"e") == loan
+    assert rig.cache.find_endp(b"e", 1) == loan
 
 
 def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
@@ -450,7 +450,7 @@ def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
     woken: list[bool] = []
     rig.cache.on_earlier_expiry = lambda: woken.append(True)
     rig.save(ttl=5)
-    loan = rig.cache.find_endp(b"e")
+    loan = rig.cache.find_endp(b"e", 1)
     assert loan is not None
     planned = rig.sweep()
     woken.clear()
@@ -465,7 +465,7 @@ def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
 def test_a_connection_that_expired_on_its_way_is_closed_when_put_back(rig: Rig) -> None:
     """What comes back too late is closed and counted as expired."""
     rig.save(ttl=2)
-    loan = rig.cache.find_endp(b"e")
+    loan = rig.cache.find_endp(b"e", 1)
     assert loan is not None
     rig.clock.time += 2
     rig.cache.put_back(loan)
@@ -514,7 +514,7 @@ def test_expiry_goes_on_while_the_database_is_locked(file_rig: Rig) -> None:
 def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> None:
     """A connection whose row has to wait expires like any other."""
     file_rig.save(ttl=5)
-    loan = file_rig.cache.find_endp(b"e")
+    loan = file_rig.cache.find_endp(b"e", 1)
     assert loan is not None
     assert file_rig.batch.commit()
     with locked(file_rig.path):
@@ -530,13 +530,13 @@ def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> 
 def test_a_connection_put_back_while_locked_is_not_lost(file_rig: Rig) -> None:
     """Its row is back as soon as the database can be written, by itself."""
     file_rig.save(ttl=5)
-    loan = file_rig.cache.find_endp(b"e")
+    loan = file_rig.cache.find_endp(b"e", 1)
     assert loan is not None
     assert file_rig.batch.commit()
     with locked(file_rig.path):
         file_rig.cache.put_back(loan)
-        assert file_rig.cache.find_endp(b"e") is None
-    assert file_rig.cache.find_endp(b"e") == loan
+        assert file_rig.cache.find_endp(b"e", 1) is None
+    assert file_rig.cache.find_endp(b"e", 1) == loan
 
 
 def test_the_hook_is_called_when_something_expires_earlier(rig: Rig) -> None:
@@ -572,11 +572,11 @@ def test_the_statistics_are_those_of_the_original(rig: Rig) -> None:
     for endpoint in (b"e", b"f", b"f"):
         rig.save(endpoint=endpoint)
     for _ in range(4):
-        loan = rig.cache.find_dest(b"d")
+        loan = rig.cache.find_dest(b"d", 1)
         if loan:
             rig.cache.delivered(loan)
     for endpoint in (b"e", b"f", b"f"):
-        assert rig.cache.find_endp(endpoint) is None
+        assert rig.cache.find_endp(endpoint, 1) is None
     lines = rig.cache.statistics.report(rig.clock.time)
     assert lines[0].startswith("statistics: start interval ")
     assert len(lines[0]) == len("statistics: start interval Nov 23 17:47:34")
@@ -602,14 +602,14 @@ def test_peaks_count_what_is_there_at_a_save(rig: Rig) -> None:
 
 def test_clients_and_requests_are_counted(rig: Rig) -> None:
     """Every request and every way out raises its counter, and rows name their client."""
-    client_id = rig.cache.client_connected(Peer(7, 8, 9))
+    client_id = rig.cache.client_connected(Peer(7, 8, 9, b"program"))
     rig.cache.save_endp(5, b"e", b"p", rig.descriptors.new(), client_id)
-    loan = rig.cache.find_endp(b"e")
+    loan = rig.cache.find_endp(b"e", client_id)
     assert loan is not None
     assert loan.connection.client_id == client_id
     rig.cache.delivered(loan)
-    rig.cache.find_dest(b"d")
-    rig.cache.counts["find_dest_bad"] += 1
+    rig.cache.find_dest(b"d", client_id)
+    rig.cache.malformed("find_dest", client_id)
     rig.clock.time += 1
     rig.cache.client_disconnected(client_id)
     assert counters(rig) == {
@@ -620,7 +620,9 @@ def test_clients_and_requests_are_counted(rig: Rig) -> None:
         "find_endp_ok": 1,
         "save_endp_ok": 1,
     }
-    assert rig.opened.rows("SELECT * FROM client") == [(client_id, 7, 8, 9, NOW, NOW + 1)]
+    assert rig.opened.rows("SELECT * FROM client") == [
+        (client_id, 7, 8, 9, NOW, NOW + 1, b"program")
+    ]
 
 
 def test_bindings_of_an_earlier_run_serve_this_one(tmp_path: Path) -> None:
@@ -631,9 +633,9 @@ def test_bindings_of_an_earlier_run_serve_this_one(tmp_path: Path) -> None:
         rig.save(ttl=9)
         rig.batch.commit()
     with rigged(path) as rig:
-        assert rig.cache.find_dest(b"d") is None
+        assert rig.cache.find_dest(b"d", 1) is None
         saved = rig.save()
-        loan = rig.cache.find_dest(b"d")
+        loan = rig.cache.find_dest(b"d", 1)
         assert loan is not None
         assert (loan.descriptor, loan.destination_properties) == (saved, b"q")
         lines = rig.cache.statistics.report(rig.clock.time)

@@ -17,8 +17,9 @@ from scache.daemon import upkeep
 from scache.daemon.readiness import Readiness
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
-from scache.store import MEMORY, Binding, Database, LiveRows, Saved, batch, ids, live, migrations
+from scache.store import MEMORY, Binding, Database, Gone, LiveRows, batch, ids, live, migrations
 from scache.store.database import APPLICATION_ID
+from scache.store.live import Saved
 from tests.support.opened import NOW, Opened, locked, no_space, read
 
 LABELS = [b"", b"\n", b"two\nlines\n", b"\xff\xfe\x80", bytes(range(1, 256)), b"7" * 3000]
@@ -159,7 +160,7 @@ class TestLiveRows:
         rows.save_connection(saved)
         rows.save_binding(Binding(2, label, label, label, NOW, NOW + 60, 1))
         assert rows.oldest_of_endpoint(label, NOW) == saved
-        assert rows.oldest_of_destination(label, NOW) == (saved, label)
+        assert rows.oldest_of_destination(label, NOW) == (saved, label, 2)
         assert rows.bindings_by_destination() == {label: 1}
         kinds = "SELECT typeof(endpoint), typeof(properties) FROM "
         assert opened.rows(kinds + "connection") == opened.rows(kinds + "binding")
@@ -191,11 +192,12 @@ class TestLiveRows:
     def test_saving_the_same_binding_again(self, opened: Opened) -> None:
         """The triple is refreshed in its place, and replaced if its time was over."""
         rows = LiveRows(opened.database.batch)
-        assert rows.save_binding(binding(1)) is Saved.ADDED
-        assert rows.save_binding(binding(2, ttl=5)) is Saved.REFRESHED
+        assert rows.save_binding(binding(1)) == Saved(1, added=True)
+        assert rows.save_binding(binding(2, ttl=5)) == Saved(1, added=False)
         assert opened.rows("SELECT id, expires_at FROM binding") == [(1, NOW + 5)]
         later = binding(3)._replace(saved_at=NOW + 5, expires_at=NOW + 9)
-        assert rows.save_binding(later) is Saved.REPLACED
+        gone = Gone(1, later.destination, later.endpoint, NOW)
+        assert rows.save_binding(later) == Saved(3, added=False, replaced=gone)
         assert opened.rows("SELECT id, saved_at FROM binding") == [(3, NOW + 5)]
 
     def test_expired_bindings_come_in_order_and_in_slices(self, opened: Opened) -> None:
@@ -204,11 +206,11 @@ class TestLiveRows:
         assert rows.next_binding_expiry() == float("inf")
         for row_id, ttl in enumerate([4, 2, 3, 9], 1):
             rows.save_binding(binding(row_id, b"d%d" % row_id, ttl=ttl))
-        assert rows.expired_bindings(NOW + 4, 2) == [(2, b"d2"), (3, b"d3")]
+        assert [gone.id for gone in rows.expired_bindings(NOW + 4, 2)] == [2, 3]
         assert rows.next_binding_expiry() == NOW + 2
         for row_id in (2, 3):
             rows.remove_binding(b"d%d" % row_id, row_id)
-        assert rows.expired_bindings(NOW + 4, 2) == [(1, b"d1")]
+        assert [gone.id for gone in rows.expired_bindings(NOW + 4, 2)] == [1]
         assert rows.next_binding_expiry() == NOW + 4
 
     def test_the_oldest_clients_that_left_are_forgotten(

@@ -11,14 +11,11 @@ from scache.cache.descriptors import Descriptors
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
-from scache.model import Connection, Loan, Peer, Status
-from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, LiveRows, Saved
+from scache.model import Connection, Event, Loan, Peer, Status
+from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 
 EXPIRY_SLICE = 64
 """Rows that `Cache.expire` clears away at a time, so that requests come in between."""
-
-_SAVE_ENDP = tuple(f"save_endp_{status.name.lower()}" for status in Status)
-_SAVE_DEST = tuple(f"save_dest_{status.name.lower()}" for status in Status)
 
 
 class Cache:
@@ -39,6 +36,7 @@ class Cache:
         self.counts = database.batch.counts
         """Totals to be added to the table ``counter``: count here by its names."""
         self._rows = LiveRows(database.batch)
+        self._trail = database.trail
         self._descriptors = Descriptors()
         self._agenda = Agenda()
         self._next_expiry = math.inf
@@ -53,38 +51,39 @@ class Cache:
         The descriptor is the cache's from here on, and is closed if it is
         refused; None, because the client sent none, is.
         """
-        status = Status.FAIL
-        if descriptor is not None:
-            now = self._clock.now()
-            expires_at = now + min(ttl, self._ttl_limit)
-            row = Connection(self._ids.take(), endpoint, properties, now, expires_at, client_id)
-            try:
-                self._rows.save_connection(row)
-            except DatabaseFault:
-                fdpass.close([descriptor])
-            else:
-                self._park(row, descriptor)
-                self.statistics.saved()
-                status = Status.OK
-        self.counts[_SAVE_ENDP[status]] += 1
-        return status
-
-    def find_endp(self, endpoint: bytes) -> Loan | None:
-        """Take the oldest connection of an endpoint."""
-        found = None
+        now = self._clock.now()
+        if descriptor is None:
+            return self._refuse_endp(now, endpoint, client_id, "no descriptor")
+        granted = min(ttl, self._ttl_limit)
+        row = Connection(self._ids.take(), endpoint, properties, now, now + granted, client_id)
         try:
-            row = self._rows.oldest_of_endpoint(endpoint, self._clock.now())
+            self._rows.save_connection(row)
+        except DatabaseFault as fault:
+            fdpass.close([descriptor])
+            return self._refuse_endp(now, endpoint, client_id, str(fault))
+        self._park(row, descriptor)
+        self.statistics.saved()
+        self._trail.saved(row, granted)
+        self.counts["save_endp_ok"] += 1
+        return Status.OK
+
+    def find_endp(self, endpoint: bytes, client_id: int) -> Loan | None:
+        """Take the oldest connection of an endpoint."""
+        now = self._clock.now()
+        detail = None
+        try:
+            row = self._rows.oldest_of_endpoint(endpoint, now)
             if row is not None:
-                found = self._take(row, b"")
-        except DatabaseFault:
-            pass
-        if found is None:
-            self.statistics.address_misses += 1
-            self.counts["find_endp_fail"] += 1
-        else:
-            self.statistics.address_hits += 1
-            self.counts["find_endp_ok"] += 1
-        return found
+                loan = Loan(row, self._lend(row), client_id, now)
+                self.statistics.address_hits += 1
+                return loan
+        except DatabaseFault as fault:
+            detail = str(fault)
+        self.statistics.address_misses += 1
+        self.counts["find_endp_fail"] += 1
+        miss = Event(now, "find_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
+        self._trail.record(miss._replace(detail=detail))
+        return None
 
     def save_dest(
         self, ttl: float, destination: bytes, properties: bytes, endpoint: bytes, client_id: int
@@ -95,56 +94,83 @@ class Cache:
         moves the expiry, to sooner or to later.
         """
         now = self._clock.now()
-        expires_at = now + min(ttl, self._ttl_limit)
+        granted = min(ttl, self._ttl_limit)
+        expires_at = now + granted
         binding_id = self._ids.take()
         row = Binding(binding_id, destination, endpoint, properties, now, expires_at, client_id)
+        status, detail, known_id = Status.FAIL, None, None
         try:
             saved = self._rows.save_binding(row)
-        except DatabaseFault:
-            status = Status.FAIL
+        except DatabaseFault as fault:
+            detail = str(fault)
         else:
-            if saved is Saved.ADDED:
+            status, known_id = Status.OK, saved.binding_id
+            if saved.replaced is not None:
+                self._binding_expired(saved.replaced, now)
+            if saved.added or saved.replaced is not None:
                 self.statistics.bindings_added(destination)
-            elif saved is Saved.REPLACED:
-                self.counts["bindings_expired"] += 1
             self.statistics.saved()
             if expires_at < self._next_expiry:
                 self._expire_earlier(expires_at)
-            status = Status.OK
-        self.counts[_SAVE_DEST[status]] += 1
+        self.counts["save_dest_ok" if status is Status.OK else "save_dest_fail"] += 1
+        labels = (destination, endpoint)
+        event = Event(now, "save_dest", status, *labels, None, known_id, client_id, granted)
+        self._trail.record(event._replace(detail=detail))
         return status
 
-    def find_dest(self, destination: bytes) -> Loan | None:
+    def find_dest(self, destination: bytes, client_id: int) -> Loan | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
-        found = None
+        now = self._clock.now()
+        detail = None
         try:
-            hit = self._rows.oldest_of_destination(destination, self._clock.now())
+            hit = self._rows.oldest_of_destination(destination, now)
             if hit is not None:
-                found = self._take(*hit)
-        except DatabaseFault:
-            pass
-        if found is None:
-            self.statistics.domain_misses += 1
-            self.counts["find_dest_fail"] += 1
-        else:
-            self.statistics.domain_hits += 1
-            self.counts["find_dest_ok"] += 1
-        return found
+                row, properties, binding_id = hit
+                binding = (destination, properties, binding_id)
+                loan = Loan(row, self._lend(row), client_id, now, *binding)
+                self.statistics.domain_hits += 1
+                return loan
+        except DatabaseFault as fault:
+            detail = str(fault)
+        self.statistics.domain_misses += 1
+        self.counts["find_dest_fail"] += 1
+        miss = Event(now, "find_dest", Status.FAIL, destination, client_id=client_id)
+        self._trail.record(miss._replace(detail=detail))
+        return None
 
-    def delivered(self, found: Loan) -> None:
+    def malformed(self, kind: str, client_id: int) -> None:
+        """Record a request that could not be served: ``kind`` is its name, or ``unknown``."""
+        self.counts[f"{kind}_bad"] += 1
+        self._trail.record(Event(self._clock.now(), kind, Status.BAD, client_id=client_id))
+
+    def delivered(self, loan: Loan) -> None:
         """Close our copy of a descriptor that the client has been sent."""
-        self._descriptors.close_lent(found.connection.id)
+        self._descriptors.close_lent(loan.connection.id)
+        self._count_hit(loan)
         self.counts["connections_found"] += 1
+        self._trail.found(loan, self._clock.now())
 
-    def put_back(self, found: Loan) -> None:
+    def put_back(self, loan: Loan) -> None:
         """Take back a connection that was found but never sent, with its remaining ttl."""
-        row = found.connection
-        if row.expires_at <= self._clock.now():
+        row, now = loan.connection, self._clock.now()
+        self._count_hit(loan)
+        self._trail.hit(loan)
+        if row.expires_at <= now:
             self._descriptors.close_lent(row.id)
-            self.counts["connections_expired"] += 1
-            return
-        self._rows.restore_connection(row)
-        self._park(row, self._descriptors.take_back(row.id))
+            self._expired(now, row.id, row.endpoint, row.saved_at)
+        else:
+            self._rows.restore_connection(row)
+            self._park(row, self._descriptors.take_back(row.id))
+            self._trail.record(
+                Event(
+                    now,
+                    "put_back",
+                    endpoint=row.endpoint,
+                    connection_id=row.id,
+                    client_id=loan.client_id,
+                    age=now - row.saved_at,
+                )
+            )
 
     def expire(self) -> float:
         """Clear away a slice of what has expired; return when there is more to do.
@@ -176,12 +202,22 @@ class Cache:
         """Close every descriptor; the cache is of no use after that."""
         self._descriptors.close_all()
 
-    def _take(self, row: Connection, destination_properties: bytes) -> Loan:
-        """Remove a connection from the cache, its descriptor lent to the one who asked."""
+    def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
+        self.counts["save_endp_fail"] += 1
+        refusal = Event(now, "save_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
+        self._trail.record(refusal._replace(detail=why))
+        return Status.FAIL
+
+    def _lend(self, row: Connection) -> int:
+        """Remove a connection from the cache; return its descriptor, lent to who asked for it."""
         self._rows.take_connection(row)
         self.statistics.connection_removed(row.endpoint)
         self._agenda.remove(row.expires_at, row.id)
-        return Loan(row, self._descriptors.lend(row.id), destination_properties)
+        return self._descriptors.lend(row.id)
+
+    def _count_hit(self, loan: Loan) -> None:
+        """Count a find once its end is known, as the audit trail records it then."""
+        self.counts["find_endp_ok" if loan.destination is None else "find_dest_ok"] += 1
 
     def _park(self, row: Connection, descriptor: int) -> None:
         """Keep a descriptor whose row is in the database."""
@@ -202,13 +238,25 @@ class Cache:
         for connection_id, endpoint in connections:
             self._descriptors.close_parked(connection_id)
             self.statistics.connection_removed(endpoint)
-            self._rows.remove_connection(endpoint, connection_id)
-            self.counts["connections_expired"] += 1
+            saved_at = self._rows.remove_connection(endpoint, connection_id)
+            self._expired(now, connection_id, endpoint, saved_at)
         if len(connections) == EXPIRY_SLICE:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
-        for binding_id, destination in bindings:
-            if self._rows.remove_binding(destination, binding_id):
-                self.statistics.binding_removed(destination)
-                self.counts["bindings_expired"] += 1
+        for gone in bindings:
+            if self._rows.remove_binding(gone.destination, gone.id):
+                self._binding_expired(gone, now)
         return len(bindings) == EXPIRY_SLICE
+
+    def _expired(self, now: float, row_id: int, endpoint: bytes, saved_at: float | None) -> None:
+        self.counts["connections_expired"] += 1
+        age = None if saved_at is None else now - saved_at
+        event = Event(now, "expired", endpoint=endpoint, connection_id=row_id, age=age)
+        self._trail.record(event)
+
+    def _binding_expired(self, gone: Gone, now: float) -> None:
+        self.statistics.binding_removed(gone.destination)
+        self.counts["bindings_expired"] += 1
+        age = now - gone.saved_at
+        labels = (gone.destination, gone.endpoint)
+        self._trail.record(Event(now, "expired", None, *labels, None, gone.id, age=age))

@@ -20,7 +20,7 @@ from scache.cli.sources import (
     from_file,
     gather,
 )
-from scache.settings import SETTINGS, SWITCH
+from scache.settings import COUNT, SETTINGS, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
 and a key of the configuration file, which is TOML (ttl_limit = 60). The
@@ -101,7 +101,7 @@ def describe(sourced: Sourced) -> str:
     for setting in SETTINGS:
         value = getattr(sourced.settings, setting.name)
         text = setting.kind.write(value)
-        if not isinstance(value, bool | float):
+        if not isinstance(value, bool | float) and setting.kind is not COUNT:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
         lines[f"{setting.name} = {text}"] = one_line(sourced.origins[setting.name])
     width = max(map(len, lines))

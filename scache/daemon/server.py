@@ -146,14 +146,20 @@ async def serve(settings: Settings) -> None:
 
     Raises StartupError when it cannot start.
     """
-    _raise_descriptor_limit()
+    open_files = _raise_descriptor_limit()
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.
     sock = ListeningSocket(settings.socket, settings.socket_mode, settings.owner_ids)
     with closing(sock):
         clock = Clock()
-        start = Start(clock.now(), __version__, settings.ttl_limit)
+        start = Start(
+            clock.now(),
+            __version__,
+            settings.ttl_limit,
+            settings.audit_rows,
+            settings.as_text() | {"open_files_limit": str(open_files)},
+        )
         async with open_database(settings.database, start) as database:
             try:
                 cache = Cache(database, clock, settings.ttl_limit)
@@ -168,8 +174,9 @@ async def serve(settings: Settings) -> None:
                 await database.stop(clock.now())
 
 
-def _raise_descriptor_limit() -> None:
-    """Let this process hold as many descriptors as it may: that is what it is for."""
+def _raise_descriptor_limit() -> int:
+    """Let this process hold as many descriptors as it may; return how many these are."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

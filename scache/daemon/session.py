@@ -174,7 +174,7 @@ class Session:
         self._end_loans(sent=False)
 
     def _find_endp(self, request: FindEndp) -> None:
-        loan = self._cache.find_endp(request.endpoint)
+        loan = self._cache.find_endp(request.endpoint, self._client_id)
         if loan is None:
             self._conversation.reply_miss(request)
         else:
@@ -182,7 +182,7 @@ class Session:
             self._conversation.reply_hit(loan.connection.properties)
 
     def _find_dest(self, request: FindDest) -> None:
-        loan = self._cache.find_dest(request.destination)
+        loan = self._cache.find_dest(request.destination, self._client_id)
         if loan is None:
             self._conversation.reply_miss(request)
         else:
@@ -208,7 +208,7 @@ class Session:
         if event.descriptor is not None:
             fdpass.close((event.descriptor,))
         kind = event.name.decode() if event.name in GRAMMAR else "unknown"
-        self._cache.counts[f"{kind}_bad"] += 1
+        self._cache.malformed(kind, self._client_id)
         if not self._warned:
             self._warned = True
             logger.warning(

@@ -2,7 +2,8 @@
 
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
-from scache.store.live import Binding, LiveRows, Saved
+from scache.store.live import Binding, Gone, LiveRows
+from scache.store.trail import Trail
 
 __all__ = [
     "COMMIT_INTERVAL",
@@ -10,8 +11,9 @@ __all__ = [
     "MEMORY",
     "Binding",
     "Database",
+    "Gone",
     "LiveRows",
-    "Saved",
     "Start",
+    "Trail",
     "open_database",
 ]

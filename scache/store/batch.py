@@ -22,8 +22,13 @@ _COUNT = (
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
 
-Parameters = Sequence[int | float | bytearray | bytes | str]
+Parameters = Sequence[int | float | bytearray | bytes | str | None]
 Operation = tuple[str, Parameters]
+"""One statement and its parameters; if those are a list, of rows, it is done for each of them."""
+
+text = bytearray
+"""Makes a parameter of a label. For one of the type bytes, which it could bind as it is, sqlite3
+first looks for an adapter, which costs a fifth of a statement."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ class Batch:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.on_pending: Callable[[], None] = lambda: None
         """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
+        self.before_commit: Callable[[], None] = lambda: None
+        """Called when a commit is about to be tried, in its transaction: write what waits."""
         self.counts: Counter[str] = Counter()
         """What to add to the table ``counter`` with the next commit."""
         self.fault: str | None = None
@@ -67,7 +74,10 @@ class Batch:
         try:
             connection.execute("BEGIN IMMEDIATE")
             for sql, parameters in self._operations:
-                connection.execute(sql, parameters)
+                if isinstance(parameters, list):
+                    connection.executemany(sql, parameters)
+                else:
+                    connection.execute(sql, parameters)
         except sqlite3.Error as error:
             self._roll_back()
             raise self._fault(error) from error
@@ -94,16 +104,30 @@ class Batch:
             raise DatabaseFault(self.fault)
         return self.execute(sql, parameters)
 
-    def execute_eventually(self, sql: str, parameters: Parameters) -> None:
-        """Do one write, now or as soon as the database lets us.
+    def add_many(self, sql: str, rows: list[Any]) -> None:
+        """Do one write that makes the database grow for each of these rows, or for none."""
+        if self.commit_failed:
+            raise DatabaseFault(self.fault)
+        if not self._connection.in_transaction:
+            self.begin()
+        try:
+            self._cursor.executemany(sql, rows)
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise self._fault(error) from error
+        self._operations.append((sql, rows))
+
+    def execute_eventually(self, sql: str, parameters: Parameters) -> sqlite3.Cursor | None:
+        """Do one write, now or as soon as the database lets us: then there is no cursor.
 
         For what has happened already, whatever the database says.
         """
         try:
-            self.execute(sql, parameters)
+            return self.execute(sql, parameters)
         except DatabaseFault:
             self._roll_back()
             self._operations.append((sql, parameters))
+            return None
 
     def undo(self, done: Operation, undoing: Operation) -> None:
         """Do one write that takes back an earlier one, now or as soon as the database lets us.
@@ -145,6 +169,7 @@ class Batch:
             return True
         try:
             self.begin()
+            self.before_commit()
             for item in list(self.counts.items()):
                 self.execute(_COUNT, item)
                 del self.counts[item[0]]

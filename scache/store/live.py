@@ -7,12 +7,11 @@ scans, sorts or waits for a disk.
 from __future__ import annotations
 
 import math
-from enum import Enum, auto
 from typing import NamedTuple
 
 from scache.errors import DatabaseFault
 from scache.model import Connection, Peer
-from scache.store.batch import Batch, Parameters
+from scache.store.batch import Batch, Parameters, text
 
 # CAST keeps any bytes exact in a TEXT column, where people's tools show them as text.
 _SAVE_CONNECTION = """
@@ -25,20 +24,27 @@ _OLDEST_OF_ENDPOINT = """
     WHERE endpoint = CAST(? AS TEXT) AND expires_at > ? ORDER BY id LIMIT 1
 """
 _OLDEST_OF_DESTINATION = """
-    SELECT c.id, c.endpoint, c.properties, c.saved_at, c.expires_at, c.client_id, b.properties
+    SELECT c.id, c.endpoint, c.properties, c.saved_at, c.expires_at, c.client_id,
+        b.properties, b.id
     FROM binding AS b CROSS JOIN connection AS c ON c.endpoint = b.endpoint
     WHERE b.destination = CAST(?1 AS TEXT) AND b.expires_at > ?2 AND c.expires_at > ?2
     ORDER BY b.id, c.id LIMIT 1
 """
 _REMOVE_CONNECTION = "DELETE FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
+_REMOVE_EXPIRED = f"{_REMOVE_CONNECTION} RETURNING saved_at"
 _REFRESH_BINDING = """
     UPDATE binding SET expires_at = ? WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT) AND expires_at > ?
+    RETURNING id
 """
 _ADD_BINDING = """
     INSERT INTO binding (id, destination, endpoint, properties, saved_at, expires_at, client_id)
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
     ON CONFLICT (destination, endpoint, properties) DO NOTHING
+"""
+_SAME_BINDING = """
+    SELECT id, saved_at FROM binding WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REPLACE_BINDING = """
     UPDATE binding SET id = ?, saved_at = ?, expires_at = ?, client_id = ?
@@ -47,11 +53,15 @@ _REPLACE_BINDING = """
 """
 _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
 _EXPIRED_BINDINGS = """
-    SELECT id, destination FROM binding WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+    SELECT id, destination, endpoint, saved_at FROM binding
+    WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
 """
 _NEXT_BINDING_EXPIRY = "SELECT min(expires_at) FROM binding"
 _DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
-_ADD_CLIENT = "INSERT INTO client (id, pid, uid, gid, connected_at) VALUES (?, ?, ?, ?, ?)"
+_ADD_CLIENT = """
+    INSERT INTO client (id, pid, uid, gid, connected_at, program)
+    VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT))
+"""
 _END_CLIENT = "UPDATE client SET disconnected_at = ? WHERE id = ?"
 _FORGET_CLIENT = """
     DELETE FROM client
@@ -75,23 +85,29 @@ class Binding(NamedTuple):
     client_id: int
 
 
-class Saved(Enum):
+class Gone(NamedTuple):
+    """A binding whose time was over."""
+
+    id: int
+    destination: bytes
+    endpoint: bytes
+    saved_at: float
+
+
+class Saved(NamedTuple):
     """What saving a binding came to."""
 
-    ADDED = auto()
-    REFRESHED = auto()
-    REPLACED = auto()
-    """The same binding had expired already and was still there."""
-
-
-_text = bytearray
-"""Makes a parameter of a label. For one of the type bytes, which it could bind as it is, sqlite3
-first looks for an adapter, which costs a fifth of a statement."""
+    binding_id: int
+    """Of the binding that is there now: the one given, or the one that was there already."""
+    added: bool
+    """Whether there was none."""
+    replaced: Gone | None = None
+    """The same binding, which had expired already and was still there."""
 
 
 def _parameters(row: Connection) -> Parameters:
     row_id, endpoint, properties, saved_at, expires_at, client_id = row
-    return row_id, _text(endpoint), _text(properties), saved_at, expires_at, client_id
+    return row_id, text(endpoint), text(properties), saved_at, expires_at, client_id
 
 
 class LiveRows:
@@ -113,59 +129,68 @@ class LiveRows:
 
     def restore_connection(self, row: Connection) -> None:
         """Bring back a connection that was taken, in its old place. Never refused."""
-        taken = (_REMOVE_CONNECTION, (_text(row.endpoint), row.id))
+        taken = (_REMOVE_CONNECTION, (text(row.endpoint), row.id))
         self._batch.undo(taken, (_SAVE_CONNECTION, _parameters(row)))
 
     def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
         """Return the oldest connection of an endpoint that has not expired."""
         self._batch.begin()
-        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (_text(endpoint), now)):
+        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (text(endpoint), now)):
             return Connection(*row)
         return None
 
     def oldest_of_destination(
         self, destination: bytes, now: float
-    ) -> tuple[Connection, bytes] | None:
-        """Return the connection to use for a destination, and the properties of its binding.
+    ) -> tuple[Connection, bytes, int] | None:
+        """Return the connection to use for a destination, its binding's properties and id.
 
         That is the oldest connection of the first endpoint that has one, the
         endpoints in the order in which they were bound.
         """
         self._batch.begin()
-        for *row, properties in self._batch.query(
-            _OLDEST_OF_DESTINATION, (_text(destination), now)
+        for *row, properties, binding_id in self._batch.query(
+            _OLDEST_OF_DESTINATION, (text(destination), now)
         ):
-            return Connection(*row), properties
+            return Connection(*row), properties, binding_id
         return None
 
     def take_connection(self, row: Connection) -> None:
         """Remove a connection that is about to be handed out."""
-        self._batch.execute(_REMOVE_CONNECTION, (_text(row.endpoint), row.id))
+        self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id))
 
-    def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
-        """Remove a connection whose descriptor is gone. Never refused."""
-        self._batch.execute_eventually(_REMOVE_CONNECTION, (_text(endpoint), connection_id))
+    def remove_connection(self, endpoint: bytes, connection_id: int) -> float | None:
+        """Remove a connection whose descriptor is gone; return when it was saved. Never refused.
+
+        None while the database says no: it is removed as soon as it can be.
+        """
+        key = (text(endpoint), connection_id)
+        removed = self._batch.execute_eventually(_REMOVE_EXPIRED, key)
+        for (saved_at,) in removed.fetchall() if removed else ():
+            return float(saved_at)
+        return None
 
     def save_binding(self, row: Binding) -> Saved:
         """Add a binding, or move the expiry of the one that is there already."""
-        identity = (_text(row.destination), _text(row.endpoint), _text(row.properties))
+        identity = (text(row.destination), text(row.endpoint), text(row.properties))
         refresh = (row.expires_at, *identity, row.saved_at)
-        if self._batch.add(_REFRESH_BINDING, refresh).rowcount:
-            return Saved.REFRESHED
+        for (binding_id,) in self._batch.add(_REFRESH_BINDING, refresh).fetchall():
+            return Saved(binding_id, added=False)
         adding = (row.id, *identity, row.saved_at, row.expires_at, row.client_id)
         if self._batch.execute(_ADD_BINDING, adding).rowcount:
-            return Saved.ADDED
+            return Saved(row.id, added=True)
+        ((old_id, saved_at),) = self._batch.query(_SAME_BINDING, identity)
         replacing = (row.id, row.saved_at, row.expires_at, row.client_id, *identity)
         self._batch.execute(_REPLACE_BINDING, replacing)
-        return Saved.REPLACED
+        replaced = Gone(old_id, row.destination, row.endpoint, saved_at)
+        return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> bool:
         """Remove a binding that has expired; return whether it was there."""
-        return self._batch.execute(_REMOVE_BINDING, (_text(destination), binding_id)).rowcount > 0
+        return self._batch.execute(_REMOVE_BINDING, (text(destination), binding_id)).rowcount > 0
 
-    def expired_bindings(self, now: float, limit: int) -> list[tuple[int, bytes]]:
-        """Return bindings that have expired, the first to expire first: id and destination."""
-        return self._batch.query(_EXPIRED_BINDINGS, (now, limit))
+    def expired_bindings(self, now: float, limit: int) -> list[Gone]:
+        """Return bindings that have expired, the first to expire first."""
+        return [Gone(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
 
     def next_binding_expiry(self) -> float:
         """Return when the next binding expires; inf if there is none."""
@@ -179,7 +204,8 @@ class LiveRows:
     def add_client(self, client_id: int, peer: Peer, now: float) -> None:
         """Record that a client has connected. Never refused, but left out during a fault."""
         try:
-            self._batch.add(_ADD_CLIENT, (client_id, *peer, now))
+            pid, uid, gid, program = peer
+            self._batch.add(_ADD_CLIENT, (client_id, pid, uid, gid, now, program and text(program)))
         except DatabaseFault:
             self._unrecorded.add(client_id)
 

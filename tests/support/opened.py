@@ -21,9 +21,12 @@ NOW = 1_700_000_000.0
 class Opened:
     """A run of the daemon as far as its database is concerned."""
 
-    def __init__(self, path: Path | str, now: float = NOW, ttl_limit: float = 300) -> None:
+    def __init__(
+        self, path: Path | str, now: float = NOW, ttl_limit: float = 300, audit_rows: int = 1000
+    ) -> None:
         self._runner = asyncio.Runner()
-        self._context = open_database(str(path), Start(now, "1.2.3", ttl_limit))
+        start = Start(now, "1.2.3", ttl_limit, audit_rows, {"ttl_limit": str(ttl_limit)})
+        self._context = open_database(str(path), start)
         self.database: Database
         """The database, from entering to leaving."""
 

@@ -41,6 +41,8 @@ ROWS = (
     Row(
         "file", "file database, base protocol, 16 connections", "us", "ours, memory", 1.15, aim=1.0
     ),
+    Row("audit", "audit trail, base protocol, 16 connections", "us", "ours, audit off", must=1.1),
+    Row("audit-deep", "the same, inline, 4 connections, 32 pairs deep", "us", "ours, audit off"),
     Row("flat", "a pair with {cached:,} cached against none", "us", "ours, none", must=1.3),
     Row("flat-genuine", "the same, genuine against genuine", "us", "genuine, none"),
     Row("memory-empty", "resident memory, nothing cached", "MB"),

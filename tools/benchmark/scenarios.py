@@ -17,10 +17,12 @@ from benchmark.servers import Server, Starter
 
 OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
 EMPTY, GENUINE_EMPTY = "ours, none", "genuine, none"
+AUDIT_OFF = "ours, audit off"
 
 _SPARE_DESCRIPTORS = 200
 _BASE: Mapping[str, Option] = {"protocol": "base"}
 _CLIENTS_16: Mapping[str, Option] = {"protocol": "base", "clients": 16}
+_CLIENTS_4_DEEP: Mapping[str, Option] = {"protocol": "inline", "depth": 32, "clients": 4}
 _FILL_AHEAD: Mapping[str, Option] = {"protocol": "inline", "depth": 32}
 
 T = TypeVar("T")
@@ -125,6 +127,20 @@ def base_16_and_file(bench: Bench) -> Iterator[Result]:
         )
         yield per_pair(bench.row("base-16"), samples, OURS, GENUINE, all_three.missing)
         yield per_pair(bench.row("file"), samples, FILE, OURS, "")
+
+
+def audit(bench: Bench) -> Iterator[Result]:
+    """Compare ours with its audit trail, full and trimmed as it grows, and without."""
+    starters = {OURS: servers.ours(), AUDIT_OFF: servers.ours(audit=False)}
+    with ExitStack() as stack:
+        both = Contenders(stack, starters)
+        for server in both.running.values():
+            bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)
+        for name, options in (("audit", _CLIENTS_16), ("audit-deep", _CLIENTS_4_DEEP)):
+            samples = both.interleaved(
+                bench.rounds, lambda server, options=options: bench.pairs(server, **options)
+            )
+            yield per_pair(bench.row(name), samples, OURS, AUDIT_OFF, "")
 
 
 def fill(bench: Bench, server: Server, count: int) -> None:
@@ -315,7 +331,8 @@ SCENARIOS = (
     Scenario(simple("base-64", **_BASE, clients=64), ["base-64"]),
     Scenario(simple("inline-1", protocol="inline"), ["inline-1"]),
     Scenario(simple("inline-16", protocol="inline", clients=16), ["inline-16"]),
-    Scenario(simple("inline-deep", **_FILL_AHEAD, clients=4), ["inline-deep"]),
+    Scenario(simple("inline-deep", **_CLIENTS_4_DEEP), ["inline-deep"]),
+    Scenario(audit, ["audit", "audit-deep"]),
     Scenario(
         many_cached,
         ["cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"],

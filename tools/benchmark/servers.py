@@ -71,8 +71,8 @@ def announced(path: Path, process: subprocess.Popen[bytes], since: float) -> flo
     raise Failed(f"{process.args!r} announced nothing within {_START_TIMEOUT:.0f} s")
 
 
-def ours(*, file: bool = False) -> Starter:
-    """Return what starts our daemon: its defaults, or with a database file."""
+def ours(*, file: bool = False, audit: bool = True) -> Starter:
+    """Return what starts our daemon: its defaults, or with a file, or without audit trail."""
 
     @contextmanager
     def start() -> Iterator[Server]:
@@ -81,6 +81,8 @@ def ours(*, file: bool = False) -> Starter:
             options = ["--socket", str(path), "--ttl-limit", str(TTL)]
             if file:
                 options += ["--database", str(Path(directory, "cache.db"))]
+            if not audit:
+                options += ["--audit-rows", "0"]
             began = time.monotonic()
             process = subprocess.Popen(
                 [sys.executable, "-m", "scache", "serve", *options],
