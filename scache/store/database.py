@@ -36,12 +36,21 @@ _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
 _COUNT_LOST = """
-    INSERT INTO counter (name, value) SELECT 'connections_lost', count(*) FROM connection WHERE true
+    INSERT INTO counter (name, value) VALUES ('connections_lost', ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
+# What a process was about to hand out when it crashed has no row any more, and no way out.
 _RECORD_LOST = """
     INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection ORDER BY id
+    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection
+    UNION ALL
+    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM event
+    WHERE kind = 'save_endp' AND status = 0 AND connection_id NOT IN (
+        SELECT id FROM connection
+        UNION ALL
+        SELECT connection_id FROM event WHERE connection_id IS NOT NULL
+        AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
+    )
 """
 _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
@@ -239,10 +248,13 @@ async def _lose_live_rows(
     control: aiosqlite.Connection, now: float, audit_rows: int, why: str
 ) -> None:
     """Account for connections and clients that ended with the process that held them."""
-    await control.execute(_COUNT_LOST)
     if audit_rows:
-        await control.execute(_RECORD_LOST, (now, why))
+        async with control.execute(_RECORD_LOST, (now, why)) as cursor:
+            lost = cursor.rowcount
         await control.execute(_TRIM_EVENTS, (audit_rows,))
+    else:
+        lost = await _number(control, "SELECT count(*) FROM connection")
+    await control.execute(_COUNT_LOST, (lost,))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
 
