@@ -440,7 +440,7 @@ def test_server_that_wants_no_last_dummy(path: Path) -> None:
         saying(ANNOUNCEMENT, encode_reply(Status.OK)),
         saying(ANNOUNCEMENT, (encode_reply(Status.OK, b"", b""), 2)),
         saying(ANNOUNCEMENT, (DUMMY, 1)),
-        saying(ANNOUNCEMENT, b"x" * 70_000),
+        saying(ANNOUNCEMENT, b"x" * 140_000),
         saying(ANNOUNCEMENT, HIT, DESCRIPTOR_BYTE),
     ],
 )
