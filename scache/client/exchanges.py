@@ -14,8 +14,6 @@ from scache.protocol.client import ClientConversation, Hit, Step
 from scache.protocol.codec import NUL
 from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
 
-OUT_OF_DESCRIPTORS = "this process is at its limit of descriptors, and lost some that were sent"
-
 _LONGEST_TTL = 2**31 - 1
 """Seconds; what the wire can hold. Every server lowers it to its own limit."""
 
