@@ -46,9 +46,9 @@ async def test_waiting_has_a_deadline(path: Path) -> None:
         async with AsyncClient(path, timeout=0.1) as client:
             began = anyio.current_time()
             async with anyio.create_task_group() as tasks:
-                for _ in range(5):
+                for _ in range(20):
                     tasks.start_soon(find)
-    assert max(outcomes) < 0.1 * len(outcomes)
+    assert max(outcomes) < 0.1 * len(outcomes) / 2
 
 
 STOPS = [

@@ -29,10 +29,11 @@ class Client(BaseClient):
     hold anything but a NUL, and come back as exact bytes.
 
     Every request raises `Unavailable` if no daemon answers within the timeout,
-    or if it hung up when it may have carried the request out (which is never
-    repeated then), OSError for a descriptor that is not open, `ProtocolError` if what answers breaks the protocol or says that the request
-    is malformed (a ttl below 1, a label above 64 KiB), and ValueError for a
-    NUL in a label or in properties.
+    or if it hung up when it may have carried the request out, which is never
+    repeated then; OSError for a descriptor that is not open; `ProtocolError` if
+    what answers breaks the protocol or says that the request is malformed (a
+    ttl below 1, a label above 64 KiB); and ValueError for a NUL in a label or
+    in properties.
     """
 
     def __enter__(self) -> Self:
