@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
+
+from tests.support.clients import KINDS, Connect, Pair, connecting
+from tests.support.dialogue import DEADLINE
 
 settings.register_profile("scache", deadline=None)  # no test depends on how fast a machine is
 settings.load_profile("scache")
@@ -42,3 +47,38 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def path(tmp_path: Path) -> Path:
     """Name a socket for a daemon, short enough for UNIX."""
     return tmp_path / "socket"
+
+
+@pytest.fixture(scope="module")
+def portals() -> Iterator[dict[str, BlockingPortal]]:
+    """Run a loop of each kind in a thread of its own, for clients of all tests of a module."""
+    with start_blocking_portal("asyncio") as asyncio, start_blocking_portal("trio") as trio:
+        yield {"asyncio": asyncio, "trio": trio}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Name a kind of client."""
+    return str(request.param)
+
+
+@pytest.fixture
+def connect(portals: dict[str, BlockingPortal], kind: str) -> Iterator[Connect]:
+    """Give what makes clients of this kind."""
+    with connecting(portals.get(kind)) as connect:
+        yield connect
+
+
+@pytest.fixture(params=["inline", "base"])
+def inline(request: pytest.FixtureRequest) -> bool:
+    """Say whether a client asks for inline mode."""
+    return bool(request.param == "inline")
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Make a connection: our end, and the one to be saved."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(DEADLINE)
+        yield ours, theirs

@@ -1,125 +1,187 @@
-"""The async client keeps the promises of the blocking one, on asyncio and on trio."""
+"""What only an async client can do: be shared among tasks, be cancelled, be forked in its loop."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
-from scache import AsyncClient, ProtocolError, Unavailable
+from scache import AsyncClient, Unavailable
+from scache.model import Status
+from scache.protocol.messages import DESCRIPTOR_BYTE, HELLO_REPLY, STATUS_REPLY
 from tests.support.daemon import Daemon
-from tests.support.genuine import GenuineScache
+from tests.support.dialogue import DEADLINE
+from tests.support.scripted import HIT, MISS, Script, by_turns, hang, saying, serving, then
 
 
-@pytest.fixture(params=["ours", "genuine"])
-def server(request: pytest.FixtureRequest, path: Path, database: str) -> Iterator[Path]:
-    """Run a server and name its socket."""
-    if request.param == "ours":
-        with Daemon(path, database=database):
-            yield path
-    else:
-        with GenuineScache() as genuine:
-            yield genuine.path
-
-
-@pytest.fixture(params=[True, False], ids=["inline", "base"])
-async def client(request: pytest.FixtureRequest, server: Path) -> AsyncIterator[AsyncClient]:
-    """Connect to it."""
-    with_client = AsyncClient(server, inline=request.param)
-    yield with_client
-    with_client.close()
-
-
-async def test_what_is_saved_is_found_once(client: AsyncClient) -> None:
-    """Bytes come back exact, the descriptor is the one that was saved, and it has one user."""
-    here, there = socket.socketpair()
-    with there:
-        with here:
-            assert await client.save_endp(60, b"e\xff", "p\n", here)
-        assert await client.save_dest(60, "d", b"\xfe", b"e\xff")
-        found = await client.find_dest("d")
-        assert found is not None
-        assert (found.destination_properties, found.endpoint_properties) == (b"\xfe", b"p\n")
-        with found.socket() as connection:
-            connection.sendall(b"hello")
-        assert there.recv(10) == b"hello"
-        assert await client.find_dest("d") is None
-        assert await client.find_endp(b"e\xff") is None
-
-
-async def test_many(client: AsyncClient) -> None:
-    """Many are saved and found in one call, each in its place."""
-    count = 300
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
-        items = [(60, f"e{number}", "p", reading) for number in range(count)]
-        assert await client.save_many(items) == [True] * count
-    bindings = [(60, f"d{number}", "", f"e{number}") for number in range(count)]
-    assert await client.save_dest_many(bindings) == [True] * count
-    every_third = [f"d{number}" for number in range(0, count, 3)]
-    found = await client.find_dest_many(every_third)
-    found += await client.find_many([f"e{number}" for number in range(count)])
-    assert [each is None for each in found[: len(every_third)]] == [False] * len(every_third)
-    assert [each is None for each in found[len(every_third) :]] == [
-        number % 3 == 0 for number in range(count)
-    ]
-    for each in found:
-        if each is not None:
-            each.close()
-
-
-async def test_tasks_may_share_a_client(client: AsyncClient) -> None:
+async def test_tasks_may_share_a_client(path: Path, inline: bool) -> None:
     """Requests of tasks that share a client wait for each other."""
     outcomes = []
 
     async def save(number: int) -> None:
         outcomes.append(await client.save_dest(60, f"{number}", "", ""))
 
-    async with anyio.create_task_group() as tasks:
-        for number in range(20):
-            tasks.start_soon(save, number)
+    with Daemon(path):
+        async with AsyncClient(path, inline=inline) as client, anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(save, number)
     assert outcomes == [True] * 20
 
 
-async def test_errors(client: AsyncClient) -> None:
-    """A malformed request is a ProtocolError, a NUL a ValueError, and the client goes on."""
-    with pytest.raises(ProtocolError, match="malformed"):
-        await client.save_dest(0, "d", "", "e")
-    with pytest.raises(ValueError, match="NUL"):
-        await client.find_endp("a\0b")
-    assert await client.find_endp("e") is None
+async def test_waiting_has_a_deadline(path: Path) -> None:
+    """A request that waits for those of other tasks has no more time than any other."""
+    outcomes: list[float] = []
+
+    async def find() -> None:
+        with pytest.raises(Unavailable, match=r"within 0\.1 seconds"):
+            await client.find_endp("endpoint")
+        outcomes.append(anyio.current_time() - began)
+
+    with serving(path, hang):
+        async with AsyncClient(path, timeout=0.1) as client:
+            began = anyio.current_time()
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(find)
+    assert max(outcomes) < 0.1 * len(outcomes) / 2
 
 
-async def test_a_cancelled_request_leaves_a_client_that_works(client: AsyncClient) -> None:
-    """After a request was cancelled half-way the next one uses another connection."""
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await client.find_endp("e")
-    assert scope.cancelled_caught
-    assert await client.find_endp("e") is None
+STOPS = [
+    pytest.param(saying(b""), id="hello"),
+    pytest.param(saying(b"", HELLO_REPLY), id="request"),
+    pytest.param(saying(b"", HELLO_REPLY, (HIT[:-1], 1)), id="half a hit"),
+    pytest.param(saying(b"", STATUS_REPLY[Status.BAD], HIT), id="dummy"),
+    pytest.param(saying(b"", HELLO_REPLY, (HIT, 1)), id="half of many"),
+]
 
 
-async def test_one_restart_is_survived(path: Path, database: str) -> None:
-    """A client connects anew after the daemon was restarted, and says so when there is none."""
-    client = AsyncClient(path)
-    for _ in range(2):
-        with Daemon(path, database=database):
-            assert await client.save_dest(60, "d", "", "e")
-    with pytest.raises(Unavailable, match="no daemon answers"):
-        await client.find_dest("d")
-    client.close()
+@pytest.mark.parametrize("stop", STOPS)
+async def test_cancelled_half_way(path: Path, stop: Script) -> None:
+    """A request that is cancelled leaves nothing open, and a client that works."""
+    anew = saying(b"", STATUS_REPLY[Status.BAD], HIT, (DESCRIPTOR_BYTE, 1), b"")
+    with serving(path, by_turns(then(stop, hang), then(anew, hang))) as connections:
+        async with AsyncClient(path, timeout=DEADLINE) as client:
+            with anyio.move_on_after(0.1) as scope:
+                await client.find_many(["endpoint"] * 2)
+            assert scope.cancelled_caught
+            assert "not connected" in repr(client)
+            found = await client.find_endp("endpoint")
+            assert found is not None
+            found.close()
+            assert len(connections) == 2
 
 
-async def test_a_server_that_hangs_is_unavailable(path: Path) -> None:
-    """Nothing waits longer than the timeout."""
-    with socket.socket(socket.AF_UNIX) as listener:
+async def test_cancelled_before_it_began(path: Path) -> None:
+    """A request that is cancelled before it began has no effect."""
+    with serving(path, then(saying(b"", STATUS_REPLY[Status.BAD], MISS), hang)) as connections:
+        async with AsyncClient(path, timeout=DEADLINE) as client:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await client.find_endp("endpoint")
+            assert scope.cancelled_caught
+            assert await client.find_endp("endpoint") is None
+            assert len(connections) == 1
+
+
+async def test_cancelled_while_it_waits_for_room(path: Path) -> None:
+    """A client whose connecting is cancelled leaves nothing open."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
         listener.bind(str(path))
-        listener.listen()
-        client = AsyncClient(path, timeout=0.2)
-        with pytest.raises(Unavailable, match=r"did not answer within 0\.2 seconds"):
-            await client.find_endp("e")
-        client.close()
+        listener.listen(0)
+        other.connect(str(path))
+        client = AsyncClient(path, timeout=DEADLINE)
+        with anyio.move_on_after(0.05) as scope:
+            await client.find_endp("endpoint")
+        assert scope.cancelled_caught
+        assert "not connected" in repr(client)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_cancelled_by_asyncio(path: Path) -> None:
+    """A task that is cancelled as asyncio does it is as good as one that anyio cancels."""
+    script = by_turns(
+        then(saying(b"", HELLO_REPLY, (HIT[:-1], 1)), hang),
+        saying(b"", STATUS_REPLY[Status.BAD], MISS),
+    )
+    with serving(path, script):
+        async with AsyncClient(path, timeout=DEADLINE) as client:
+            task = asyncio.create_task(client.find_endp("endpoint"))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await client.find_endp("endpoint") is None
+
+
+async def test_closed_by_another_task(path: Path) -> None:
+    """A client that is closed under a request ends it, and connects again for the next."""
+    script = by_turns(then(saying(b"", HELLO_REPLY), hang), then(saying(b"", HELLO_REPLY, MISS)))
+    with serving(path, script):
+        async with AsyncClient(path, timeout=DEADLINE) as client:
+
+            async def find() -> None:
+                with pytest.raises(Unavailable, match="hung up"):
+                    await client.find_endp("endpoint")
+
+            with anyio.fail_after(DEADLINE / 2):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(find)
+                    await anyio.sleep(0.1)
+                    client.close()
+                assert await client.find_endp("endpoint") is None
+
+
+FORKING = """
+import os, sys, threading
+import anyio
+from scache import AsyncClient
+
+path, backend = sys.argv[1:]
+
+async def main():
+    async with AsyncClient(path, timeout=5) as client:
+        assert await client.save_dest(60, "d", "", "e")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.find_dest, "d")
+            while not client._turn.locked():  # until the request is half done
+                await anyio.sleep(0)
+            if not (child := os.fork()):
+                end = []
+                run = lambda: end.append(anyio.run(in_child, client, backend=backend))
+                thread = threading.Thread(target=run)
+                thread.start()
+                thread.join()
+                os._exit(0 if end == ["well"] else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert await client.find_dest("d") is None
+
+async def in_child(client):
+    client.close()  # what is the parent's
+    found = []
+    async def find():
+        found.append(await client.find_dest("d"))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(find)
+    assert found == [None] * 3
+    client.close()
+    return "well"
+
+anyio.run(main, backend=backend)
+"""
+
+
+def test_fork_in_the_middle(path: Path, anyio_backend_name: str) -> None:
+    """A child that was forked while a request was half done can use the client, and its parent."""
+    with Daemon(path):
+        command = [sys.executable, "-W", "error", "-c", FORKING, str(path), anyio_backend_name]
+        done = subprocess.run(
+            command, timeout=DEADLINE, check=False, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == ""
+    assert done.returncode == 0

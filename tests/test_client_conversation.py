@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from scache.errors import ProtocolError
 from scache.model import Status
-from scache.protocol.client import ClientConversation, Hit, Send
-from scache.protocol.codec import MAX_MESSAGE_SIZE, NeedData, encode
+from scache.protocol.client import MAX_REPLY_SIZE, ClientConversation, Hit, Send
+from scache.protocol.codec import NeedData, encode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -184,8 +184,8 @@ def test_reply_without_end(piece: bytes) -> None:
     """A server that sends a message without end is refused once it is too long."""
     machine = ClientConversation()
     with pytest.raises(ProtocolError):
-        run(machine, BIND, iter([(piece, ())] * 3))
-    assert len(machine._buffer) <= MAX_MESSAGE_SIZE + len(piece)
+        run(machine, BIND, iter([(piece, ())] * 4))
+    assert len(machine._buffer) <= MAX_REPLY_SIZE + len(piece)
 
 
 @given(

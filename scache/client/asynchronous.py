@@ -5,29 +5,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
 
-from scache import fdpass
 from scache.client import exchanges
-from scache.client.base import DEFAULT_TIMEOUT, BaseClient
-from scache.client.exchanges import (
-    OUT_OF_DESCRIPTORS,
-    Begin,
-    Exchange,
-    HangupError,
-    HasFileno,
-    Text,
-)
+from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, send_courtesy
+from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Text
 from scache.client.found import Found
-from scache.errors import ProtocolError, Unavailable
 from scache.protocol.client import Send
-
-_CONNECT_PAUSE = 0.01
-"""Seconds until the next attempt while the daemon's backlog is full."""
 
 T = TypeVar("T")
 
@@ -56,6 +45,15 @@ class AsyncClient(BaseClient):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Do what `Client.close` does; a request that is under way raises `Unavailable`."""
+        if self._process_id != os.getpid() or not self._turn.locked():
+            self._hang_up()
+        elif self._socket is not None:
+            # Its task waits for this socket, which must not be closed under it; this wakes it.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     async def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
@@ -97,45 +95,37 @@ class AsyncClient(BaseClient):
 
     async def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""
+        if self._forked():
+            self._turn = anyio.Lock()  # the old one may be held by a task of the parent
         try:
             with anyio.fail_after(self._timeout):
                 async with self._turn:
                     return await self._run_in_turn(begin)
+        except HangupError:
+            raise self._hung_up() from None
         except TimeoutError:
-            raise Unavailable(
-                f"the daemon at {self._path} did not answer within {self._timeout:g} seconds"
-            ) from None
+            raise self._late() from None
 
     async def _run_in_turn(self, begin: Begin[T]) -> T:
-        if self._process_id != os.getpid():
-            self.close()
-        self._heard = False
+        self._begin_request()
         if self._socket is not None:
             try:
                 return await self._drive(self._socket, begin(self._conversation))
             except HangupError:
-                # The daemon was restarted since the last request, say. If it has answered a part
-                # of this one already, asking again might save or take something twice.
-                if self._heard:
-                    raise Unavailable(f"the daemon at {self._path} hung up") from None
-        try:
-            sock = await self._connect()
-            return await self._drive(sock, begin(self._conversation))
-        except HangupError:
-            raise Unavailable(f"the daemon at {self._path} hung up") from None
+                # As in the blocking client.
+                if self._told:
+                    raise
+        sock = await self._connect()
+        return await self._drive(sock, begin(self._conversation))
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._begin_connection(sock)
         try:
-            while not _connected(sock, self._path):  # noqa: ASYNC110 - no event tells of room
-                await anyio.sleep(_CONNECT_PAUSE)
-        except OSError as error:
-            self.close()
-            reason = error.strerror or error
-            raise Unavailable(f"no daemon answers at {self._path}: {reason}") from error
+            while not self._connected(sock):  # noqa: ASYNC110 - no event tells of room
+                await anyio.sleep(CONNECT_PAUSE)
         except BaseException:
-            self.close()
+            self._hang_up()
             raise
         if self._inline:
             await self._drive(sock, self._conversation.hello())
@@ -147,58 +137,35 @@ class AsyncClient(BaseClient):
             while True:
                 step = next(exchange)
                 if isinstance(step, Send):
-                    await _send_all(sock, step)
+                    await self._send(sock, step)
                 else:
                     await self._receive(sock)
         except StopIteration as end:
             result: T = end.value
             return result
-        except OSError as error:
+        except ConnectionError as error:
             self._give_up(exchange)
             raise HangupError from error
         except BaseException:
             self._give_up(exchange)
             raise
 
-    async def _receive(self, sock: socket.socket) -> None:
-        while True:
-            await anyio.wait_readable(sock)
-            try:
-                data, descriptors, truncated = fdpass.receive(sock)
-            except BlockingIOError:
-                continue
-            self._heard = self._heard or bool(data)
-            self._conversation.receive(data, descriptors)
-            if truncated:
-                raise ProtocolError(OUT_OF_DESCRIPTORS)
-            if not data:
-                raise HangupError
+    async def _send(self, sock: socket.socket, step: Send) -> None:
+        if step.best_effort:
+            send_courtesy(sock, step.data)
             return
+        data, descriptors = step.data, step.descriptors
+        while data:
+            try:
+                data, descriptors = self._send_some(sock, data, descriptors)
+            except BlockingIOError:
+                await anyio.wait_writable(sock)
+
+    async def _receive(self, sock: socket.socket) -> None:
+        await anyio.wait_readable(sock)
+        with suppress(BlockingIOError):  # the exchange asks again for what did not come
+            self._receive_some(sock)
 
     def _give_up(self, exchange: Exchange[T]) -> None:
         exchange.close()
-        self.close()
-
-
-def _connected(sock: socket.socket, path: str) -> bool:
-    """Connect; return False while the daemon's backlog is full."""
-    try:
-        sock.connect(path)
-    except BlockingIOError:
-        return False
-    return True
-
-
-async def _send_all(sock: socket.socket, step: Send) -> None:
-    data, descriptors = step.data, step.descriptors
-    while data:
-        try:
-            sent = fdpass.send(sock, data, descriptors)
-        except BlockingIOError:
-            await anyio.wait_writable(sock)
-        except OSError:
-            if step.best_effort:
-                return
-            raise
-        else:
-            data, descriptors = data[sent:], ()
+        self._hang_up()

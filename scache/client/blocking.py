@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, TypeVar
 
-from scache import fdpass
 from scache.client import exchanges
-from scache.client.base import BaseClient
-from scache.client.exchanges import (
-    OUT_OF_DESCRIPTORS,
-    Begin,
-    Exchange,
-    HangupError,
-    HasFileno,
-    Text,
-)
+from scache.client.base import CONNECT_PAUSE, BaseClient, send_courtesy
+from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Text
 from scache.client.found import Found
-from scache.errors import ProtocolError, Unavailable
 from scache.protocol.client import Send
-
-_SHORTEST_WAIT = 0.001
-"""Seconds; a timeout of 0 would mean "do not block" to a socket."""
 
 T = TypeVar("T")
 
@@ -42,9 +29,11 @@ class Client(BaseClient):
     hold anything but a NUL, and come back as exact bytes.
 
     Every request raises `Unavailable` if no daemon answers within the timeout,
-    `ProtocolError` if what answers breaks the protocol or says that the request
-    is malformed (a ttl below 1, a label above 64 KiB), and ValueError for a
-    NUL in a label or in properties.
+    or if it hung up when it may have carried the request out, which is never
+    repeated then; OSError for a descriptor that is not open; `ProtocolError` if
+    what answers breaks the protocol or says that the request is malformed (a
+    ttl below 1, a label above 64 KiB); and ValueError for a NUL in a label or
+    in properties.
     """
 
     def __enter__(self) -> Self:
@@ -108,33 +97,34 @@ class Client(BaseClient):
     def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""
         deadline = time.monotonic() + self._timeout
-        if self._process_id != os.getpid():
-            self.close()
-        self._heard = False
-        if self._socket is not None:
-            try:
-                return self._drive(self._socket, begin(self._conversation), deadline)
-            except HangupError:
-                # The daemon was restarted since the last request, say. If it has answered a part
-                # of this one already, asking again might save or take something twice.
-                if self._heard:
-                    raise Unavailable(f"the daemon at {self._path} hung up") from None
+        self._forked()
         try:
+            self._begin_request()
+            if self._socket is not None:
+                try:
+                    return self._drive(self._socket, begin(self._conversation), deadline)
+                except HangupError:
+                    # The daemon was restarted since the last request, say. If it has read this
+                    # one already, asking again might save or take something twice.
+                    if self._told:
+                        raise
             sock = self._connect(deadline)
             return self._drive(sock, begin(self._conversation), deadline)
         except HangupError:
-            raise Unavailable(f"the daemon at {self._path} hung up") from None
+            raise self._hung_up() from None
+        except TimeoutError:
+            raise self._late() from None
 
     def _connect(self, deadline: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._begin_connection(sock)
         try:
-            sock.settimeout(_until(deadline))
-            sock.connect(self._path)
-        except OSError as error:
-            self.close()
-            reason = error.strerror or error
-            raise Unavailable(f"no daemon answers at {self._path}: {reason}") from error
+            sock.setblocking(False)
+            while not self._connected(sock):
+                time.sleep(min(CONNECT_PAUSE, _until(deadline)))
+        except BaseException:
+            self._hang_up()
+            raise
         if self._inline:
             self._drive(sock, self._conversation.hello(), deadline)
         return sock
@@ -144,49 +134,39 @@ class Client(BaseClient):
         try:
             while True:
                 step = next(exchange)
-                sock.settimeout(_until(deadline))
                 if isinstance(step, Send):
-                    _send_all(sock, step)
+                    self._send(sock, step, deadline)
                 else:
-                    self._receive(sock)
+                    sock.settimeout(_until(deadline))
+                    self._receive_some(sock)
         except StopIteration as end:
             result: T = end.value
             return result
-        except TimeoutError:
-            self._give_up(exchange)
-            raise Unavailable(
-                f"the daemon at {self._path} did not answer within {self._timeout:g} seconds"
-            ) from None
-        except OSError as error:
+        except ConnectionError as error:
             self._give_up(exchange)
             raise HangupError from error
         except BaseException:
             self._give_up(exchange)
             raise
 
-    def _receive(self, sock: socket.socket) -> None:
-        data, descriptors, truncated = fdpass.receive(sock)
-        self._heard = self._heard or bool(data)
-        self._conversation.receive(data, descriptors)
-        if truncated:
-            raise ProtocolError(OUT_OF_DESCRIPTORS)
-        if not data:
-            raise HangupError
+    def _send(self, sock: socket.socket, step: Send, deadline: float) -> None:
+        if step.best_effort:
+            sock.setblocking(False)
+            send_courtesy(sock, step.data)
+            return
+        data, descriptors = step.data, step.descriptors
+        while data:
+            sock.settimeout(_until(deadline))
+            data, descriptors = self._send_some(sock, data, descriptors)
 
     def _give_up(self, exchange: Exchange[T]) -> None:
         exchange.close()
-        self.close()
-
-
-def _send_all(sock: socket.socket, step: Send) -> None:
-    try:
-        sent = fdpass.send(sock, step.data, step.descriptors)
-        if sent < len(step.data):
-            sock.sendall(step.data[sent:])
-    except OSError:
-        if not step.best_effort:
-            raise
+        self._hang_up()
 
 
 def _until(deadline: float) -> float:
-    return max(deadline - time.monotonic(), _SHORTEST_WAIT)
+    """Return the seconds that remain, more than 0; TimeoutError if none do."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining

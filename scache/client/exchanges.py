@@ -11,9 +11,11 @@ from scache.client.found import Found
 from scache.errors import ProtocolError
 from scache.model import Status
 from scache.protocol.client import ClientConversation, Hit, Step
+from scache.protocol.codec import NUL
 from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
 
-OUT_OF_DESCRIPTORS = "this process is at its limit of descriptors, and lost some that were sent"
+_LONGEST_TTL = 2**31 - 1
+"""Seconds; what the wire can hold. Every server lowers it to its own limit."""
 
 Text: TypeAlias = str | bytes
 """A label or properties: bytes, or text that is sent as UTF-8; no NUL."""
@@ -40,11 +42,10 @@ def save_endp(
     ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
 ) -> Begin[bool]:
     """Save one connection."""
-    request = SaveEndp(operator.index(ttl), _bytes(endpoint), _bytes(properties))
-    descriptor = _descriptor(connection)
+    request = SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties))
 
     def exchange(conversation: ClientConversation) -> Exchange[bool]:
-        return _accepted((yield from conversation.save_endp(request, descriptor)))
+        return _accepted((yield from conversation.save_endp(request, _descriptor(connection))))
 
     return exchange
 
@@ -71,12 +72,16 @@ def find_dest(destination: Text) -> Begin[Found | None]:
 
 def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin[list[bool]]:
     """Save many connections."""
-    requests, descriptors = [], []
+    requests = []
+    # Kept until all is done: a generator's socket that nobody else has would be closed before,
+    # and its descriptor name something else.
+    connections = []
     for ttl, endpoint, properties, connection in items:
-        requests.append(SaveEndp(operator.index(ttl), _bytes(endpoint), _bytes(properties)))
-        descriptors.append(_descriptor(connection))
+        requests.append(SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties)))
+        connections.append(connection)
 
     def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:
+        descriptors = [_descriptor(connection) for connection in connections]
         statuses = yield from conversation.save_many(requests, descriptors)
         return [_accepted(status) for status in statuses]
 
@@ -126,11 +131,18 @@ def _find_many(requests: list[FindEndp] | list[FindDest]) -> Begin[list[Found | 
 
 
 def _save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> SaveDest:
-    return SaveDest(operator.index(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint))
+    return SaveDest(_ttl(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint))
+
+
+def _ttl(ttl: int) -> int:
+    return min(operator.index(ttl), _LONGEST_TTL)
 
 
 def _bytes(text: Text) -> bytes:
-    return text.encode() if isinstance(text, str) else bytes(text)
+    data = text.encode() if isinstance(text, str) else bytes(text)
+    if NUL in data:  # before anything is sent, be it one of many
+        raise ValueError(f"a label or properties cannot hold a NUL: {text!r}")
+    return data
 
 
 def _descriptor(connection: HasFileno | int) -> int:

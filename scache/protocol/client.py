@@ -76,6 +76,9 @@ MAX_BATCH_SIZE = 32768
 """Bytes sent ahead of the replies: they fit into any socket's buffer, so that
 the two sides never wait for each other to read."""
 
+MAX_REPLY_SIZE = 2 * MAX_MESSAGE_SIZE
+"""Bytes that a reply may have: it may hold properties from two requests."""
+
 
 class ClientConversation:
     """A client's side of one connection to scache(8) or to our daemon.
@@ -209,7 +212,7 @@ class ClientConversation:
         """Return the next message if all of it has been received."""
         message = decode(self._buffer, self._at)
         if message is None:
-            if len(self._buffer) - self._at > MAX_MESSAGE_SIZE:
+            if len(self._buffer) - self._at > MAX_REPLY_SIZE:
                 raise ProtocolError("the server sent a message without end")
             return None
         attributes, self._at = message

@@ -1,0 +1,106 @@
+"""Servers that do what a test tells them to, be it against every rule."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from scache import fdpass
+from scache.model import Status
+from scache.protocol.messages import EMPTY_REPLY, FindEndp, encode_reply
+from tests.support.dialogue import DEADLINE
+
+Script = Callable[[socket.socket], None]
+
+HIT = encode_reply(Status.OK, b"")
+"""The reply to a ``find_endp`` that hits."""
+
+MISS = EMPTY_REPLY[FindEndp][Status.FAIL]
+"""The reply to a ``find_endp`` that finds nothing."""
+
+
+@contextmanager
+def serving(path: Path, script: Script) -> Iterator[list[int]]:
+    """Run a server that does this to each client that connects, one after the other.
+
+    Gives a list that grows by one for each.
+    """
+    connections: list[int] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                connections.append(len(connections))
+                with client, suppress(ConnectionError):
+                    client.settimeout(DEADLINE)
+                    script(client)
+
+    with (
+        ThreadPoolExecutor(1) as thread,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        listener.bind(str(path))
+        listener.listen()
+        serving = thread.submit(serve)
+        try:
+            yield connections
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            serving.result(DEADLINE)
+
+
+def saying(*answers: bytes | tuple[bytes, int]) -> Script:
+    """Return a script that says this, the first at once and each other when it is told something.
+
+    A number is how many descriptors go with the bytes.
+    """
+
+    def script(client: socket.socket) -> None:
+        for number, answer in enumerate(answers):
+            if number:
+                hear(client)
+            data, count = answer if isinstance(answer, tuple) else (answer, 0)
+            with Path(os.devnull).open() as anything:
+                fdpass.send(client, data, [anything.fileno()] * count)
+
+    return script
+
+
+def hear(client: socket.socket) -> bytes:
+    """Wait for the client to say something; return it."""
+    data, descriptors, _ = fdpass.receive(client)
+    fdpass.close(descriptors)
+    assert data, "the client hung up"
+    return data
+
+
+def hang(client: socket.socket) -> None:
+    """Take what the client says until it leaves."""
+    with suppress(AssertionError):
+        while hear(client):
+            pass
+
+
+def by_turns(*scripts: Script) -> Script:
+    """Return a script that is another one for each client, and the last one for all that follow."""
+    coming = list(scripts)
+
+    def script(client: socket.socket) -> None:
+        (coming.pop(0) if len(coming) > 1 else coming[0])(client)
+
+    return script
+
+
+def then(*scripts: Script) -> Script:
+    """Return a script that is these one after the other."""
+
+    def script(client: socket.socket) -> None:
+        for each in scripts:
+            each(client)
+
+    return script

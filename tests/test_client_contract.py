@@ -1,0 +1,431 @@
+"""One contract for every client, in both modes, with every server.
+
+The async client is asked through a face that blocks, so each fact is written once. What a client
+does when things go wrong is in test_client_faults.py, and what an async one alone can do in
+test_async_client.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from scache import Client, Found, ProtocolError
+from tests.conftest import open_descriptors
+from tests.support.clients import Connect, Pair, expect_other_end, label
+from tests.support.daemon import Daemon
+from tests.support.dialogue import DEADLINE
+from tests.support.genuine import GenuineScache
+
+Server = Daemon | GenuineScache
+
+
+@pytest.fixture(scope="module", params=["memory", "file", "silent", "genuine"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Run a server: ours on memory, on a file, and without announcement, or the genuine one."""
+    if request.param == "genuine":
+        with GenuineScache({"connection_cache_ttl_limit": "300s"}) as genuine:
+            yield genuine
+        return
+    directory = tmp_path_factory.mktemp("client")
+    database = directory / "cache.db" if request.param == "file" else ":memory:"
+    options = ["--no-announce"] if request.param == "silent" else []
+    with Daemon(directory / "socket", *options, database=database) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(server: Server, connect: Connect, inline: bool) -> Client:
+    """Make a client of the server."""
+    return connect(server.path, inline=inline, timeout=DEADLINE)
+
+
+def test_save_and_find(client: Client, pair: Pair) -> None:
+    """What one saves under an endpoint is found there once, and by nobody else."""
+    ours, theirs = pair
+    endpoint = label()
+    assert client.find_endp(endpoint) is None
+    assert client.save_endp(60, endpoint, "properties", theirs) is True
+    theirs.close()
+    found = client.find_endp(endpoint)
+    assert found is not None
+    assert found.endpoint_properties == b"properties"
+    assert found.destination_properties == b""
+    assert client.find_endp(endpoint) is None
+    expect_other_end(found, ours)
+    assert ours.recv(1) == b""  # nobody else has it
+
+
+def test_destination(client: Client, pair: Pair) -> None:
+    """A destination leads to a connection of its endpoint, with the properties of both."""
+    ours, theirs = pair
+    destination, endpoint = label(), label()
+    assert client.save_dest(60, destination, "of the binding", endpoint) is True
+    assert client.find_dest(destination) is None
+    assert client.save_endp(60, endpoint, "of the endpoint", theirs.fileno()) is True
+    found = client.find_dest(destination)
+    assert found is not None
+    assert found.endpoint_properties == b"of the endpoint"
+    assert found.destination_properties == b"of the binding"
+    expect_other_end(found, ours)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe\n", bytes(range(1, 256)), b"x" * 3000])
+def test_exact_bytes(client: Client, pair: Pair, text: bytes) -> None:
+    """Labels and properties are any bytes but NUL, and come back exact."""
+    ours, theirs = pair
+    assert client.save_dest(60, text, text, text)
+    assert client.save_endp(60, text, text, theirs)
+    found = client.find_dest(text)
+    assert found is not None
+    assert found.endpoint_properties == found.destination_properties == text
+    expect_other_end(found, ours)
+
+
+def test_text(client: Client, pair: Pair) -> None:
+    """Text is sent as UTF-8, and names the same label as its bytes."""
+    ours, theirs = pair
+    endpoint = label() + " \u00e9\u4e16"
+    assert client.save_endp(60, endpoint, "\u00e9", theirs)
+    found = client.find_endp(endpoint.encode())
+    assert found is not None
+    assert found.endpoint_properties == "\u00e9".encode()
+    expect_other_end(found, ours)
+
+
+def test_many(client: Client) -> None:
+    """Many requests at once do what one at a time does, in order."""
+    destination, endpoint = label(), label()
+    pairs = [socket.socketpair() for _ in range(300)]
+    try:
+        assert client.save_dest_many([(60, destination, "", endpoint)] * 3) == [True] * 3
+        saves = [(60, endpoint, str(n), theirs) for n, (_, theirs) in enumerate(pairs)]
+        assert client.save_many(saves) == [True] * 300
+        found = client.find_many([endpoint] * 200 + [label()])
+        found += client.find_dest_many([destination] * 101)
+        assert found.pop(200) is found.pop() is None
+        for number, (one, (ours, _)) in enumerate(zip(found, pairs, strict=True)):
+            assert one is not None
+            assert one.endpoint_properties == b"%d" % number
+            expect_other_end(one, ours)
+    finally:
+        for end in itertools.chain(*pairs):
+            end.close()
+
+
+@pytest.mark.parametrize("method", ["save_many", "find_many", "save_dest_many", "find_dest_many"])
+def test_none(client: Client, method: str) -> None:
+    """Nothing at all can be asked for, too."""
+    assert getattr(client, method)([]) == []
+
+
+class Owner:
+    """Closes a descriptor when nobody needs it any more."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._descriptor = sock.detach()
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def test_many_from_generators(client: Client) -> None:
+    """Many may come from a generator, and nobody else need keep what it gives."""
+    peers, endpoint = [], label()
+
+    def saves() -> Iterator[tuple[int, str, str, Owner]]:
+        for number in range(5):
+            ours, theirs = socket.socketpair()
+            peers.append(ours)
+            yield 60, endpoint, str(number), Owner(theirs)
+
+    try:
+        assert client.save_many(saves()) == [True] * 5
+        assert client.save_dest_many((60, endpoint, "", endpoint) for _ in range(2)) == [True] * 2
+        found = client.find_many(endpoint for _ in range(3))
+        found += client.find_dest_many(endpoint for _ in range(2))
+        for number, (one, ours) in enumerate(zip(found, peers, strict=True)):
+            assert one is not None
+            assert one.endpoint_properties == b"%d" % number
+            expect_other_end(one, ours)
+    finally:
+        for ours in peers:
+            ours.close()
+
+
+def test_many_large_ones(client: Client) -> None:
+    """Labels and properties may be so large that not two requests fit into one batch."""
+    reading, writing = os.pipe()
+    large = [(label() + " ").ljust(20_000, "x") for _ in range(8)]
+    with os.fdopen(reading, "rb") as pipe:
+        os.close(writing)
+        assert client.save_many([(60, each, each, pipe) for each in large]) == [True] * 8
+    assert client.save_dest_many([(60, each, each, each) for each in large]) == [True] * 8
+    for each, found in zip(large, client.find_dest_many(large), strict=True):
+        assert found is not None
+        found.close()
+        assert found.endpoint_properties == found.destination_properties == each.encode()
+
+
+def test_largest_properties(client: Client, pair: Pair) -> None:
+    """What a find brings may be as large as two requests."""
+    ours, theirs = pair
+    endpoint, large = label(), b"x" * 65_000
+    assert client.save_dest(60, endpoint, large, endpoint)
+    assert client.save_endp(60, endpoint, large, theirs)
+    found = client.find_dest(endpoint)
+    assert found is not None
+    assert found.endpoint_properties == found.destination_properties == large
+    expect_other_end(found, ours)
+
+
+# Who owns a descriptor
+
+
+def test_owner_after_a_save(client: Client, pair: Pair) -> None:
+    """The caller's descriptor stays open, in its mode, and the caller's to close."""
+    _, theirs = pair
+    theirs.setblocking(False)
+    assert client.save_endp(60, label(), "", theirs)
+    theirs.send(b"still mine")
+    assert theirs.getblocking() is False
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+
+
+def test_owner_after_a_find(client: Client, pair: Pair) -> None:
+    """What was found stays open when the client is closed, is close-on-exec, and one's own."""
+    ours, theirs = pair
+    endpoint = label()
+    assert client.save_endp(60, endpoint, "", theirs)
+    found = client.find_endp(endpoint)
+    client.close()
+    theirs.close()
+    assert found is not None
+    assert os.get_inheritable(found.descriptor) is False
+    os.write(found.descriptor, b"mine")
+    assert ours.recv(10) == b"mine"
+    found.close()
+    assert ours.recv(10) == b""
+
+
+def test_found_is_frozen() -> None:
+    """What a find gives is a value: equal to its like, and unchangeable."""
+    found = Found(7, b"properties")
+    assert found == Found(descriptor=7, endpoint_properties=b"properties")
+    assert hash(found) == hash(Found(7, b"properties", b""))
+    with pytest.raises(FrozenInstanceError):
+        found.descriptor = 8  # type: ignore[misc]
+
+
+def test_what_is_no_socket(client: Client) -> None:
+    """A pipe has no socket: asking for it is an OSError, and the pipe stays open."""
+    endpoint = label()
+    reading, writing = os.pipe()
+    assert client.save_endp(60, endpoint, "", writing)
+    os.close(writing)
+    found = client.find_endp(endpoint)
+    assert found is not None
+    with pytest.raises(OSError, match="socket"):
+        found.socket()
+    os.write(found.descriptor, b"open")
+    found.close()
+    assert os.read(reading, 10) + os.read(reading, 10) == b"open"
+    os.close(reading)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        lambda client, theirs: client.save_endp(60, "a\0b", "", theirs),
+        lambda client, theirs: client.save_endp(60, "", b"\0", theirs),
+        lambda client, _: client.find_endp("\0"),
+        lambda client, _: client.find_dest(b"\0"),
+        lambda client, _: client.save_dest(60, "\0", "", ""),
+        lambda client, _: client.save_dest(60, "", "\0", ""),
+        lambda client, _: client.save_dest(60, "", "", "\0"),
+    ],
+)
+def test_nul(
+    client: Client, pair: Pair, request_: Callable[[Client, socket.socket], object]
+) -> None:
+    """A NUL cannot be sent: that is a ValueError, and the client can go on."""
+    ours, theirs = pair
+    with pytest.raises(ValueError, match="NUL"):
+        request_(client, theirs)
+    endpoint = label()
+    assert client.save_endp(60, endpoint, "", theirs)
+    expect_other_end(client.find_endp(endpoint), ours)
+
+
+def test_nul_among_many(client: Client, pair: Pair) -> None:
+    """One NUL among many is found before any of them is sent."""
+    ours, theirs = pair
+    endpoint, fresh = label(), label()
+    assert client.save_endp(60, endpoint, "", theirs)
+    with pytest.raises(ValueError, match="NUL"):
+        client.save_many([(60, fresh, "", theirs)] * 200 + [(60, "\0", "", theirs)])
+    assert client.find_endp(fresh) is None
+    with pytest.raises(ValueError, match="NUL"):
+        client.find_many([endpoint] * 200 + ["\0"])
+    expect_other_end(client.find_endp(endpoint), ours)
+    assert client.find_endp(endpoint) is None
+
+
+def test_closed_descriptor(client: Client, pair: Pair) -> None:
+    """What is closed cannot be saved: that is an OSError, and the client can go on."""
+    ours, theirs = pair
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    endpoint = label()
+    for _ in range(2):
+        with pytest.raises(OSError, match="descriptor") as raised:
+            client.save_endp(60, endpoint, "", writing)
+        assert raised.value.errno == errno.EBADF
+        with pytest.raises(OSError, match="descriptor"):
+            client.save_many([(60, endpoint, "", theirs)] * 2 + [(60, endpoint, "", writing)])
+    fresh = label()
+    assert client.save_endp(60, fresh, "", theirs)
+    expect_other_end(client.find_endp(fresh), ours)
+    theirs.close()
+    with pytest.raises(OSError, match="descriptor"):
+        client.save_endp(60, endpoint, "", theirs)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The limit is on the numbers: those below the highest must all be in use.
+    highest = max(open_descriptors())
+    fillers = [os.open(os.devnull, os.O_RDONLY)]
+    while fillers[-1] < highest:
+        fillers.append(os.dup(fillers[0]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+
+
+def test_no_descriptor_left(client: Client, pair: Pair) -> None:
+    """A find that this process cannot take fails; nothing is left open, and the client goes on."""
+    ours, theirs = pair
+    endpoint, fresh = label(), label()
+    assert client.save_many([(60, endpoint, "", theirs)] * 20) == [True] * 20
+    with descriptors_left(5), pytest.raises(ProtocolError, match="descriptor"):
+        client.find_many([endpoint] * 20)
+    assert client.save_endp(60, fresh, "", theirs)
+    with descriptors_left(0), pytest.raises(ProtocolError, match="descriptor"):
+        client.find_endp(fresh)
+    assert client.save_endp(60, fresh, "", theirs)
+    expect_other_end(client.find_endp(fresh), ours)
+
+
+def test_longest_ttl(client: Client, pair: Pair) -> None:
+    """A ttl that is longer than the wire can hold is as good as the longest."""
+    ours, theirs = pair
+    endpoint = label()
+    assert client.save_endp(sys.maxsize, endpoint, "", theirs)
+    expect_other_end(client.find_endp(endpoint), ours)
+    assert client.save_dest(2**32 + 1, endpoint, "", endpoint)
+
+
+def test_huge_label(server: Server, client: Client, pair: Pair) -> None:
+    """A label above 64 KiB is refused, but by the genuine program; the client can go on."""
+    ours, theirs = pair
+    endpoint, huge = label(), label().ljust(1_000_000, "x")
+    genuine = isinstance(server, GenuineScache)
+    with nullcontext() if genuine else pytest.raises(ProtocolError):
+        assert client.save_endp(60, huge, "", theirs)
+    with nullcontext() if genuine else pytest.raises(ProtocolError):
+        expect_other_end(client.find_many([endpoint, huge, endpoint])[1], ours)
+    assert client.save_endp(60, endpoint, "", theirs)
+    expect_other_end(client.find_endp(endpoint), ours)
+
+
+@pytest.mark.parametrize("ttl", [0, -5])
+def test_bad_ttl(client: Client, pair: Pair, ttl: int) -> None:
+    """A ttl below 1 is malformed: that is a ProtocolError, and the client can go on."""
+    ours, theirs = pair
+    endpoint = label()
+    with pytest.raises(ProtocolError):
+        client.save_endp(ttl, endpoint, "", theirs)
+    with pytest.raises(ProtocolError):
+        client.save_dest(ttl, endpoint, "", endpoint)
+    assert client.find_endp(endpoint) is None
+    assert client.save_endp(60, endpoint, "", theirs)
+    expect_other_end(client.find_endp(endpoint), ours)
+
+
+def test_ttl_that_is_no_integer(client: Client, pair: Pair) -> None:
+    """A ttl is a whole number of seconds: anything else is a TypeError."""
+    ttl: int = 1.5  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        client.save_endp(ttl, label(), "", pair[0])
+
+
+def test_closed_client(client: Client) -> None:
+    """A client that was closed connects again when it is asked for something."""
+    assert "not connected" in repr(client)
+    assert client.find_endp(label()) is None
+    assert "not connected" not in repr(client)
+    client.close()
+    client.close()
+    assert "not connected" in repr(client)
+    assert client.find_endp(label()) is None
+
+
+FORKING = """
+import os, sys
+import anyio
+from scache import AsyncClient, Client
+
+path, kind, inline = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+client = (Client if kind == "blocking" else AsyncClient)(path, inline=inline)
+
+def find():
+    if kind == "blocking":
+        assert client.find_endp("nothing") is None
+    else:
+        assert anyio.run(client.find_endp, "nothing", backend=kind) is None
+    return os.fstat(client._socket.fileno()).st_ino
+
+before = find()
+child = os.fork()
+assert (find() == before) is (child != 0)
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert find() == before
+client.close()
+"""
+
+
+def test_fork(server: Server, kind: str, inline: bool) -> None:
+    """A forked child has a conversation of its own, and leaves its parent's alone."""
+    command = [sys.executable, "-W", "error", "-c", FORKING, str(server.path), kind, str(inline)]
+    done = subprocess.run(command, timeout=DEADLINE, check=False, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0
