@@ -1,0 +1,44 @@
+-- What happened: the audit trail, who is who in it, and with which settings each run went.
+
+-- The name of the program that connected (its /proc/PID/comm then); NULL if it had gone already.
+ALTER TABLE client ADD COLUMN program TEXT;
+
+-- One row for every request with its outcome, and one for every way in which a connection or a
+-- binding left. The newest rows only, as many as the setting audit_rows says.
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+        -- a request: save_endp, find_endp, save_dest, find_dest, snapshot, purge, unknown;
+        -- how a connection left: found, expired, evicted, hung_up, purged, lost;
+        -- how a binding left: expired, evicted, purged (connection_id is NULL);
+        -- and put_back: a client was given a connection and vanished before it was sent
+    status INTEGER,               -- of a request: 0 done, 1 malformed, 2 failed; else NULL
+    destination TEXT,
+    endpoint TEXT,
+    connection_id INTEGER,
+    binding_id INTEGER,
+    client_id INTEGER,            -- who asked; NULL for what nobody asked for (expired, lost)
+    ttl REAL,                     -- of a save: seconds granted
+    age REAL,                     -- of what was taken or left: seconds since it was saved
+    detail TEXT
+) STRICT;
+
+-- The settings of the latest run, as text, and the limits of its process.
+CREATE TABLE setting (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What the kernel knows of each descriptor: filled in in a snapshot, empty in a database file.
+-- What it refuses to tell is NULL.
+CREATE TABLE descriptor (
+    connection_id INTEGER PRIMARY KEY,
+    fd INTEGER NOT NULL,          -- its number in the daemon
+    kind TEXT NOT NULL,           -- tcp, udp, unix, ... for a socket by family and type; pipe, file, ...
+    local TEXT,                   -- addresses: 192.0.2.1:25, [2001:db8::1]:25, a path, @abstract
+    peer TEXT,
+    tcp_state TEXT,               -- ESTABLISHED, CLOSE_WAIT, ...
+    rtt_us INTEGER,               -- smoothed round trip time, microseconds
+    unread_bytes INTEGER          -- what the peer has sent and nobody has read
+) STRICT;
