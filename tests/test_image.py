@@ -291,7 +291,7 @@ class TestQueries:
         "sql",
         [
             "SELECT",
-            "SELECT * FROM nothing",
+            "SELECT * FROM absent",
             "SELECT :absent",
             "SELECT ?",
             "SELECT 1; SELECT 2",

@@ -26,25 +26,26 @@ class Terminal:
         self.process = process
         self.shown = ""
         """All that it has written so far."""
+        self._seen = 0
 
     def type(self, text: str) -> None:
         """Press keys."""
         os.write(self._screen, text.encode())
 
     def read_until(self, text: str) -> str:
-        """Wait until the command shows this; return what it has shown since the last time."""
-        begin = len(self.shown)
-        while text not in self.shown[begin:]:
+        """Wait until the command shows this; return what it has shown from the last time on."""
+        begin = self._seen
+        while (found := self.shown.find(text, begin)) < 0:
             if not self._read():
                 raise AssertionError(f"it never showed {text!r}, but {self.shown!r}")
-        return self.shown[begin:]
+        self._seen = found + len(text)
+        return self.shown[begin : self._seen]
 
     def read_to_end(self) -> str:
-        """Wait for the end of the command; return what it has shown since the last time."""
-        begin = len(self.shown)
+        """Wait for the end of the command; return what it has shown from the last time on."""
         while self._read():
             pass
-        return self.shown[begin:]
+        return self.shown[self._seen :]
 
     def _read(self) -> bool:
         if not select.select([self._screen], [], [], DEADLINE)[0]:
