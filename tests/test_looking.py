@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -126,13 +127,15 @@ class Live:
         self.purged = Purged(2, 1)
 
     def snapshot(self, client: Client) -> int:
-        """Return a memfd, at an offset that means nothing, or raise what the test says."""
+        """Return a sealed memfd, at an offset that means nothing, or raise what the test says."""
         self.asked.append(client._path)
         if self.error is not None:
             raise self.error
         assert self.file is not None
         descriptor = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(descriptor, self.file.read_bytes())
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         return descriptor
 
     def purge(self, client: Client, **what: object) -> Purged:

@@ -96,7 +96,8 @@ class Origin:
             descriptor = client.snapshot()
         try:
             # The offset of the descriptor is shared with the daemon: it is neither used nor moved.
-            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
+            # A private mapping, because Linux before 6.7 refuses a shared one of a sealed memfd.
+            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
                 return Image.from_bytes(data[:], f"the image of the {self}")
         finally:
             os.close(descriptor)

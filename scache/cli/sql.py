@@ -49,7 +49,7 @@ def sql(
     The copy is private and ends with the command: nothing that a statement
     does reaches the cache, its database or any file. Without a statement there
     is a prompt on a terminal, and elsewhere statements are read from standard
-    input.
+    input. What each of several statements returns is written after the other.
     """
     bound = dict(map(_parameter, parameters))
     if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
@@ -74,7 +74,8 @@ def execute(image: Image, text: str, layout: Format, parameters: Mapping[str, Va
         if result.columns:
             write(result, layout)
         elif layout == "table" and result.changed >= 0:
-            click.echo(f"{result.changed} rows changed, in this copy alone")
+            rows = "row" if result.changed == 1 else "rows"
+            click.echo(f"{result.changed} {rows} changed, in this copy alone")
 
 
 def _parameter(given: str) -> tuple[str, Value | str]:

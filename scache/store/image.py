@@ -189,7 +189,7 @@ class Image:
         """
         _check_replaceable(path)
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            descriptor, name = tempfile.mkstemp(prefix=".scache-dump-", dir=path.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(self._connection.serialize())

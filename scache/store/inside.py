@@ -142,6 +142,7 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
     ((size,),) = image.execute(_SIZE).rows
     in_use = {
         "audit_rows": kept,
+        # Besides these the daemon has some ten files of its own.
         "open_files_limit": connections + clients,  # type: ignore[operator]
         "ttl_limit": ttl,
     }
