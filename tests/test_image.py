@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class TestFiles:
             directory.chmod(0o755)
         file.parents[2].chmod(0o755)
         script = (
-            "import os; from scache.store import image, migrations;"
+            "import os, urllib.parse; from scache.store import image, migrations;"
             "known = migrations.migrations(); image.migrations = lambda: known;"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
             f"image = image.Image.from_file({str(file)!r});"
@@ -328,6 +328,14 @@ class TestQueries:
                 image.execute(ENDLESS)
         finally:
             signal.signal(signal.SIGALRM, old)
+
+    def test_rows_may_be_given_up(self, file: Path) -> None:
+        """Who has seen enough of them leaves them, even after the image is closed."""
+        with Image.from_file(file) as image:
+            result = image.execute("SELECT endpoint FROM connection")
+            next(result.rows)
+        assert isinstance(result.rows, Generator)
+        result.rows.close()
 
     def test_relations_are_tables_and_then_views(self, image: Image) -> None:
         """Each has its columns; a view of a table that is gone has none."""

@@ -209,7 +209,9 @@ class Image:
 
     def _rest(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Value, ...]]:
         with self._faults_explained():
-            yield from cursor
+            # Not "yield from", which closes a cursor that is given up, the image perhaps before it.
+            for row in cursor:  # noqa: UP028
+                yield row
 
     @contextmanager
     def _faults_explained(self) -> Iterator[None]:
