@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scache.client.asynchronous import AsyncClient
     from scache.client.blocking import Client
     from scache.client.found import Found
-    from scache.errors import ProtocolError, ScacheError, Unavailable
+    from scache.errors import ProtocolError, Refused, ScacheError, Unavailable
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "Client",
     "Found",
     "ProtocolError",
+    "Refused",
     "ScacheError",
     "Unavailable",
     "__version__",

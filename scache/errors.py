@@ -2,8 +2,8 @@
 
 ``ScacheError`` is the root. What a person can mend (a setting, a socket path,
 a database) is a ``StartupError`` whose text is one sentence that says what to
-do, and whose ``exit_code`` is what the command ends with. What a peer did
-wrong on the wire is a ``ProtocolError``.
+do. What a peer did wrong on the wire is a ``ProtocolError``. The ``exit_code``
+of each is what a command ends with that it ends.
 """
 
 EXIT_OK = 0
@@ -13,23 +13,26 @@ EXIT_FAILURE = 1
 """Something went wrong that scache did not foresee: please report it."""
 
 EXIT_SETTINGS = 2
-"""An option, a key of the configuration file or a ``SCACHE_*`` variable is wrong."""
+"""An option, a key of the configuration file, a ``SCACHE_*`` variable or a statement is wrong."""
 
 EXIT_SOCKET = 3
-"""The listening socket cannot be made, or another daemon holds it."""
+"""The listening socket cannot be made, another daemon holds it, or none answers on it."""
 
 EXIT_DATABASE = 4
 """The database cannot be opened, is not one of ours, or cannot be written."""
+
+EXIT_REFUSED = 5
+"""The daemon does not let this user look inside, or purge."""
 
 
 class ScacheError(Exception):
     """The root of every exception that scache raises on purpose."""
 
+    exit_code = EXIT_FAILURE
+
 
 class StartupError(ScacheError):
     """The daemon cannot start; the text is one sentence that says what to do."""
-
-    exit_code = EXIT_FAILURE
 
 
 class SettingsError(StartupError):
@@ -45,7 +48,7 @@ class SocketError(StartupError):
 
 
 class DatabaseError(StartupError):
-    """The database cannot be opened, migrated or written."""
+    """The database cannot be opened, migrated, read or written."""
 
     exit_code = EXIT_DATABASE
 
@@ -63,3 +66,17 @@ class ProtocolError(ScacheError):
 
 class Unavailable(ScacheError):
     """No daemon answers on the socket, or it did not answer in time."""
+
+    exit_code = EXIT_SOCKET
+
+
+class Refused(ScacheError):
+    """The daemon does not let this user do that."""
+
+    exit_code = EXIT_REFUSED
+
+
+class QueryError(ScacheError):
+    """A statement that somebody asked is no SQL, or cannot be answered by an image."""
+
+    exit_code = EXIT_SETTINGS

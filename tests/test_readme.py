@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import anyio
+import click
 import pytest
 
 import scache
 from scache import errors
+from scache.cli import cli, execute
+from tests.support.cached import filling
 from tests.support.daemon import Daemon
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
@@ -42,10 +47,29 @@ def test_exit_codes() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes
 
 
-def test_tables() -> None:
-    """Every table of the database is in the README, and no other is."""
+def test_tables_and_views() -> None:
+    """Every table and view of the database is in the README, and no other is."""
     section = README.split("## What is in the database")[1].split("\n## ")[0]
     migrations = Path(__file__).parents[1].joinpath("migrations").glob("*.sql")
     schema = "".join(path.read_text(encoding="utf-8") for path in migrations)
-    tables = set(re.findall(r"^CREATE TABLE (\w+)", schema, re.MULTILINE))
+    tables = set(re.findall(r"^CREATE (?:TABLE|VIEW) (\w+)", schema, re.MULTILINE))
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == tables
+
+
+LOOKS = README.split("## Look inside")[1].split("```")[1].splitlines()[1:]
+
+
+@pytest.mark.parametrize("line", LOOKS)
+def test_looks_inside(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command that looks inside is one, and works on a database as well."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT 1")))
+    program, name, *arguments = shlex.split(line, comments=True)
+    assert program == "scache"
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    command.make_context(name, list(arguments)).close()
+    with filling(tmp_path / "cache.db"):
+        pass
+    if name != "purge" and not {"--follow", "--watch"} & set(arguments):
+        assert execute([name, *arguments, "--database", "cache.db"]) == errors.EXIT_OK

@@ -1,7 +1,7 @@
 """The command ``scache``: its subcommands, and the one place where errors become text.
 
 Whatever goes wrong is one line on stderr and an exit code of `scache.errors`.
-Each subcommand imports what it needs when it runs.
+A subcommand is imported when it is wanted, and imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
 
 import click
 
 from scache import __version__
 from scache.cli.logs import one_line
-from scache.cli.serve import serve
-from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, StartupError
+from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, ScacheError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """What a shell reports of a program that Ctrl-C ended."""
@@ -25,11 +26,32 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EPILOG = """\b
 Examples:
   scache serve
+  scache stats
+  scache sql "SELECT * FROM live_connection"
+  scache events --follow
   scache serve --help
 """
 
+COMMANDS = ("serve", "stats", "events", "sql", "dump", "purge")
+"""Each is a function in the module of its name."""
+
+
+class Commands(click.Group):
+    """The subcommands: whoever runs one does not wait for the others to be imported."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return their names, as the help lists them."""
+        return list(COMMANDS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        """Return the one of this name."""
+        if name not in COMMANDS:
+            return None
+        return cast(click.Command, getattr(import_module(f"scache.cli.{name}"), name))
+
 
 @click.group(
+    cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
@@ -37,12 +59,9 @@ Examples:
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Keep live connections for other processes, as Postfix's scache(8) does."""
+    """Keep live connections for other processes, as Postfix's scache(8) does; look inside."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-cli.add_command(serve)
 
 
 def main() -> int:
@@ -61,7 +80,7 @@ def execute(arguments: Sequence[str]) -> int:
         return end.exit_code
     except click.ClickException as error:
         return _fail(error.format_message(), EXIT_SETTINGS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last line of defence
         return _fail_with(error)
@@ -71,7 +90,7 @@ def execute(arguments: Sequence[str]) -> int:
 def _fail_with(error: Exception) -> int:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # what a task group wrapped
-    if isinstance(error, StartupError):
+    if isinstance(error, ScacheError):
         return _fail(str(error), error.exit_code)
     code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
     if logging.getLogger("scache").isEnabledFor(logging.DEBUG):

@@ -1,0 +1,199 @@
+"""``scache events``: the audit trail, and what is added to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from scache.cli.logs import one_line
+from scache.cli.output import (
+    Format,
+    csv_line,
+    flush,
+    format_option,
+    json_objects,
+    write,
+    write_text,
+)
+from scache.cli.reach import Origin, origin_options
+from scache.errors import Unavailable
+
+if TYPE_CHECKING:
+    from scache.store.image import Image, Result
+    from scache.store.inside import Filter, Instance
+
+EPILOG = """A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
+these; case matters.
+
+\b
+Examples:
+  scache events --limit 20
+  scache events --kind find_dest --since 10m
+  scache events --destination '*.example.org' --follow
+  scache events --client smtp --format jsonl
+"""
+
+FOLLOWED = 10
+"""Earlier events that ``--follow`` begins with, unless told otherwise."""
+
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command(epilog=EPILOG)
+@origin_options
+@format_option
+@click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
+@click.option("--destination", metavar="GLOB", help="Of these destinations.")
+@click.option("--client", metavar="PID|GLOB", help="Of this process, or of programs so called.")
+@click.option("--kind", "kinds", metavar="KIND", multiple=True, help="Of this kind; repeatable.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
+)
+@click.option("--limit", metavar="N", type=click.IntRange(min=0), help="The last N of them.")
+@click.option("--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How often --follow looks.",
+)
+def events(
+    *,
+    origin: Origin,
+    layout: Format,
+    endpoint: str | None,
+    destination: str | None,
+    client: str | None,
+    kinds: Sequence[str],
+    since: str | None,
+    limit: int | None,
+    follow: bool,
+    interval: float,
+) -> None:
+    """Tell what happened, the oldest first: every request, and every way out."""
+    from scache.store.inside import Filter
+
+    is_pid = client is not None and client.isascii() and client.isdecimal()
+    wanted = Filter(
+        endpoint=None if endpoint is None else os.fsencode(endpoint),
+        destination=None if destination is None else os.fsencode(destination),
+        pid=int(client) if client is not None and is_pid else None,
+        program=os.fsencode(client) if client is not None and not is_pid else None,
+        kinds=_known(kinds),
+        since=None if since is None else moment(since),
+    )
+    if follow:
+        if limit is None and since is None:
+            limit = FOLLOWED
+        _Follower(origin, layout, wanted, interval).run(limit)
+        return
+    with origin.image() as image:
+        _write(image, wanted, layout, limit)
+
+
+def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> None:
+    from scache.store.inside import events as ask
+
+    result = ask(image, wanted, last=limit)
+    if layout == "table":
+        from scache.cli.trail import Trail
+
+        if not Trail().write(result.columns, result.rows):
+            click.echo("(no events)")
+    else:
+        write(result, layout)
+
+
+class _Follower:
+    """Looks again and again, and tells what it has not told yet."""
+
+    def __init__(self, origin: Origin, layout: Format, wanted: Filter, interval: float) -> None:
+        from scache.cli.trail import Trail
+
+        self._origin = origin
+        self._layout = layout
+        self._wanted = wanted
+        self._interval = interval
+        self._trail = Trail()
+        self._told = 0
+        """The highest id of an event that was looked at."""
+        self._instance: Instance | None = None
+        self._begun = False
+
+    def run(self, limit: int | None) -> None:
+        """Tell the last ``limit`` events, and then each new one; return never."""
+        with self._origin.image() as image:
+            self._tell(image, limit)
+        answers = True
+        while True:
+            time.sleep(self._interval)
+            try:
+                with self._origin.image() as image:
+                    self._tell(image, None)
+                answers = True
+            except Unavailable as error:
+                if answers:
+                    click.echo(f"scache: {one_line(str(error))}; waiting for it", err=True)
+                answers = False
+
+    def _tell(self, image: Image, limit: int | None) -> None:
+        from scache.store.inside import events as ask
+        from scache.store.inside import instance, latest_event, remembers
+
+        if self._instance is not None and not remembers(image, self._instance):
+            self._told = 0  # another database: its ids begin anew
+        self._instance = instance(image)
+        latest = latest_event(image)
+        self._write(ask(image, self._wanted, self._told, limit))
+        self._told = latest
+        flush()
+
+    def _write(self, result: Result) -> None:
+        match self._layout:
+            case "table":
+                self._trail.write(result.columns, result.rows)
+            case "csv":
+                import sys
+
+                header = [] if self._begun else [csv_line(map(str.encode, result.columns))]
+                sys.stdout.buffer.writelines([*header, *map(csv_line, result.rows)])
+                self._begun = True
+            case _:  # an array that never ends is of no use: a line for each
+                write_text(f"{row}\n" for row in json_objects(result))
+
+
+def _known(kinds: Sequence[str]) -> Sequence[str]:
+    from scache.store.inside import KINDS
+
+    for kind in kinds:
+        if kind not in KINDS:
+            raise click.UsageError(f"there is no kind {kind!r}: there are {', '.join(KINDS)}")
+    return kinds
+
+
+def moment(text: str) -> float:
+    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now."""
+    from scache.clock import Clock
+
+    if span := _SPAN.fullmatch(text):
+        return Clock().now() - float(span[1]) * _UNITS[span[2]]
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"--since takes a time such as 2026-11-24T20:45:00Z or a span such as 10m, not {text!r}"
+        ) from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    return time.timestamp()

@@ -1,0 +1,147 @@
+"""How a command reaches what it looks at: a live daemon, or a database file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import click
+
+from scache.errors import ProtocolError, SettingsError, Unavailable
+from scache.settings import SETTINGS, default_socket
+
+if TYPE_CHECKING:
+    from scache.store.image import Image
+
+SOCKET = next(setting for setting in SETTINGS if setting.name == "socket")
+
+Command = Callable[..., None]
+
+
+class Purged(Protocol):
+    """What a purge came to."""
+
+    @property
+    def connections(self) -> int:
+        """How many were closed."""
+        ...
+
+    @property
+    def bindings(self) -> int:
+        """How many were removed."""
+        ...
+
+
+class Inside(Protocol):
+    """What a client of a live daemon does for those who look inside."""
+
+    def snapshot(self) -> int:
+        """Return a descriptor, yours to close, of a sealed memfd that holds an image."""
+        ...
+
+    def purge(
+        self,
+        *,
+        endpoint: str | bytes | None = None,
+        destination: str | bytes | None = None,
+        everything: bool = False,
+    ) -> Purged:
+        """Close the connections and remove the bindings that fit one pattern, or all."""
+        ...
+
+
+@contextmanager
+def inside(socket: Path) -> Iterator[Inside]:
+    """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no."""
+    from scache.client.blocking import Client
+
+    with Client(socket) as client:
+        try:
+            yield cast(Inside, client)
+        except ProtocolError as error:
+            raise Unavailable(
+                f"what answers at {socket} cannot be looked into ({error}): name a scache daemon"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where images come from."""
+
+    socket: Path
+    database: str | None
+    """A file; None to ask the daemon at the socket."""
+
+    def __str__(self) -> str:
+        if self.database is not None:
+            return f"database {self.database}"
+        return f"daemon at {self.socket}"
+
+    def image(self) -> Image:
+        """Return an image of this moment, the caller's to close.
+
+        Raises Unavailable, Refused or DatabaseError.
+        """
+        from scache.store.image import Image
+
+        if self.database is not None:
+            return Image.from_file(self.database)
+        with inside(self.socket) as client:
+            descriptor = client.snapshot()
+        try:
+            # The offset of the descriptor is shared with the daemon: it is neither used nor moved.
+            # A private mapping, because Linux before 6.7 refuses a shared one of a sealed memfd.
+            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
+                return Image.from_bytes(data[:], f"the image of the {self}")
+        finally:
+            os.close(descriptor)
+
+
+def socket_option(command: Command) -> Command:
+    """Give a command the option ``--socket``: a path, `default_socket` if nobody names one."""
+    option = click.option(
+        "--socket",
+        metavar="PATH",
+        envvar=SOCKET.variable,
+        callback=_socket,
+        help=f"The socket of a live daemon.  [default: {SOCKET.default}]",
+    )
+    return option(command)
+
+
+def origin_options(command: Command) -> Command:
+    """Give a command ``--socket`` and ``--database``, of which it gets one `Origin`."""
+
+    @wraps(command)
+    def with_origin(
+        *,
+        socket: Path,
+        database: str | None,
+        **options: Any,  # noqa: ANN401 - the command's own
+    ) -> None:
+        context = click.get_current_context()
+        source = context.get_parameter_source("socket")
+        if database is not None and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--socket and --database exclude each other")
+        if database == "":
+            raise SettingsError("--database must be a path, not ''")
+        command(origin=Origin(socket, database), **options)
+
+    option = click.option(
+        "--database",
+        metavar="FILE",
+        help="Look into this database file, not into a live daemon.",
+    )
+    return socket_option(option(with_origin))
+
+
+def _socket(_: click.Context, __: click.Parameter, value: str | None) -> Path:
+    if value is None:
+        return default_socket()
+    return cast(Path, SOCKET.check(value, "--socket"))

@@ -1,0 +1,109 @@
+"""``scache sql``: any SQL, on a private copy of the cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from scache.cli.output import Format, format_option, write
+from scache.cli.reach import Origin, origin_options
+from scache.errors import QueryError
+
+if TYPE_CHECKING:
+    from scache.store.image import Image, Value
+
+EPILOG = """\b
+Examples:
+  scache sql "SELECT * FROM saved_never_found"
+  scache sql "SELECT * FROM live_connection WHERE remaining < :s" -p s=10
+  scache sql --database /var/lib/postfix/scache.db < report.sql
+  scache sql
+"""
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_INTEGER_LIMIT = 2**63
+
+
+@click.command(epilog=EPILOG)
+@origin_options
+@format_option
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What :NAME stands for in the statement.",
+)
+@click.argument("statement", required=False)
+def sql(
+    *, origin: Origin, layout: Format, parameters: Sequence[str], statement: str | None
+) -> None:
+    """Carry out SQL on a copy of the cache as it is now.
+
+    The copy is private and ends with the command: nothing that a statement
+    does reaches the cache, its database or any file. Without a statement there
+    is a prompt on a terminal, and elsewhere statements are read from standard
+    input. What each of several statements returns is written after the other.
+    """
+    bound = dict(map(_parameter, parameters))
+    if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
+        from scache.cli.prompt import converse
+
+        converse(origin, layout, bound)
+        return
+    text = _standard_input() if statement is None else statement
+    with origin.image() as image:
+        execute(image, text, layout, bound)
+
+
+def execute(image: Image, text: str, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+    """Carry out the statements of a text in turn; write what each returns.
+
+    Raises QueryError, and leaves out the rest, at the first that fails.
+    """
+    from scache.store.image import statements
+
+    for statement in statements(text):
+        result = image.execute(statement, parameters)
+        if result.columns:
+            write(result, layout)
+        elif layout == "table" and result.changed >= 0:
+            rows = "row" if result.changed == 1 else "rows"
+            click.echo(f"{result.changed} {rows} changed, in this copy alone")
+
+
+def _parameter(given: str) -> tuple[str, Value | str]:
+    name, equals, value = given.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"-p takes NAME=VALUE, not {given!r}")
+    return name.lstrip(":@$"), _value(value)
+
+
+def _value(text: str) -> Value | str:
+    """Return a number for what is written as a number is; else the text, or its exact bytes."""
+    if _INTEGER.fullmatch(text) and -_INTEGER_LIMIT <= int(text) < _INTEGER_LIMIT:
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if repr(number) == text and text not in ("nan", "inf", "-inf"):
+        return number
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise QueryError(f"the statements on standard input are not UTF-8: {error}") from None

@@ -1,0 +1,217 @@
+"""What the commands ask of an image: the trail, filtered, and the figures of ``scache stats``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from scache.store.image import Image, Result, Value
+
+REQUESTS: Final = (
+    "save_endp",
+    "find_endp",
+    "save_dest",
+    "find_dest",
+    "snapshot",
+    "purge",
+    "unknown",
+)
+WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
+KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
+"""What the column ``kind`` of an event may be."""
+
+_FINDS = ("find_endp", "find_dest")
+
+_NOW = """
+    SELECT
+        (SELECT count(*) FROM client WHERE disconnected_at IS NULL),
+        (SELECT count(*) FROM connection),
+        (SELECT count(DISTINCT endpoint) FROM connection),
+        (SELECT min(saved_at) FROM connection),
+        (SELECT min(expires_at) FROM connection),
+        (SELECT max(expires_at - saved_at) FROM connection),
+        (SELECT count(*) FROM binding),
+        (SELECT count(DISTINCT destination) FROM binding),
+        (SELECT count(*) FROM event),
+        (SELECT min(at) FROM event)
+"""
+_INSTANCE = """
+    SELECT id, version, pid, started_at, stopped_at FROM instance ORDER BY id DESC LIMIT 1
+"""
+_SAME_INSTANCE = "SELECT count(*) FROM instance WHERE id = :id AND started_at = :started_at"
+_COUNTERS = "SELECT name, value FROM counter ORDER BY name"
+_SETTINGS = "SELECT name, value FROM setting ORDER BY name"
+_SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+
+
+class Instance(NamedTuple):
+    """A run of the daemon: the latest that an image knows."""
+
+    id: int
+    version: str
+    pid: int
+    started_at: float
+    stopped_at: float | None
+    """None while it runs, and for ever if it crashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which events to tell of: those that fit everything that is given.
+
+    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters.
+    """
+
+    endpoint: bytes | None = None
+    """A pattern."""
+    destination: bytes | None = None
+    """A pattern."""
+    pid: int | None = None
+    """Of the client."""
+    program: bytes | None = None
+    """A pattern for the name of the client's program."""
+    kinds: Sequence[str] = ()
+    """Any of these; none given stands for all."""
+    since: float | None = None
+    """Seconds since the epoch."""
+
+
+def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
+    """Return rows of the view ``event_log``, the oldest first, of events with a higher id.
+
+    If ``last`` is given, no more than the latest so many.
+    """
+    conditions = ["id > :after"]
+    parameters: dict[str, Value | str] = {"after": after}
+    for name in ("endpoint", "destination", "program"):
+        pattern = getattr(wanted, name)
+        if pattern is not None:
+            conditions.append(f"{name} GLOB CAST(:{name} AS TEXT)")
+            parameters[name] = pattern
+    if wanted.pid is not None:
+        conditions.append("pid = :pid")
+        parameters["pid"] = wanted.pid
+    if wanted.since is not None:
+        conditions.append("at >= strftime('%Y-%m-%dT%H:%M:%fZ', :since, 'unixepoch')")
+        parameters["since"] = wanted.since
+    if wanted.kinds:
+        names = {f"kind{number}": kind for number, kind in enumerate(wanted.kinds)}
+        conditions.append(f"kind IN ({', '.join(f':{name}' for name in names)})")
+        parameters |= names
+    sql = f"SELECT * FROM event_log WHERE {' AND '.join(conditions)}"
+    if last is not None:
+        sql = f"SELECT * FROM ({sql} ORDER BY id DESC LIMIT :last)"
+        parameters["last"] = last
+    return image.execute(f"{sql} ORDER BY id", parameters)
+
+
+def instance(image: Image) -> Instance | None:
+    """Return the latest run of the daemon; None if there never was one."""
+    for row in image.execute(_INSTANCE).rows:
+        number, version, pid, started_at, stopped_at = row
+        assert isinstance(version, bytes)
+        return Instance(number, version.decode(), pid, started_at, stopped_at)  # type: ignore[arg-type]
+    return None
+
+
+def remembers(image: Image, earlier: Instance) -> bool:
+    """Return whether the image goes on from this run: if not, event ids began anew."""
+    known = {"id": earlier.id, "started_at": earlier.started_at}
+    return next(image.execute(_SAME_INSTANCE, known).rows)[0] == 1
+
+
+def latest_event(image: Image) -> int:
+    """Return the id of the latest event; 0 if there is none."""
+    ((latest,),) = image.execute("SELECT coalesce(max(id), 0) FROM event").rows
+    assert isinstance(latest, int)
+    return latest
+
+
+def statistics(image: Image, now: float) -> dict[str, Any]:
+    """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
+
+    A section is a dictionary; ages and times to come are seconds, and None
+    where there is nothing of that age. Counters that are absent are 0.
+    """
+    (row,) = image.execute(_NOW).rows
+    clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
+    bindings, destinations, kept, oldest_event = rest
+    counters: dict[str, Any] = _texts(image.execute(_COUNTERS).rows)
+    settings = _texts(image.execute(_SETTINGS).rows)
+    ((size,),) = image.execute(_SIZE).rows
+    in_use = {
+        "audit_rows": kept,
+        # Besides these the daemon has some ten files of its own.
+        "open_files_limit": connections + clients,  # type: ignore[operator]
+        "ttl_limit": ttl,
+    }
+    return {
+        "daemon": _daemon(instance(image), now),
+        "clients": {"connected": clients, "total": counters.get("clients_connected", 0)},
+        "connections": {
+            "cached": connections,
+            "endpoints": endpoints,
+            "oldest": _seconds(saved_at, now, -1),
+            "next_expiry": _seconds(expires_at, now),
+        },
+        "bindings": {"live": bindings, "destinations": destinations},
+        "events": {
+            "kept": kept,
+            "oldest": _seconds(oldest_event, now, -1),
+            "dropped": counters.get("events_dropped", 0),
+        },
+        "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
+        "ways_out": {way: counters.get(f"connections_{way}", 0) for way in WAYS_OUT},
+        "bindings_out": {
+            way: counters.get(f"bindings_{way}", 0) for way in ("expired", "evicted", "purged")
+        },
+        "limits": {
+            name: {"now": in_use[name], "limit": float(settings[name])}
+            for name in in_use
+            if _is_number(settings.get(name, ""))
+        },
+        "settings": settings,
+        "database": {"bytes": size},
+        "counters": counters,
+    }
+
+
+def _daemon(latest: Instance | None, now: float) -> dict[str, Any]:
+    if latest is None:
+        return {}
+    _, version, pid, started_at, stopped_at = latest
+    return {
+        "version": version,
+        "pid": pid,
+        "uptime": _seconds(started_at, now if stopped_at is None else stopped_at, -1),
+        "running": stopped_at is None,
+    }
+
+
+def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
+    done, failed, bad = (counters.get(f"{kind}_{each}", 0) for each in ("ok", "fail", "bad"))
+    outcomes = {"ok": done, "fail": failed, "bad": bad}
+    if kind in _FINDS:
+        outcomes["hit_rate"] = round(done / (done + failed), 4) if done + failed else None
+    return outcomes
+
+
+def _seconds(moment: Any, now: float, sign: int = 1) -> float | None:  # noqa: ANN401 - of a row
+    return None if moment is None else round(sign * (moment - now), 3)
+
+
+def _texts(rows: Iterable[tuple[Value, ...]]) -> dict[str, Any]:
+    return {_text(name): _text(value) for name, value in rows}
+
+
+def _text(value: Value) -> Any:  # noqa: ANN401 - whatever it is, bytes alone become text
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""A command on a terminal of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.commands import clean_environment
+
+DEADLINE = 30.0
+"""Seconds after which a command that says nothing more is given up."""
+
+
+class Terminal:
+    """What a command shows, and what is typed into it."""
+
+    def __init__(self, screen: int, process: subprocess.Popen[bytes]) -> None:
+        self._screen = screen
+        self.process = process
+        self.shown = ""
+        """All that it has written so far."""
+        self._seen = 0
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._screen, text.encode())
+
+    def read_until(self, text: str) -> str:
+        """Wait until the command shows this; return what it has shown from the last time on."""
+        begin = self._seen
+        while (found := self.shown.find(text, begin)) < 0:
+            if not self._read():
+                raise AssertionError(f"it never showed {text!r}, but {self.shown!r}")
+        self._seen = found + len(text)
+        return self.shown[begin : self._seen]
+
+    def read_to_end(self) -> str:
+        """Wait for the end of the command; return what it has shown from the last time on."""
+        while self._read():
+            pass
+        return self.shown[self._seen :]
+
+    def _read(self) -> bool:
+        if not select.select([self._screen], [], [], DEADLINE)[0]:
+            raise AssertionError(f"it went silent, having shown {self.shown!r}")
+        try:
+            data = os.read(self._screen, 65536)
+        except OSError:  # EIO: nobody has the terminal open any more
+            return False
+        self.shown += data.decode(errors="replace")
+        return bool(data)
+
+
+@contextmanager
+def on_terminal(*command: str, columns: int = 60, **environment: str) -> Iterator[Terminal]:
+    """Run a command on a terminal; it is killed at the end if it still runs."""
+    screen, inner = pty.openpty()
+    try:
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        variables = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        ours = clean_environment(**variables)
+        ours.pop("COLUMNS", None)
+        ours.pop("LINES", None)
+        process = subprocess.Popen(
+            command, env=ours, stdin=inner, stdout=inner, stderr=inner, start_new_session=True
+        )
+        os.close(inner)
+        inner = -1
+        with process:
+            try:
+                yield Terminal(screen, process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+    finally:
+        os.close(screen)
+        if inner >= 0:
+            os.close(inner)
