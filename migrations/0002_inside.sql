@@ -9,7 +9,8 @@ CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     kind TEXT NOT NULL,
-        -- a request: save_endp, find_endp, save_dest, find_dest, snapshot, purge, unknown;
+        -- a request: save_endp, find_endp, save_dest, find_dest, snapshot,
+        -- purge_endp, purge_dest, unknown;
         -- how a connection left: found, expired, evicted, hung_up, purged, lost;
         -- how a binding left: expired, evicted, purged (connection_id is NULL);
         -- and put_back: a client was given a connection and vanished before it was sent

@@ -21,6 +21,10 @@ RECEIVE_SIZE = 65536
 """Bytes asked for by one `receive`."""
 
 _INT_SIZE = struct.calcsize("i")
+_SO_PEERGROUPS = 59
+"""Which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
+_MAX_GROUPS = 256
+"""As many as Python's getsockopt has room for; who has more is as good as in none."""
 _UCRED = struct.Struct("3i")
 # Plain numbers: arithmetic with the enumeration's members costs as much as a system call.
 _TRUNCATED = int(socket.MSG_CTRUNC)
@@ -74,6 +78,15 @@ def peer(sock: socket.socket) -> Peer:
     """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Peer(pid, uid, gid, _program(pid))
+
+
+def peer_groups(sock: socket.socket) -> list[int]:
+    """Return the supplementary groups of who connected, when it did (SO_PEERGROUPS, Linux 4.13)."""
+    try:
+        packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * _INT_SIZE)
+    except OSError:
+        return []
+    return list(struct.unpack(f"{len(packed) // _INT_SIZE}I", packed))
 
 
 def _program(pid: int) -> bytes | None:

@@ -80,3 +80,17 @@ class Event(NamedTuple):
     age: float | None = None
     """Seconds from the save of what was taken or has left."""
     detail: str | None = None
+
+
+class Facts(NamedTuple):
+    """What the kernel knows of a descriptor: a row of the table ``descriptor``, but for its id."""
+
+    fd: int
+    kind: str
+    local: str | None = None
+    peer: str | None = None
+    tcp_state: str | None = None
+    rtt_us: int | None = None
+    """Smoothed round trip time, microseconds."""
+    unread_bytes: int | None = None
+    """What has come and nobody has read."""

@@ -110,10 +110,8 @@ def _owner(value: object) -> str | None:
 def _owner_ids(owner: str) -> tuple[int, int]:
     """Return the uid and gid that ``USER[:GROUP]`` means, as chown(1) understands it."""
     user, colon, group = owner.partition(":")
-    uid = _id_of(user, "user", lambda name: pwd.getpwnam(name).pw_uid)
-    if not colon:
-        return uid, UNCHANGED
-    return uid, _id_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
+    uid = _uid(user)
+    return uid, _gid(group) if colon else UNCHANGED
 
 
 def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
@@ -123,6 +121,33 @@ def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
     if name.isdecimal() and len(name) <= _ID_DIGITS and int(name) < 2**32 - 1:
         return int(name)
     raise ValueError(f"names a {kind} that does not exist: {name!r}")
+
+
+def _user_ids(value: object) -> tuple[str, ...]:
+    return _names(value, "users", _uid)
+
+
+def _group_ids(value: object) -> tuple[str, ...]:
+    return _names(value, "groups", _gid)
+
+
+def _names(value: object, what: str, look_up: Callable[[str], int]) -> tuple[str, ...]:
+    """Return the names or numbers in a list, or in a text with commas, all of which exist."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise _refusal(f"{what}, names or numbers, with commas in between", value)
+    names = tuple(name for part in parts if (name := str(part).strip()))
+    for name in names:
+        look_up(name)
+    return names
+
+
+def _uid(user: str) -> int:
+    return _id_of(user, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _gid(group: str) -> int:
+    return _id_of(group, "group", lambda name: grp.getgrnam(name).gr_gid)
 
 
 def _switch(value: object) -> bool:
@@ -180,6 +205,8 @@ PATH = Kind("PATH", _path)
 FILE_NAME = Kind("PATH", _file_name)
 MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
 OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")
+USERS = Kind("USERS", _user_ids, write=",".join)
+GROUPS = Kind("GROUPS", _group_ids, write=",".join)
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
 LOG_LEVEL = Kind("LEVEL", _log_level)
 
@@ -256,6 +283,22 @@ class Settings:
     )
     """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
 
+    admin_uids: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            USERS,
+            "Who may look inside and purge besides root and the daemon's user: names or numbers.",
+            "nobody",
+        ),
+    )
+    """Users, by name or number, with commas in between. See `admin_uid_numbers`."""
+
+    admin_gids: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(GROUPS, "The same for the members of groups.", "nobody"),
+    )
+    """Groups, by name or number, with commas in between. See `admin_gid_numbers`."""
+
     announce: bool = field(
         default=True,
         metadata=_about(SWITCH, "Speak first, as clients from Postfix 3.6 on expect."),
@@ -288,6 +331,16 @@ class Settings:
         if self.socket_owner is None:
             return UNCHANGED, UNCHANGED
         return _owner_ids(self.socket_owner)
+
+    @property
+    def admin_uid_numbers(self) -> list[int]:
+        """The uids of `admin_uids`."""
+        return [_uid(name) for name in self.admin_uids]
+
+    @property
+    def admin_gid_numbers(self) -> list[int]:
+        """The gids of `admin_gids`."""
+        return [_gid(name) for name in self.admin_gids]
 
 
 class Setting(NamedTuple):

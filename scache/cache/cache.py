@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from scache import fdpass
 from scache.cache.agenda import Agenda
@@ -198,6 +198,71 @@ class Cache:
         """Record that a client has gone. What it saved stays."""
         self._rows.end_client(client_id, self._clock.now())
 
+    def purge_endp(self, endpoint: bytes, limit: int, client_id: int) -> int | None:
+        """Close up to ``limit`` connections of an endpoint, the oldest first; return how many.
+
+        None if the database says no.
+        """
+        now = self._clock.now()
+        status, closed = Status.OK, 0
+        try:
+            for row in self._rows.connections_of_endpoint(endpoint, limit):
+                self._rows.take_connection(row)
+                self._agenda.remove(row.expires_at, row.id)
+                self.statistics.connection_removed(endpoint)
+                self._descriptors.close_parked(row.id)
+                self.counts["connections_purged"] += 1
+                age = now - row.saved_at
+                labels = (None, endpoint)
+                event = Event(now, "purged", None, *labels, row.id, None, client_id, age=age)
+                self._trail.record(event)
+                closed += 1
+        except DatabaseFault:
+            status = Status.FAIL
+        self._count("purge_endp", status)
+        self._trail.record(Event(now, "purge_endp", status, endpoint=endpoint, client_id=client_id))
+        return closed if status is Status.OK else None
+
+    def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
+        """Remove up to ``limit`` bindings of a destination; return how many.
+
+        None if the database says no.
+        """
+        now = self._clock.now()
+        status, removed = Status.OK, 0
+        try:
+            for gone in self._rows.bindings_of_destination(destination, limit):
+                self._rows.remove_binding(destination, gone.id)
+                self.statistics.binding_removed(destination)
+                self.counts["bindings_purged"] += 1
+                age = now - gone.saved_at
+                labels = (destination, gone.endpoint)
+                event = Event(now, "purged", None, *labels, None, gone.id, client_id, age=age)
+                self._trail.record(event)
+                removed += 1
+        except DatabaseFault:
+            status = Status.FAIL
+        self._count("purge_dest", status)
+        self._trail.record(Event(now, "purge_dest", status, destination, client_id=client_id))
+        return removed if status is Status.OK else None
+
+    def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
+        """Record that a client got a snapshot, or with a reason why it did not."""
+        status = Status.OK if detail is None else Status.FAIL
+        self._count("snapshot", status)
+        event = Event(self._clock.now(), "snapshot", status, client_id=client_id, detail=detail)
+        self._trail.record(event)
+
+    def refused(self, kind: str, client_id: int) -> None:
+        """Record that a client asked what is for administrators, and is none."""
+        self._count(kind, Status.FAIL)
+        event = Event(self._clock.now(), kind, Status.FAIL, client_id=client_id)
+        self._trail.record(event._replace(detail="not permitted"))
+
+    def descriptors(self) -> Iterator[tuple[int, int]]:
+        """Yield id and descriptor of each connection that is cached or on its way out."""
+        return self._descriptors.items()
+
     def close(self) -> None:
         """Close every descriptor; the cache is of no use after that."""
         self._descriptors.close_all()
@@ -214,6 +279,9 @@ class Cache:
         self.statistics.connection_removed(row.endpoint)
         self._agenda.remove(row.expires_at, row.id)
         return self._descriptors.lend(row.id)
+
+    def _count(self, kind: str, status: Status) -> None:
+        self.counts[f"{kind}_{status.name.lower()}"] += 1
 
     def _count_hit(self, loan: Loan) -> None:
         """Count a find once its end is known, as the audit trail records it then."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from scache import fdpass
 
 
@@ -24,6 +26,11 @@ class Descriptors:
 
     def __repr__(self) -> str:
         return f"<Descriptors parked={len(self._parked)} lent={len(self._lent)}>"
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Yield row id and descriptor of each that is parked or lent."""
+        yield from self._parked.items()
+        yield from self._lent.items()
 
     def park(self, row_id: int, descriptor: int) -> None:
         """Take ownership of a descriptor."""

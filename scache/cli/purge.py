@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from scache.cli.logs import one_line
-from scache.cli.reach import inside, socket_option
+from scache.cli.reach import Origin, inside, socket_option
 
 EPILOG = """A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
 these; case matters.
@@ -38,21 +38,28 @@ def purge(
 ) -> None:
     """Close connections and remove bindings of a live daemon.
 
-    On a terminal it asks first.
+    What belongs to an endpoint are its connections; what belongs to a
+    destination are its bindings, and the connections of the endpoints that they
+    lead to. On a terminal it asks first.
     """
     if (endpoint is not None) + (destination is not None) + everything != 1:
         raise click.UsageError("say exactly one of --endpoint, --destination and --all")
+    from scache.store.inside import labels_that_fit
+
     if not yes and sys.stdin.isatty():
         what = _described(endpoint, destination)
         if not click.confirm(f"Purge {what} from the daemon at {one_line(str(socket))}?", err=True):
             click.echo("nothing was purged")
             return
-    with inside(socket) as client:
-        purged = client.purge(
-            endpoint=None if endpoint is None else os.fsencode(endpoint),
-            destination=None if destination is None else os.fsencode(destination),
-            everything=everything,
+    # What fits is found in an image, at our cost; the daemon is told the exact labels.
+    with Origin(socket, database=None).image() as image:
+        endpoints, destinations = labels_that_fit(
+            image,
+            None if endpoint is None else os.fsencode(endpoint),
+            None if destination is None else os.fsencode(destination),
         )
+    with inside(socket) as client:
+        purged = client.purge(endpoints, destinations)
     click.echo(
         f"{_counted(purged.connections, 'connection')} closed, "
         f"{_counted(purged.bindings, 'binding')} removed"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,7 @@ from scache.errors import ProtocolError, SettingsError, Unavailable
 from scache.settings import SETTINGS, default_socket
 
 if TYPE_CHECKING:
+    from scache.client.blocking import Client
     from scache.store.image import Image
 
 SOCKET = next(setting for setting in SETTINGS if setting.name == "socket")
@@ -24,46 +25,18 @@ SOCKET = next(setting for setting in SETTINGS if setting.name == "socket")
 Command = Callable[..., None]
 
 
-class Purged(Protocol):
-    """What a purge came to."""
-
-    @property
-    def connections(self) -> int:
-        """How many were closed."""
-        ...
-
-    @property
-    def bindings(self) -> int:
-        """How many were removed."""
-        ...
-
-
-class Inside(Protocol):
-    """What a client of a live daemon does for those who look inside."""
-
-    def snapshot(self) -> int:
-        """Return a descriptor, yours to close, of a sealed memfd that holds an image."""
-        ...
-
-    def purge(
-        self,
-        *,
-        endpoint: str | bytes | None = None,
-        destination: str | bytes | None = None,
-        everything: bool = False,
-    ) -> Purged:
-        """Close the connections and remove the bindings that fit one pattern, or all."""
-        ...
+TIMEOUT = 30.0
+"""Seconds that a daemon may take for what a person asks, who would rather wait than ask again."""
 
 
 @contextmanager
-def inside(socket: Path) -> Iterator[Inside]:
+def inside(socket: Path) -> Iterator[Client]:
     """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no."""
     from scache.client.blocking import Client
 
-    with Client(socket) as client:
+    with Client(socket, timeout=TIMEOUT) as client:
         try:
-            yield cast(Inside, client)
+            yield client
         except ProtocolError as error:
             raise Unavailable(
                 f"what answers at {socket} cannot be looked into ({error}): name a scache daemon"

@@ -14,7 +14,7 @@ import anyio
 
 from scache.client import exchanges
 from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, send_courtesy
-from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Text
+from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
 from scache.client.found import Found
 from scache.protocol.client import Send
 
@@ -92,6 +92,16 @@ class AsyncClient(BaseClient):
     async def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Do what `Client.find_dest_many` does."""
         return await self._run(exchanges.find_dest_many(destinations))
+
+    async def snapshot(self) -> int:
+        """Do what `Client.snapshot` does."""
+        return await self._run(exchanges.snapshot())
+
+    async def purge(
+        self, endpoints: Iterable[Text] = (), destinations: Iterable[Text] = ()
+    ) -> Purged:
+        """Do what `Client.purge` does."""
+        return await self._run(exchanges.purge(endpoints, destinations))
 
     async def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""

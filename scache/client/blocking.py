@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from scache.client import exchanges
 from scache.client.base import CONNECT_PAUSE, BaseClient, send_courtesy
-from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Text
+from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
 from scache.client.found import Found
 from scache.protocol.client import Send
 
@@ -93,6 +93,22 @@ class Client(BaseClient):
     def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Do `find_dest` for each of these destinations; return what each returns."""
         return self._run(exchanges.find_dest_many(destinations))
+
+    def snapshot(self) -> int:
+        """Return a descriptor, yours to close, of an image of all that is cached.
+
+        It is a sealed memfd that holds a SQLite database. Raises `Refused`
+        unless you are root, the daemon's user, or one of its administrators;
+        ProtocolError from a server that has no inline mode.
+        """
+        return self._run(exchanges.snapshot())
+
+    def purge(self, endpoints: Iterable[Text] = (), destinations: Iterable[Text] = ()) -> Purged:
+        """Close all connections of these endpoints; remove all bindings of these destinations.
+
+        Raises what `snapshot` does. The timeout is for all of them together.
+        """
+        return self._run(exchanges.purge(endpoints, destinations))
 
     def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""

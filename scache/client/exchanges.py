@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Iterable
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from scache import fdpass
 from scache.client.found import Found
@@ -12,7 +12,15 @@ from scache.errors import ProtocolError
 from scache.model import Status
 from scache.protocol.client import ClientConversation, Hit, Step
 from scache.protocol.codec import NUL
-from scache.protocol.messages import FindDest, FindEndp, SaveDest, SaveEndp
+from scache.protocol.messages import (
+    PURGE_SLICE,
+    FindDest,
+    FindEndp,
+    PurgeDest,
+    PurgeEndp,
+    SaveDest,
+    SaveEndp,
+)
 
 _LONGEST_TTL = 2**31 - 1
 """Seconds; what the wire can hold. Every server lowers it to its own limit."""
@@ -30,6 +38,15 @@ class HasFileno(Protocol):
 
     def fileno(self) -> int:
         """Return the descriptor."""
+
+
+class Purged(NamedTuple):
+    """What a purge came to."""
+
+    connections: int
+    """How many were closed."""
+    bindings: int
+    """How many were removed."""
 
 
 T = TypeVar("T")
@@ -107,6 +124,37 @@ def find_many(endpoints: Iterable[Text]) -> Begin[list[Found | None]]:
 def find_dest_many(destinations: Iterable[Text]) -> Begin[list[Found | None]]:
     """Find one connection for each destination."""
     return _find_many([FindDest(_bytes(destination)) for destination in destinations])
+
+
+def snapshot() -> Begin[int]:
+    """Get an image of all that is cached."""
+    return ClientConversation.snapshot
+
+
+def purge(endpoints: Iterable[Text], destinations: Iterable[Text]) -> Begin[Purged]:
+    """Purge all connections of these endpoints, and all bindings of these destinations."""
+    of_endpoints = [PurgeEndp(_bytes(endpoint)) for endpoint in endpoints]
+    of_destinations = [PurgeDest(_bytes(destination)) for destination in destinations]
+
+    def exchange(conversation: ClientConversation) -> Exchange[Purged]:
+        connections = yield from _purge(conversation, of_endpoints)
+        bindings = yield from _purge(conversation, of_destinations)
+        return Purged(connections, bindings)
+
+    return exchange
+
+
+def _purge(
+    conversation: ClientConversation, requests: Sequence[PurgeEndp | PurgeDest]
+) -> Exchange[int]:
+    """Purge until nothing is left; return how many it was."""
+    total = 0
+    while requests:
+        counts = yield from conversation.purge_many(requests)
+        total += sum(counts)
+        answered = zip(requests, counts, strict=True)
+        requests = [request for request, count in answered if count >= PURGE_SLICE]
+    return total
 
 
 def _find(request: FindEndp | FindDest) -> Begin[Found | None]:

@@ -57,6 +57,10 @@ class Channel:
         """Whether every descriptor given to `send` has reached the kernel."""
         return not any(descriptors for _, descriptors in self._unsent)
 
+    def groups(self) -> list[int]:
+        """Return the supplementary groups of the client (see `fdpass.peer_groups`)."""
+        return fdpass.peer_groups(self._socket)
+
     def more_to_read(self) -> bool:
         """Whether the client has sent more than has been read.
 
@@ -99,6 +103,14 @@ class Channel:
 
         self._held = True
         self._readiness.call_later(take_turn)
+
+    def hold(self) -> None:
+        """Read nothing until `release`; to be called when everything has been sent."""
+        self._readiness.remove(self._descriptor)
+
+    def release(self) -> None:
+        """Read again."""
+        self._readiness.add(self._descriptor, self._on_ready)
 
     def close(self) -> None:
         """Hang up. The receiver is not told: whoever calls this knows."""

@@ -59,6 +59,10 @@ class Readiness:
         if self._callbacks.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
+    def descriptors(self) -> list[int]:
+        """Return all that are watched, and the one that watches them."""
+        return [*self._callbacks, self._epoll.fileno()]
+
     def call_later(self, callback: Callback) -> None:
         """Call back once, when those that are ready now have been served."""
         self._later.append(callback)

@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import anyio
@@ -17,13 +18,16 @@ from scache import __version__, fdpass
 from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon import upkeep
+from scache.daemon.administration import Administration
 from scache.daemon.channel import Channel
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
+from scache.daemon.snapshots import Snapshots
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault
+from scache.model import Connection
 from scache.settings import Settings
 from scache.store import Database, Start, open_database
 
@@ -49,6 +53,10 @@ class Server:
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(self._loop)
+        self._snapshots = Snapshots(database, cache, self._readiness, self._on_their_way)
+        self._administration = Administration(
+            settings.admin_uid_numbers, settings.admin_gid_numbers, self._snapshots
+        )
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
@@ -86,6 +94,7 @@ class Server:
         watchdog: Watchdog[Session] = Watchdog(self._clock, self._settings.exchange_timeout)
         tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
         tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
+        tasks.start_soon(self._snapshots.run)
         tasks.start_soon(self._watch_idleness)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -113,6 +122,7 @@ class Server:
             Channel(client, self._readiness),
             fdpass.peer(client),
             self._cache,
+            self._administration,
             self._disconnected,
             announce=self._settings.announce,
         )
@@ -124,6 +134,11 @@ class Server:
         except OSError as error:
             logger.warning("cannot serve a client: %s", error)
             session.abort()
+
+    def _on_their_way(self) -> Iterator[Connection]:
+        for session in self._sessions:
+            for loan in session.loans:
+                yield loan.connection
 
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)

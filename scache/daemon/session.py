@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar, Protocol
 
 from scache import fdpass
 from scache.cache import Cache
 from scache.daemon.channel import Channel
 from scache.errors import ProtocolError
-from scache.model import Loan, Peer
+from scache.model import Loan, Peer, Status
 from scache.protocol.codec import NeedData
-from scache.protocol.messages import DESCRIPTOR_BYTE, GRAMMAR, FindDest, FindEndp, SaveDest
+from scache.protocol.messages import (
+    DESCRIPTOR_BYTE,
+    GRAMMAR,
+    PURGE_SLICE,
+    FindDest,
+    FindEndp,
+    PurgeDest,
+    PurgeEndp,
+    SaveDest,
+    Snapshot,
+)
 from scache.protocol.requests import Malformed
 from scache.protocol.server import (
     Abandoned,
@@ -33,6 +43,16 @@ hits there are behind it, the fewer are lost with a client that leaves before it
 logger = logging.getLogger(__name__)
 
 
+class Administration(Protocol):
+    """What is done for administrators."""
+
+    def permits(self, peer: Peer, groups: Collection[int]) -> bool:
+        """Return whether somebody may ask, who also belongs to these groups."""
+
+    def snapshot(self, session: Session) -> None:
+        """Take a snapshot; call `Session.snapshot_taken` when it is there, or cannot be."""
+
+
 class Session:
     """Serves one client, and nobody else waits for it."""
 
@@ -41,6 +61,7 @@ class Session:
         channel: Channel,
         peer: Peer,
         cache: Cache,
+        administration: Administration,
         on_end: Callable[[Session], None],
         *,
         announce: bool,
@@ -51,7 +72,13 @@ class Session:
         self._on_end = on_end
         self._conversation = ServerConversation(announce=announce)
         self._client_id = cache.client_connected(peer)
-        self._loans: list[Loan] = []
+        self._administration = administration
+        self._asking = False
+        """Whether the client waits for a snapshot, and nothing is read from it meanwhile."""
+        self._parcel: int | None = None
+        """A snapshot that is being sent to it."""
+        self.loans: list[Loan] = []
+        """What it has found and not been sent, or not said that it has."""
         self._handed_over = False
         self.progress = 0
         """Steps that this client has made, of which a whole exchange has one to three."""
@@ -89,6 +116,8 @@ class Session:
     @property
     def half_done(self) -> bool:
         """Whether the client owes us the rest of an exchange, or does not take what we sent."""
+        if self._asking:
+            return False
         return not (self._conversation.between_exchanges and self._channel.sent_all)
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
@@ -103,13 +132,17 @@ class Session:
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
+        self._close_parcel()
         if self._conversation.inline:
             self._end_loans(sent=True)
+        if self._asking:
+            self._channel.hold()
         self._serve()
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
         fdpass.close(self._conversation.close())
+        self._close_parcel()
         self._end_loans(sent=self._handed_over and self._channel.sent_descriptors)
         self._cache.client_disconnected(self._client_id)
         self._on_end(self)
@@ -119,7 +152,7 @@ class Session:
         conversation, channel = self._conversation, self._channel
         turn_ends = self.progress + _EVENTS_PER_TURN
         try:
-            while conversation.unread and channel.sent_all:
+            while conversation.unread and channel.sent_all and not self._asking:
                 event = conversation.next_event()
                 if isinstance(event, NeedData):
                     break
@@ -127,7 +160,7 @@ class Session:
                 self.progress += 1
                 if conversation.output_size > _OUTPUT_SIZE:
                     self._flush()
-                if self.progress == turn_ends:
+                if self.progress >= turn_ends:
                     channel.yield_turn(self._serve)
                     break
         except ProtocolError as error:
@@ -178,7 +211,7 @@ class Session:
         if loan is None:
             self._conversation.reply_miss(request)
         else:
-            self._loans.append(loan)
+            self.loans.append(loan)
             self._conversation.reply_hit(loan.connection.properties)
 
     def _find_dest(self, request: FindDest) -> None:
@@ -186,17 +219,80 @@ class Session:
         if loan is None:
             self._conversation.reply_miss(request)
         else:
-            self._loans.append(loan)
+            self.loans.append(loan)
             self._conversation.reply_hit(loan.destination_properties, loan.connection.properties)
+
+    def snapshot_taken(self, descriptor: int | None) -> None:
+        """Send the client its snapshot, which is ours to close, or say that there is none."""
+        self._cache.snapshot_taken(self._client_id, None if descriptor else "see the log")
+        if not self._channel.open:
+            if descriptor is not None:
+                fdpass.close((descriptor,))
+            return
+        self._asking = False
+        self._parcel = descriptor
+        if self._channel.sent_all:
+            self._channel.release()
+        if descriptor is None:
+            self._conversation.reply_refusal("no snapshot can be taken now: see the daemon's log")
+            self._flush()
+        else:
+            self._conversation.reply_status(Status.OK)
+            self._channel.send(self._conversation.data_to_send(), (descriptor,))
+            if self._channel.sent_all:
+                self._close_parcel()
+        self._serve()
+
+    def _close_parcel(self) -> None:
+        if self._parcel is not None:
+            fdpass.close((self._parcel,))
+            self._parcel = None
+
+    def _snapshot(self, _: Snapshot) -> None:
+        if not self._permitted("snapshot"):
+            return
+        if self._conversation.output:
+            self._flush()
+        self._asking = True
+        if self._channel.sent_all:
+            self._channel.hold()
+        self._administration.snapshot(self)
+
+    def _purge_endp(self, request: PurgeEndp) -> None:
+        if self._permitted("purge_endp"):
+            done = self._cache.purge_endp(request.endpoint, PURGE_SLICE, self._client_id)
+            self._purged(done)
+
+    def _purge_dest(self, request: PurgeDest) -> None:
+        if self._permitted("purge_dest"):
+            done = self._cache.purge_dest(request.destination, PURGE_SLICE, self._client_id)
+            self._purged(done)
+
+    def _purged(self, count: int | None) -> None:
+        if count is None:
+            self._conversation.reply_refusal("the database cannot be written now: try again")
+        else:
+            self.progress += count  # each is as much work as a request
+            self._conversation.reply_purged(count)
+
+    def _permitted(self, kind: str) -> bool:
+        """Return whether this client may ask such things; else say no."""
+        permitted = self._administration.permits(self._peer, self._channel.groups())
+        if not permitted:
+            self._cache.refused(kind, self._client_id)
+            self._conversation.reply_refusal(
+                "not permitted: ask as root, as the user of the daemon, or as one of its admin_uids"
+            )
+        return permitted
 
     def _hand_over(self, data: bytes) -> None:
         """Send bytes that carry the descriptors of all that this client has found."""
         self._handed_over = True
-        self._channel.send(data, [loan.descriptor for loan in self._loans])
+        self._channel.send(data, [loan.descriptor for loan in self.loans])
 
     def _end_loans(self, *, sent: bool) -> None:
         """Part with the connections that this client found."""
-        loans, self._loans = self._loans, []
+        loans, self.loans = self.loans, []
         self._handed_over = False
         for loan in loans:
             if sent:
@@ -224,6 +320,9 @@ class Session:
         FindEndp: _find_endp,
         FindDest: _find_dest,
         Malformed: _malformed,
+        Snapshot: _snapshot,
+        PurgeEndp: _purge_endp,
+        PurgeDest: _purge_dest,
         Deliver: _deliver,
         Delivered: _delivered,
         Abandoned: _abandoned,

@@ -73,7 +73,7 @@ async def commit(database: Database, committed: Signal) -> None:
     while True:
         await pending.wait()
         await anyio.sleep(COMMIT_INTERVAL)
-        if database.batch.commit():
+        if await database.commit():
             committed.set()
         else:
             await anyio.sleep(FAULT_RETRY_INTERVAL - COMMIT_INTERVAL)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from scache.errors import ProtocolError
+from scache.errors import ProtocolError, Refused
 from scache.model import Status
 from scache.protocol.codec import (
     MAX_MESSAGE_SIZE,
@@ -31,12 +31,17 @@ from scache.protocol.messages import (
     HELLO_NAMES,
     INLINE_VERSION,
     NAMES,
+    PURGED_NAMES,
+    REFUSAL_NAMES,
     FindDest,
     FindEndp,
     Hello,
+    PurgeDest,
+    PurgeEndp,
     Request,
     SaveDest,
     SaveEndp,
+    Snapshot,
     encode_request,
 )
 
@@ -169,6 +174,44 @@ class ClientConversation:
             yield Send(messages)
             for at in batch:
                 outcomes.append((yield from self._outcome(requests[at])))
+
+    def snapshot(self) -> Generator[Step, None, int]:
+        """Ask for an image; return the descriptor, now the taker's to close."""
+        self._require_inline()
+        yield Send(encode_request(Snapshot()))
+        self._granted((yield from self._message()), (b"status",))
+        if not self._descriptors:
+            raise ProtocolError("the server sent no descriptor, or this process can open no more")
+        return self._descriptors.popleft()
+
+    def purge_many(
+        self, requests: Sequence[PurgeEndp | PurgeDest]
+    ) -> Generator[Step, None, list[int]]:
+        """Purge all of these, which is up to PURGE_SLICE of each; return how many it was."""
+        self._require_inline()
+        counts = []
+        for batch, messages in _batches(requests):
+            yield Send(messages)
+            for _ in batch:
+                answer = yield from self._message()
+                self._granted(answer, PURGED_NAMES)
+                count = decode_integer(answer[1][1])
+                if count is None:
+                    raise ProtocolError(f"the server sent a count that is none: {answer!r}")
+                counts.append(count)
+        return counts
+
+    def _require_inline(self) -> None:
+        if not self.inline:
+            raise ProtocolError("the server has no inline mode")
+
+    def _granted(self, answer: Attributes, names: Sequence[bytes]) -> None:
+        """Check the reply to an administrator's request; raise Refused if it is a no."""
+        found = tuple(name for name, _ in answer)
+        if found == REFUSAL_NAMES:
+            raise Refused(answer[1][1].decode(errors="backslashreplace"))
+        if found != tuple(names) or answer[0][1] != b"0":
+            raise ProtocolError(f"the server sent a reply that makes no sense: {answer!r}")
 
     def _outcome(self, request: FindEndp | FindDest) -> Generator[Step, None, Hit | Status]:
         """Read the reply to a find, and take the descriptor of a hit."""

@@ -53,7 +53,29 @@ class Hello(NamedTuple):
     """Ask for inline mode, our extension; the genuine program calls it malformed."""
 
 
-Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello
+class Snapshot(NamedTuple):
+    """Ask for an image of all that is known: a sealed memfd that holds a SQLite database."""
+
+
+class PurgeEndp(NamedTuple):
+    """Close the connections of an endpoint, the oldest first, PURGE_SLICE at the most."""
+
+    endpoint: bytes
+
+
+class PurgeDest(NamedTuple):
+    """Remove the bindings of a destination, PURGE_SLICE at the most."""
+
+    destination: bytes
+
+
+Admin = Snapshot | PurgeEndp | PurgeDest
+"""What administrators ask for, in inline mode alone."""
+
+Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin
+
+PURGE_SLICE = 64
+"""What one request purges, so that nobody else waits for long; whoever gets so many asks again."""
 
 
 class Grammar(NamedTuple):
@@ -75,6 +97,9 @@ GRAMMAR: dict[bytes, Grammar] = {
     b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0, has_ttl=True),
     b"find_dest": Grammar(FindDest, (b"label",), 2),
     b"hello": Grammar(Hello, (), 0),
+    b"snapshot": Grammar(Snapshot, (), 0),
+    b"purge_endp": Grammar(PurgeEndp, (b"label",), 0),
+    b"purge_dest": Grammar(PurgeDest, (b"label",), 0),
 }
 """Every request, by its name on the wire."""
 
@@ -107,6 +132,12 @@ HELLO_NAMES = (b"status", b"version", b"server")
 """The attributes of the reply to ``hello`` when it is granted."""
 
 INLINE_VERSION = b"1"
+
+PURGED_NAMES = (b"status", b"count")
+"""The attributes of the reply to a purge that was done."""
+
+REFUSAL_NAMES = (b"status", b"reason")
+"""The attributes of the reply to an administrator's request that was not granted."""
 
 HELLO_REPLY = encode(
     zip(HELLO_NAMES, (b"0", INLINE_VERSION, f"scache {__version__}".encode()), strict=True)

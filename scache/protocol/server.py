@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from scache.errors import ProtocolError
 from scache.model import Status
-from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NUL, NeedData
+from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NUL, NeedData, encode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -44,7 +44,10 @@ from scache.protocol.messages import (
     GRAMMAR,
     HELLO_REPLY,
     NAMES,
+    PURGED_NAMES,
+    REFUSAL_NAMES,
     STATUS_REPLY,
+    Admin,
     FindDest,
     FindEndp,
     Hello,
@@ -84,9 +87,10 @@ class Abandoned(NamedTuple):
     """The client turned away from its hit before the descriptor was sent."""
 
 
-Event = Save | SaveDest | FindEndp | FindDest | Malformed | Deliver | Delivered | Abandoned
+Event = Save | SaveDest | FindEndp | FindDest | Admin | Malformed | Deliver | Delivered | Abandoned
 """A ``save_dest`` is an event as it is: answer with `reply_status`; so is a find: answer with
-`reply_hit` or `reply_miss`."""
+`reply_hit` or `reply_miss`; so is what an administrator asks: answer with `reply_status`,
+`reply_purged` or `reply_refusal`."""
 
 
 class _State(Enum):
@@ -98,6 +102,8 @@ class _State(Enum):
 
 # Looked up once: an enumeration's member is found by way of its metaclass.
 _IDLE, _AWAIT_DESCRIPTOR, _AWAIT_DUMMY, _AWAIT_RECEIPT = _State
+
+_FIND_OR_BIND = (FindEndp, FindDest, SaveDest)
 
 _DELIVER, _DELIVERED, _ABANDONED = Deliver(), Delivered(), Abandoned()
 
@@ -177,8 +183,17 @@ class ServerConversation:
         return surplus
 
     def reply_status(self, status: Status) -> None:
-        """Answer a save."""
+        """Answer a save, or what there is no more to say of."""
         self.output.append(STATUS_REPLY[status])
+
+    def reply_purged(self, count: int) -> None:
+        """Answer a purge of so many connections or bindings."""
+        self.output.append(encode(zip(PURGED_NAMES, (b"0", b"%d" % count), strict=True)))
+
+    def reply_refusal(self, reason: str) -> None:
+        """Answer what an administrator asked and does not get."""
+        values = (b"%d" % Status.FAIL, reason.encode())
+        self.output.append(encode(zip(REFUSAL_NAMES, values, strict=True)))
 
     def reply_hit(self, *properties: bytes) -> None:
         """Answer a find that hit: the properties of the binding, if any, then the endpoint's.
@@ -227,6 +242,8 @@ class ServerConversation:
 
     def _begin(self, request: Request | Malformed) -> Event | None:
         """Turn a request into its event; None while a ``save_endp`` lacks its descriptor."""
+        if isinstance(request, _FIND_OR_BIND):
+            return request
         if isinstance(request, SaveEndp):
             if not self.inline:
                 self.output.append(DUMMY)
@@ -244,6 +261,8 @@ class ServerConversation:
             self.inline = True
             self.output.append(HELLO_REPLY)
             return None
+        if isinstance(request, Admin) and not self.inline:
+            request = Malformed(NAMES[type(request)])  # the genuine program knows none of these
         if isinstance(request, Malformed):
             grammar = GRAMMAR.get(request.name)
             replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]

@@ -3,6 +3,7 @@
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live import Binding, Gone, LiveRows
+from scache.store.snapshot import complete
 from scache.store.trail import Trail
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "LiveRows",
     "Start",
     "Trail",
+    "complete",
     "open_database",
 ]

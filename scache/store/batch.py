@@ -168,11 +168,7 @@ class Batch:
         if not (self._connection.in_transaction or self._operations or self.counts or self.fault):
             return True
         try:
-            self.begin()
-            self.before_commit()
-            for item in list(self.counts.items()):
-                self.execute(_COUNT, item)
-                del self.counts[item[0]]
+            self._gather()
             self._connection.execute("COMMIT")
         except DatabaseFault:
             return False
@@ -186,6 +182,26 @@ class Batch:
             logger.warning("the database can be written again; nothing was lost")
             self.fault = None
         return True
+
+    def gather(self) -> None:
+        """Write what waits for the next commit, as far as the database lets us, for `serialize`."""
+        with contextlib.suppress(DatabaseFault):
+            self._gather()
+
+    def serialize(self) -> bytes:
+        """Return an image of the database, the batch under way included.
+
+        Reads every page, so not for the event loop's thread. And SQLite does
+        that without the connection's lock: for no other thread either.
+        """
+        return self._connection.serialize()
+
+    def _gather(self) -> None:
+        self.begin()
+        self.before_commit()
+        for item in list(self.counts.items()):
+            self.execute(_COUNT, item)
+            del self.counts[item[0]]
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:

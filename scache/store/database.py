@@ -91,13 +91,18 @@ class Database:
         batch: Batch,
         ids: Ids,
         audit_rows: int,
+        claim: int | None,
     ) -> None:
+        """Hold a database; ``claim`` is the descriptor that locks its file, if it is one."""
         self.path = path
         """A file's path, or MEMORY."""
         self.batch = batch
         self.ids = ids
         self.trail = Trail(batch, audit_rows)
         self._audit_rows = audit_rows
+        self._claim = claim
+        self._control_turn = anyio.Lock()
+        self._commit_turn = anyio.Lock()
         self._control = control
 
     @property
@@ -108,6 +113,22 @@ class Database:
         except OSError:
             return False
 
+    async def commit(self) -> bool:
+        """Commit the batch, when nobody has the database held still; see `Batch.commit`."""
+        async with self._commit_turn:
+            return self.batch.commit()
+
+    @asynccontextmanager
+    async def held_still(self) -> AsyncIterator[None]:
+        """Keep the database from commits and from whatever happens to it on another thread."""
+        async with self._control_turn, self._commit_turn:
+            yield
+
+    def let_go(self) -> None:
+        """In a forked child: leave it to the daemon alone to keep others off the file."""
+        if self._claim is not None:
+            os.close(self._claim)
+
     async def checkpoint(self) -> None:
         """Copy what is committed from the write-ahead log into the database file, off the loop.
 
@@ -116,7 +137,8 @@ class Database:
         Under steady load that takes a moment without new batches.
         """
         try:
-            await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+            async with self._control_turn:
+                await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             logger.warning("cannot copy the write-ahead log into the database now: %s", error)
 
@@ -147,12 +169,14 @@ async def open_database(path: str, start: Start) -> AsyncIterator[Database]:
     not expired stay. Raises DatabaseError with one sentence that says what to do.
     """
     async with AsyncExitStack() as stack:
+        claim = None
         try:
             if path == MEMORY:
                 data = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 control = await stack.enter_async_context(aiosqlite.Connection(lambda: data, 64))
             else:
-                stack.callback(os.close, _claim(path))
+                claim = _claim(path)
+                stack.callback(os.close, claim)
                 control = await stack.enter_async_context(
                     aiosqlite.connect(path, isolation_level=None)
                 )
@@ -164,7 +188,8 @@ async def open_database(path: str, start: Start) -> AsyncIterator[Database]:
         except sqlite3.Error as error:
             raise _explain(path, error) from error
         batch = Batch(data)
-        yield Database(path, control, batch, Ids(batch, instance_id, first_id), start.audit_rows)
+        ids = Ids(batch, instance_id, first_id)
+        yield Database(path, control, batch, ids, start.audit_rows, claim)
 
 
 def _claim(path: str) -> int:

@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 from scache.errors import DatabaseError, QueryError
 from scache.store.database import APPLICATION_ID
 from scache.store.migrations import migrations
+from scache.store.snapshot import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 
 Value = int | float | bytes | None
 """What a query gives: text and blobs are their exact bytes."""
@@ -30,9 +31,6 @@ INTERRUPT_STEPS = 100_000
 """Instructions of SQLite's machine between two occasions for Ctrl-C: well under 10 ms."""
 
 _MAGIC = b"SQLite format 3\0"
-_FORMAT_VERSIONS = slice(18, 20)
-"""In a file's header: how it is to be written and read (SQLite docs, "Database File Format")."""
-_ROLLBACK_JOURNAL = b"\1\1"
 _APPLICATION_ID = slice(68, 72)
 _HEADER_SIZE = 100
 
@@ -102,12 +100,11 @@ class Image:
 
         Raises DatabaseError, which calls them ``what``, if they are none of ours.
         """
-        connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
-            # A database in memory has no write-ahead log.
-            ours = bytearray(data)
-            ours[_FORMAT_VERSIONS] = _ROLLBACK_JOURNAL
-            connection.deserialize(ours)
+            connection = load(data)
+        except sqlite3.Error as error:
+            raise _explain(what, error) from error
+        try:
             connection.execute("PRAGMA trusted_schema = OFF")
             _check(connection, what)
             return cls(connection)
@@ -323,7 +320,7 @@ def _check_replaceable(path: Path) -> None:
     if (
         not header.startswith(_MAGIC)
         or header[_APPLICATION_ID] != APPLICATION_ID.to_bytes(4, "big")
-        or header[_FORMAT_VERSIONS] != _ROLLBACK_JOURNAL
+        or header[FORMAT_VERSIONS] != ROLLBACK_JOURNAL
         or _has_log(path)
     ):
         raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")

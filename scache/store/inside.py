@@ -14,7 +14,8 @@ REQUESTS: Final = (
     "save_dest",
     "find_dest",
     "snapshot",
-    "purge",
+    "purge_endp",
+    "purge_dest",
     "unknown",
 )
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
@@ -42,6 +43,13 @@ _INSTANCE = """
 _SAME_INSTANCE = "SELECT count(*) FROM instance WHERE id = :id AND started_at = :started_at"
 _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
+_ENDPOINTS = "SELECT DISTINCT endpoint FROM connection WHERE endpoint GLOB CAST(:glob AS TEXT)"
+_DESTINATIONS = """
+    SELECT DISTINCT destination FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+"""
+_ENDPOINTS_OF = """
+    SELECT DISTINCT endpoint FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+"""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -104,6 +112,25 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         sql = f"SELECT * FROM ({sql} ORDER BY id DESC LIMIT :last)"
         parameters["last"] = last
     return image.execute(f"{sql} ORDER BY id", parameters)
+
+
+def labels_that_fit(
+    image: Image, endpoint: bytes | None, destination: bytes | None
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the endpoints and the destinations to purge for one of two patterns, or for neither.
+
+    To a destination belong the endpoints that it is bound to. Neither pattern stands for all.
+    """
+
+    def labels(sql: str, pattern: bytes) -> list[bytes]:
+        rows = image.execute(sql, {"glob": pattern}).rows
+        return [label for (label,) in rows if isinstance(label, bytes)]
+
+    if endpoint is not None:
+        return labels(_ENDPOINTS, endpoint), []
+    if destination is not None:
+        return labels(_ENDPOINTS_OF, destination), labels(_DESTINATIONS, destination)
+    return labels(_ENDPOINTS, b"*"), labels(_DESTINATIONS, b"*")
 
 
 def instance(image: Image) -> Instance | None:

@@ -52,6 +52,14 @@ _REPLACE_BINDING = """
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
+_CONNECTIONS_OF_ENDPOINT = """
+    SELECT id, endpoint, properties, saved_at, expires_at, client_id FROM connection
+    WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
+"""
+_BINDINGS_OF_DESTINATION = """
+    SELECT id, destination, endpoint, saved_at FROM binding
+    WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
+"""
 _EXPIRED_BINDINGS = """
     SELECT id, destination, endpoint, saved_at FROM binding
     WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
@@ -86,7 +94,7 @@ class Binding(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A binding whose time was over."""
+    """A binding that is removed, or about to be."""
 
     id: int
     destination: bytes
@@ -191,6 +199,18 @@ class LiveRows:
     def expired_bindings(self, now: float, limit: int) -> list[Gone]:
         """Return bindings that have expired, the first to expire first."""
         return [Gone(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
+
+    def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[Connection]:
+        """Return up to ``limit`` connections of an endpoint, expired ones too, the oldest first."""
+        self._batch.begin()
+        rows = self._batch.query(_CONNECTIONS_OF_ENDPOINT, (text(endpoint), limit))
+        return [Connection(*row) for row in rows]
+
+    def bindings_of_destination(self, destination: bytes, limit: int) -> list[Gone]:
+        """Return up to ``limit`` bindings of a destination, that are to be removed."""
+        self._batch.begin()
+        rows = self._batch.query(_BINDINGS_OF_DESTINATION, (text(destination), limit))
+        return [Gone(*row) for row in rows]
 
     def next_binding_expiry(self) -> float:
         """Return when the next binding expires; inf if there is none."""

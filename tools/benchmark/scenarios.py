@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 from benchmark import servers
@@ -14,6 +17,7 @@ from benchmark.errors import Failed, NotRun
 from benchmark.load import Load, Option, Sample
 from benchmark.rows import ROWS, Result, Row, Series
 from benchmark.servers import Server, Starter
+from scache import Client
 
 OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
 EMPTY, GENUINE_EMPTY = "ours, none", "genuine, none"
@@ -289,6 +293,37 @@ def expiry(bench: Bench) -> Iterator[Result]:
     yield result("expiry-quiet", lambda each: each.before.find_worst)
 
 
+def snapshot(bench: Bench) -> Iterator[Result]:
+    """Watch the finds of one client while snapshots are taken one after the other."""
+    require_descriptors(bench.cached)
+    quiet, during, taken = [], [], []
+    note = ""
+    for starter in (servers.ours(), servers.ours(file=True)):
+        with starter() as server, Client(server.path, timeout=30) as client:
+            fill(bench, server, bench.cached)
+            bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)  # a full audit trail
+            quiet.append(bench.load.run(server, ms=10 * bench.milliseconds).find_worst / 1e3)
+            enough = Event()
+
+            def take(client: Client = client, enough: Event = enough) -> Iterator[float]:
+                while not enough.is_set():
+                    began = time.monotonic()
+                    os.close(client.snapshot())
+                    yield (time.monotonic() - began) * 1e3
+
+            with ThreadPoolExecutor(1) as threads:
+                taking = threads.submit(lambda take=take: list(take()))
+                try:
+                    sample = bench.load.run(server, ms=20 * bench.milliseconds)
+                    during.append(sample.find_worst / 1e3)
+                finally:
+                    enough.set()
+                taken += taking.result()
+    note = "a database in memory, and a file"
+    yield Result(bench.row("snapshot"), Series(during, "worst"), Series(quiet, "worst"), note=note)
+    yield Result(bench.row("snapshot-time"), Series(taken))
+
+
 def startup(bench: Bench) -> Iterator[Result]:
     """Compare the time from exec to the announcement."""
     bare, ours, theirs, note = [], [], [], ""
@@ -339,6 +374,7 @@ SCENARIOS = (
     ),
     Scenario(save_dest, ["save-dest", "save-dest-again"]),
     Scenario(expiry, ["expiry", "expiry-median", "expiry-quiet"]),
+    Scenario(snapshot, ["snapshot", "snapshot-time"]),
     Scenario(startup, ["startup", "startup-genuine"]),
     Scenario(postfix, ["postfix"]),
 )

@@ -1,0 +1,208 @@
+"""Snapshots of the live cache: a forked child has all of it, and all the time that it needs.
+
+fork(2) gives the child the rows, the descriptors and the connections under way
+as they were in one moment, for the price of a page table. Whatever it does
+then costs the daemon nothing but a copy of each page that it changes meanwhile.
+The alternatives were tried: SQLite reads the pages of a connection that it
+serializes without its lock, so doing that on another thread ruins the database
+("database disk image is malformed", within a second), and doing it on the
+loop's thread, or asking the kernel about thousands of descriptors with the
+interpreter's lock in hand, keeps clients waiting for many milliseconds.
+
+The child only reads, and leaves by _exit(2). SQLite forbids more: a connection
+must not be closed or written through after a fork ("How To Corrupt An SQLite
+Database File"). No other thread is inside SQLite at the moment of the fork,
+and as long as the child reads the daemon commits and checkpoints nothing, so
+the pages stay what they were in a file too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple, NoReturn, Protocol
+
+import anyio
+import anyio.to_thread
+
+from scache import fdpass
+from scache.cache import Cache
+from scache.cache.facts import facts_of
+from scache.daemon.readiness import Readiness
+from scache.daemon.upkeep import Signal
+from scache.model import Connection
+from scache.store import Database, complete
+
+TIMEOUT = 10.0
+"""Seconds that a snapshot may take."""
+
+COPY_TIMEOUT = 1.0
+"""Seconds of them for which commits wait at the most."""
+
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+_NICE = 10
+"""The child gives way to everybody else."""
+
+logger = logging.getLogger(__name__)
+
+
+class Asker(Protocol):
+    """Who waits for a snapshot."""
+
+    def snapshot_taken(self, descriptor: int | None) -> None:
+        """Take the descriptor of a sealed image, now yours to close; None if there is none."""
+
+
+class SnapshotError(Exception):
+    """The child did not do its work."""
+
+
+class _Child(NamedTuple):
+    pid: int
+    pidfd: int
+    """Readable when it has ended."""
+    copied: int
+    """A pipe that has a byte when the child has read the database."""
+
+
+class Snapshots:
+    """Takes snapshots one at a time; whoever asks meanwhile gets, with the others, the next."""
+
+    def __init__(
+        self,
+        database: Database,
+        cache: Cache,
+        readiness: Readiness,
+        on_their_way: Callable[[], Iterable[Connection]],
+    ) -> None:
+        """Include, besides what is in the cache, what is on its way to those who found it."""
+        self._database = database
+        self._cache = cache
+        self._readiness = readiness
+        self._on_their_way = on_their_way
+        self._askers: list[Asker] = []
+        self._wanted = Signal()
+
+    def ask(self, asker: Asker) -> None:
+        """Take a snapshot of this moment or later."""
+        self._askers.append(asker)
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Do what is asked, for ever."""
+        while True:
+            await self._wanted.wait()
+            askers, self._askers = self._askers, []
+            if askers:
+                await self._serve(askers)
+
+    async def _serve(self, askers: list[Asker]) -> None:
+        image = None
+        try:
+            with anyio.fail_after(TIMEOUT):
+                image = await self._take()
+        except (OSError, TimeoutError, SnapshotError) as error:
+            logger.warning("cannot take a snapshot now: %s", error or type(error).__name__)
+        try:
+            for asker in askers:
+                asker.snapshot_taken(None if image is None else _reopened(image))
+        finally:
+            if image is not None:
+                os.close(image)
+
+    async def _take(self) -> int:
+        """Return a descriptor of a sealed image."""
+        image = os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            async with self._database.held_still():
+                child = self._fork(image)
+                try:
+                    with anyio.fail_after(COPY_TIMEOUT):
+                        await _expect_byte(child.copied)
+                except BaseException:
+                    await _end(child)
+                    raise
+            await _expect_success(child)
+            fcntl.fcntl(image, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(image)
+            raise
+        return image
+
+    def _fork(self, image: int) -> _Child:
+        self._database.batch.gather()
+        on_their_way = list(self._on_their_way())
+        copied, done_copying = os.pipe()
+        with warnings.catch_warnings():
+            # Python warns that another thread may hold a lock: ours does nothing just now.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            self._work(image, done_copying, on_their_way)
+        os.close(done_copying)
+        return _Child(pid, os.pidfd_open(pid), copied)
+
+    def _work(self, image: int, done_copying: int, on_their_way: list[Connection]) -> NoReturn:
+        """Be the child."""
+        try:
+            signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            # What a client or another daemon waits for must not stay open with us.
+            fdpass.close(self._readiness.descriptors())
+            self._database.let_go()
+            os.nice(_NICE)
+            copy = self._database.batch.serialize()
+            os.write(done_copying, b".")
+            settings = {}
+            if self._database.batch.fault is not None:
+                settings["database_fault"] = self._database.batch.fault
+            facts = ((row_id, facts_of(fd)) for row_id, fd in self._cache.descriptors())
+            with os.fdopen(image, "wb") as file:
+                file.write(complete(copy, on_their_way, facts, settings))
+            os._exit(0)
+        except BaseException:
+            logger.exception("cannot take a snapshot")
+        finally:
+            os._exit(1)
+
+
+def _reopened(image: int) -> int:
+    """Return a read-only descriptor with an offset of its own."""
+    try:
+        return os.open(f"/proc/self/fd/{image}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(image)
+
+
+async def _expect_byte(pipe: int) -> None:
+    await anyio.wait_readable(pipe)
+    if not os.read(pipe, 1):
+        raise SnapshotError("the child ended early")
+
+
+async def _expect_success(child: _Child) -> None:
+    try:
+        await anyio.wait_readable(child.pidfd)
+    finally:
+        status = await _end(child)
+    if status != 0:
+        raise SnapshotError(f"the child ended with {status}")
+
+
+async def _end(child: _Child) -> int:
+    """Make sure that a child is gone; return its exit code, negative for a signal."""
+    with suppress(OSError):
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    with anyio.CancelScope(shield=True):
+        # Not on the loop's thread: what a large process leaves behind takes the kernel up to 20 ms.
+        _, status = await anyio.to_thread.run_sync(os.waitpid, child.pid, 0)
+    os.close(child.pidfd)
+    os.close(child.copied)
+    return os.waitstatus_to_exitcode(status)

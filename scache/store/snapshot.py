@@ -1,0 +1,57 @@
+"""Images of a whole database, in the form in which SQLite would write it to a file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+
+from scache.model import Connection, Facts
+
+FORMAT_VERSIONS = slice(18, 20)
+"""In the header: how the file is to be written and read (SQLite docs, "Database File Format")."""
+ROLLBACK_JOURNAL = b"\1\1"
+
+_ADD_CONNECTION = """
+    INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
+    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
+"""
+_ADD_DESCRIPTOR = """
+    INSERT INTO descriptor
+        (connection_id, fd, kind, local, peer, tcp_state, rtt_us, unread_bytes)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
+
+
+def load(image: bytes) -> sqlite3.Connection:
+    """Return a database in memory that is this image; sqlite3.Error if it is none."""
+    ours = bytearray(image)
+    ours[FORMAT_VERSIONS] = ROLLBACK_JOURNAL  # a database in memory has no write-ahead log
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        connection.deserialize(ours)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def complete(
+    image: bytes,
+    on_their_way: Iterable[Connection],
+    descriptors: Iterable[tuple[int, Facts]],
+    settings: Mapping[str, str],
+) -> bytes:
+    """Return an image with what only the process knows.
+
+    That is connections that were found and not sent yet, for they are still
+    here; the facts of the descriptor of each connection, by its id; and rows of ``setting``.
+    """
+    with closing(load(image)) as connection:
+        connection.execute("BEGIN")
+        connection.executemany(_ADD_CONNECTION, on_their_way)
+        connection.executemany(_ADD_DESCRIPTOR, ((row_id, *facts) for row_id, facts in descriptors))
+        connection.executemany(_ADD_SETTING, settings.items())
+        connection.execute("COMMIT")
+        return connection.serialize()
