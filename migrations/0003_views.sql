@@ -180,8 +180,10 @@ SELECT
     coalesce(e.find_dest_fail, 0) AS find_dest_fail,
     coalesce(e.snapshot_ok, 0) AS snapshot_ok,
     coalesce(e.snapshot_fail, 0) AS snapshot_fail,
-    coalesce(e.purge_ok, 0) AS purge_ok,
-    coalesce(e.purge_fail, 0) AS purge_fail,
+    coalesce(e.purge_endp_ok, 0) AS purge_endp_ok,
+    coalesce(e.purge_endp_fail, 0) AS purge_endp_fail,
+    coalesce(e.purge_dest_ok, 0) AS purge_dest_ok,
+    coalesce(e.purge_dest_fail, 0) AS purge_dest_fail,
     coalesce(e.bad, 0) AS bad,             -- malformed requests of any kind
     strftime('%Y-%m-%dT%H:%M:%fZ', e.last_at, 'unixepoch') AS last_at  -- its latest request
 FROM (
@@ -203,8 +205,10 @@ LEFT JOIN (
         sum(kind = 'find_dest' AND status = 2) AS find_dest_fail,
         sum(kind = 'snapshot' AND status = 0) AS snapshot_ok,
         sum(kind = 'snapshot' AND status = 2) AS snapshot_fail,
-        sum(kind = 'purge' AND status = 0) AS purge_ok,
-        sum(kind = 'purge' AND status = 2) AS purge_fail,
+        sum(kind = 'purge_endp' AND status = 0) AS purge_endp_ok,
+        sum(kind = 'purge_endp' AND status = 2) AS purge_endp_fail,
+        sum(kind = 'purge_dest' AND status = 0) AS purge_dest_ok,
+        sum(kind = 'purge_dest' AND status = 2) AS purge_dest_fail,
         sum(status = 1) AS bad,
         max(at) AS last_at
     FROM event

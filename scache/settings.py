@@ -287,15 +287,15 @@ class Settings:
         default=(),
         metadata=_about(
             USERS,
-            "Who may look inside and purge besides root and the daemon's user: names or numbers.",
-            "nobody",
+            "Who else than root and the daemon's user may look inside and purge.",
+            "none",
         ),
     )
     """Users, by name or number, with commas in between. See `admin_uid_numbers`."""
 
     admin_gids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(GROUPS, "The same for the members of groups.", "nobody"),
+        metadata=_about(GROUPS, "The same for the members of groups.", "none"),
     )
     """Groups, by name or number, with commas in between. See `admin_gid_numbers`."""
 

@@ -119,7 +119,8 @@ class TestSources:
         for setting in SETTINGS:
             monkeypatch.setenv(setting.variable, setting.default)
         monkeypatch.setenv("SCACHE_SOCKET", "s")
-        monkeypatch.setenv("SCACHE_SOCKET_OWNER", "")
+        for variable in ("SCACHE_SOCKET_OWNER", "SCACHE_ADMIN_UIDS", "SCACHE_ADMIN_GIDS"):
+            monkeypatch.setenv(variable, "")
         monkeypatch.setenv("SCACHE_ANNOUNCE", "no")
         assert execute(["serve"]) == errors.EXIT_OK
         assert served == [Settings(socket=Path("s"), announce=False)]

@@ -12,18 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from scache import ProtocolError, Refused, Unavailable, errors
 from scache.cli import EXIT_INTERRUPTED, execute
+from scache.cli.reach import Origin
 from scache.client.blocking import Client
 from scache.settings import default_socket
 from tests.commands import SCACHE, clean_environment, run_command
 from tests.support.cached import NOW, ODD, Cached, filling
+from tests.support.daemon import Daemon
 from tests.support.terminal import on_terminal
 
 Capture = pytest.CaptureFixture[str]
@@ -109,22 +110,13 @@ def failure(capsys: Capture, *arguments: str | Path) -> tuple[int, str]:
     return code, output.err.removeprefix("scache: ").rstrip()
 
 
-class Purged(NamedTuple):
-    """What a purge came to."""
-
-    connections: int
-    bindings: int
-
-
 class Live:
-    """Stands for a live daemon: answers snapshots from a file, and takes note of purges."""
+    """Stands for a live daemon: answers snapshots from a file."""
 
     def __init__(self) -> None:
         self.file: Path | None = None
         self.error: Exception | None = None
         self.asked: list[str] = []
-        self.purges: list[dict[str, object]] = []
-        self.purged = Purged(2, 1)
 
     def snapshot(self, client: Client) -> int:
         """Return a sealed memfd, at an offset that means nothing, or raise what the test says."""
@@ -138,14 +130,6 @@ class Live:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         return descriptor
 
-    def purge(self, client: Client, **what: object) -> Purged:
-        """Do nothing."""
-        self.asked.append(client._path)
-        self.purges.append(what)
-        if self.error is not None:
-            raise self.error
-        return self.purged
-
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Live:
@@ -155,11 +139,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Live:
     def snapshot(client: Client) -> int:
         return live.snapshot(client)
 
-    def purge(client: Client, **what: object) -> Purged:
-        return live.purge(client, **what)
-
-    monkeypatch.setattr(Client, "snapshot", snapshot, raising=False)
-    monkeypatch.setattr(Client, "purge", purge, raising=False)
+    monkeypatch.setattr(Client, "snapshot", snapshot)
     return live
 
 
@@ -815,23 +795,47 @@ class TestStats:
         assert "Traceback" not in terminal.shown
 
 
+@pytest.fixture
+def purgeable(tmp_path: Path) -> Iterator[Client]:
+    """Fill a daemon: two endpoints for one destination, one for another, one for none."""
+    with Daemon(tmp_path / "socket") as daemon, Client(daemon.path) as client:
+        with open(os.devnull) as something:  # noqa: PTH123
+            for endpoint in (b"mx1", b"mx2", b"\xff"):
+                client.save_endp(60, endpoint, "", something)
+        client.save_dest_many([(60, "d", "", "mx1"), (60, "d", "", b"\xff"), (60, "e", "", "mx2")])
+        yield client
+
+
 class TestPurge:
     @pytest.mark.parametrize(
-        ("options", "asked"),
+        ("options", "told", "endpoints", "destinations"),
         [
-            (["--endpoint", "mx*"], {"endpoint": b"mx*"}),
-            (["--destination", os.fsdecode(b"\xff")], {"destination": b"\xff"}),
-            (["--all"], {"everything": True}),
+            (["--endpoint", "mx*"], "2 connections closed, 0 bindings", {b"\xff"}, {b"d", b"e"}),
+            (["--endpoint", "MX1"], "0 connections", {b"mx1", b"mx2", b"\xff"}, {b"d", b"e"}),
+            (["--endpoint", os.fsdecode(b"\xff")], "1 connection ", {b"mx1", b"mx2"}, {b"d", b"e"}),
+            (["--destination", "[d]"], "2 connections closed, 2 bindings", {b"mx2"}, {b"e"}),
+            (["--destination", "e"], "1 connection closed, 1 binding ", {b"mx1", b"\xff"}, {b"d"}),
+            (["--all"], "3 connections closed, 3 bindings", set(), set()),
         ],
     )
+    @pytest.mark.usefixtures("purgeable")
     def test_tells_what_went(
-        self, live: Live, capsys: Capture, options: list[str], asked: dict[str, object]
+        self,
+        tmp_path: Path,
+        capsys: Capture,
+        options: list[str],
+        told: str,
+        endpoints: set[bytes],
+        destinations: set[bytes],
     ) -> None:
-        """The daemon is asked once, and what it did is told."""
-        out = run(capsys, "purge", "--socket", "s", *options)
-        assert out == "2 connections closed, 1 binding removed\n"
-        whole = {"endpoint": None, "destination": None, "everything": False} | asked
-        assert (live.asked, live.purges) == (["s"], [whole])
+        """What fits goes, the connections of a destination's endpoints too, and is counted."""
+        assert run(capsys, "purge", "--socket", tmp_path / "socket", *options).startswith(told)
+        with Origin(tmp_path / "socket", database=None).image() as image:
+            for sql, left in (
+                ("SELECT endpoint FROM connection", endpoints),
+                ("SELECT destination FROM binding", destinations),
+            ):
+                assert {label for (label,) in image.execute(sql).rows} == left
 
     @pytest.mark.parametrize("options", ["", "--all --endpoint x", "--endpoint x --destination y"])
     def test_exactly_one(self, live: Live, capsys: Capture, options: str) -> None:
@@ -839,7 +843,7 @@ class TestPurge:
         code, sentence = failure(capsys, "purge", *options.split())
         assert code == errors.EXIT_SETTINGS
         assert sentence == "say exactly one of --endpoint, --destination and --all"
-        assert live.purges == []
+        assert live.asked == []
 
     @pytest.mark.parametrize(
         ("typed", "yes", "code"),
@@ -854,9 +858,10 @@ class TestPurge:
     )
     def test_asks_a_person(
         self,
-        live: Live,
+        purgeable: Client,
         capsys: Capture,
         monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
         typed: str,
         yes: bool,
         code: int,
@@ -865,9 +870,15 @@ class TestPurge:
         keyboard = io.StringIO(typed)
         monkeypatch.setattr(keyboard, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdin", keyboard)
-        assert execute(["purge", "--endpoint", "a\nb", *["--yes"] * yes]) == code
+        purgeable.save_endp(60, "a\nb", "", 0)
+        socket = str(tmp_path / "socket")
+        command = ["purge", "--socket", socket, "--endpoint", "a\nb", *["--yes"] * yes]
+        assert execute(command) == code
         output = capsys.readouterr()
-        assert bool(live.purges) == (yes or typed == "y\n")
+        found = purgeable.find_endp("a\nb")
+        assert (found is None) == (yes or typed == "y\n")
+        if found:
+            found.close()
         assert (r"what fits the endpoint a\nb" in output.out + output.err) == (not yes)
 
 

@@ -70,7 +70,8 @@ def _populations(figures: dict[str, Any]) -> Iterator[_Row]:
     clients, connections = figures["clients"], figures["connections"]
     bindings, events = figures["bindings"], figures["events"]
     saved = figures["requests"]["save_endp"]["ok"]
-    note = f"{connections['endpoints']:,} endpoints"
+    endpoints = connections["endpoints"]
+    note = f"{endpoints:,} endpoint{'s' * (endpoints != 1)}"
     if connections["oldest"] is not None:
         note += f", oldest {span(connections['oldest'])}"
     yield "clients", f"{clients['connected']:,}", f"{clients['total']:,}", ""

@@ -46,8 +46,8 @@ COPY_TIMEOUT = 1.0
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
-_NICE = 10
-"""The child gives way to everybody else."""
+_PATIENCE = 2.0
+"""Seconds for which the child runs only when nobody else wants to: then it gets its share."""
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Snapshots:
             # What a client or another daemon waits for must not stay open with us.
             fdpass.close(self._readiness.descriptors())
             self._database.let_go()
-            os.nice(_NICE)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             copy = self._database.batch.serialize()
             os.write(done_copying, b".")
             settings = {}
@@ -189,6 +189,10 @@ async def _expect_byte(pipe: int) -> None:
 
 async def _expect_success(child: _Child) -> None:
     try:
+        with anyio.move_on_after(_PATIENCE):
+            await anyio.wait_readable(child.pidfd)
+        with suppress(OSError):  # which a child that has ended cannot
+            os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
         await anyio.wait_readable(child.pidfd)
     finally:
         status = await _end(child)
