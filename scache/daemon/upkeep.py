@@ -89,7 +89,9 @@ async def checkpoint(database: Database, readiness: Readiness, committed: Signal
     while True:
         await committed.wait()
         await anyio.sleep(CHECKPOINT_INTERVAL)
-        if database.log_is_long:
+        if not database.log_is_long:
+            continue
+        async with database.control_turn:
             for _ in range(_CATCH_UP_ROUNDS):
                 await database.checkpoint()  # each leaves less to the next
             with readiness.paused():

@@ -101,7 +101,8 @@ class Database:
         self.trail = Trail(batch, audit_rows)
         self._audit_rows = audit_rows
         self._claim = claim
-        self._control_turn = anyio.Lock()
+        self.control_turn = anyio.Lock()
+        """To be had by whoever lets the control plane's thread work while requests are served."""
         self._commit_turn = anyio.Lock()
         self._control = control
 
@@ -121,7 +122,7 @@ class Database:
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[None]:
         """Keep the database from commits and from whatever happens to it on another thread."""
-        async with self._control_turn, self._commit_turn:
+        async with self.control_turn, self._commit_turn:
             yield
 
     def let_go(self) -> None:
@@ -137,8 +138,7 @@ class Database:
         Under steady load that takes a moment without new batches.
         """
         try:
-            async with self._control_turn:
-                await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+            await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             logger.warning("cannot copy the write-ahead log into the database now: %s", error)
 
