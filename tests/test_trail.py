@@ -1,0 +1,62 @@
+"""The audit trail in times of trouble: nothing is lost, told twice, or told late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scache.model import Loan, Status
+from scache.store import trail
+from scache.store.trail import ROWS_AT_ONCE
+from tests.support.opened import NOW, no_space, read
+from tests.test_cache import Rig, rigged
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Name a database file that does not exist yet."""
+    return tmp_path / "cache.db"
+
+
+@pytest.fixture
+def rig(file: Path) -> Iterator[Rig]:
+    """Work on a file, whose disk can be full."""
+    with rigged(file) as rig:
+        yield rig
+
+
+def events(file: Path) -> list[tuple[Any, ...]]:
+    """Return what the trail says: kinds and connections."""
+    return read(file, "SELECT kind, connection_id FROM event ORDER BY id")
+
+
+def count_of(file: Path, name: str) -> int:
+    """Return a counter."""
+    rows = read(file, f"SELECT value FROM counter WHERE name = '{name}'")
+    return int(rows[0][0]) if rows else 0
+
+
+def find(rig: Rig) -> Loan:
+    """Find a connection that is there."""
+    loan = rig.cache.find_endp(b"e", 1)
+    assert loan is not None
+    return loan
+
+
+def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
+    rig: Rig, file: Path
+) -> None:
+    """The commit that succeeds at last leaves no event waiting for another occasion."""
+    rig.save()
+    with no_space():
+        assert not rig.batch.commit()
+        rig.cache.delivered(find(rig))
+        assert not rig.batch.commit()
+        rig.cache.malformed("find_endp", 1)
+        assert not rig.batch.commit()
+    assert rig.batch.commit()
+    assert [kind for kind, _ in events(file)] == [b"save_endp", b"find_endp", b"found", b"find_endp"]
+    assert count_of(file, "connections_found") == 1
