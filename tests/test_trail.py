@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from scache.model import Loan, Status
-from scache.store import trail
-from scache.store.trail import ROWS_AT_ONCE
+from scache.model import Loan
 from tests.support.opened import NOW, no_space, read
 from tests.test_cache import Rig, rigged
 
@@ -60,3 +58,18 @@ def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
     assert rig.batch.commit()
     assert [kind for kind, _ in events(file)] == [b"save_endp", b"find_endp", b"found", b"find_endp"]
     assert count_of(file, "connections_found") == 1
+
+
+@pytest.mark.parametrize("audit_rows", [1000, 0])
+def test_a_commit_is_due_when_a_client_says_late_that_it_has_its_connection(
+    audit_rows: int, file: Path
+) -> None:
+    """The way out and its counter wait for no other request, though the row went long ago."""
+    with rigged(file, audit_rows) as rig:
+        rig.save()
+        loan = find(rig)
+        assert rig.batch.commit()
+        due: list[bool] = []
+        rig.batch.on_pending = lambda: due.append(True)
+        rig.cache.delivered(loan)
+        assert due

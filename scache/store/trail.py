@@ -87,6 +87,9 @@ class Trail:
 
     def found(self, loan: Loan, at: float) -> None:
         """Record a find that hit, and that the connection left with the client that found it."""
+        if not self._found.rows:
+            # Its row may have gone with an earlier batch, so that nothing else is to be written.
+            self._batch.on_pending()
         if not self._limit:
             return
         row = loan.connection
@@ -123,12 +126,12 @@ class Trail:
 
     def record(self, event: Event) -> None:
         """Record anything."""
+        self._batch.on_pending()
         if not self._limit:
             return
         at, kind, status, destination, endpoint, *others = event
         labels = [label if label is None else text(label) for label in (destination, endpoint)]
         self._others.append((at, kind, None if status is None else int(status), *labels, *others))
-        self._batch.on_pending()
         if len(self._others) >= ROWS_AT_ONCE:
             self._try(self._write_all)
 
