@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from scache.model import Loan
+from scache.model import Loan, Status
+from scache.store import trail
+from scache.store.trail import ROWS_AT_ONCE
 from tests.support.opened import NOW, no_space, read
 from tests.test_cache import Rig, rigged
 
@@ -73,3 +75,12 @@ def test_a_commit_is_due_when_a_client_says_late_that_it_has_its_connection(
         rig.batch.on_pending = lambda: due.append(True)
         rig.cache.delivered(loan)
         assert due
+
+
+def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
+    """The trail is trimmed with the commit that made it grow, however it grew."""
+    with rigged(file, audit_rows=5) as rig:
+        for _ in range(ROWS_AT_ONCE):
+            rig.save()
+        assert rig.batch.commit()
+        assert len(events(file)) == 5

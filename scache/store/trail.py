@@ -46,7 +46,7 @@ class _Form:
         """Write them, or raise DatabaseFault and keep them."""
         if len(self.rows) == ROWS_AT_ONCE:
             batch.add(self._many, tuple(chain.from_iterable(self.rows)))
-        else:
+        elif self.rows:
             batch.add_many(self._one, self.rows.copy())
         self.rows.clear()
 
@@ -74,6 +74,8 @@ class Trail:
             6,
         )
         self._others: list[Parameters] = []
+        self._grown = False
+        """Whether there may be rows to trim."""
         batch.before_commit = self.write
 
     def saved(self, row: Connection, ttl: float) -> None:
@@ -140,21 +142,23 @@ class Trail:
 
         Never raises: what the database refuses now it gets later.
         """
-        if self._limit:
+        if self._grown or self._saved.rows or self._found.rows or self._others:
             self._try(self._write_all)
 
     def _try(self, write: Callable[[Batch], None]) -> None:
+        self._grown = True
         try:
             write(self._batch)
         except DatabaseFault:
             self._bound()
 
     def _write_all(self, batch: Batch) -> None:
-        if self._saved.rows or self._found.rows or self._others:
-            self._write_forms(batch)
+        self._write_forms(batch)
+        if self._others:
             batch.add_many(_ANY, self._others.copy())
             self._others.clear()
-            batch.execute(_TRIM, (self._limit,))
+        batch.execute(_TRIM, (self._limit,))
+        self._grown = False
 
     def _write_forms(self, batch: Batch) -> None:
         # First what was saved, so that no connection seems to be found before that.
