@@ -84,3 +84,25 @@ def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
             rig.save()
         assert rig.batch.commit()
         assert len(events(file)) == 5
+
+
+def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept while the disk is full has a bound; each event above it is counted as dropped."""
+    monkeypatch.setattr(trail, "MAX_PENDING", 3 * ROWS_AT_ONCE)
+    for _ in range(ROWS_AT_ONCE):
+        rig.save()
+    assert rig.batch.commit()
+    requests = 0
+    with no_space():
+        assert rig.cache.save_dest(5, b"d", b"q", b"e", 1) is Status.OK
+        assert not rig.batch.commit()
+        for _ in range(ROWS_AT_ONCE):
+            rig.cache.delivered(find(rig))
+        while not rig.batch.counts["events_dropped"]:
+            assert rig.cache.find_endp(b"e", 1) is None
+            requests += 1
+    assert rig.batch.commit()
+    happened = 2 * ROWS_AT_ONCE + requests
+    assert count_of(file, "events_dropped") == happened
+    assert len(events(file)) == ROWS_AT_ONCE + 1
+    assert requests <= ROWS_AT_ONCE + 1

@@ -166,9 +166,9 @@ class Trail:
         self._found.write(batch)
 
     def _bound(self) -> None:
-        everything = (self._saved.rows, self._found.rows, self._others)
-        pending = sum(map(len, everything))
+        found = self._found.rows
+        pending = len(self._saved.rows) + 2 * len(found) + len(self._others)
         if pending > MAX_PENDING:
             self._batch.counts["events_dropped"] += pending
-            for rows in everything:
+            for rows in (self._saved.rows, found, self._others):
                 rows.clear()
