@@ -106,3 +106,55 @@ def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.Mo
     assert count_of(file, "events_dropped") == happened
     assert len(events(file)) == ROWS_AT_ONCE + 1
     assert requests <= ROWS_AT_ONCE + 1
+
+
+def save_and_take(file: Path, audit_rows: int = 1000, *, kept: int = 2) -> None:
+    """Crash with so many connections in the cache, and another one on its way to a client."""
+    with rigged(file, audit_rows) as rig:
+        for _ in range(kept + 1):
+            rig.save()
+        assert find(rig)
+        assert rig.batch.commit()
+
+
+@pytest.mark.parametrize("audit_rows", [1000, 2, 0])
+def test_what_was_on_its_way_in_a_crash_is_counted_as_lost(audit_rows: int, file: Path) -> None:
+    """The counters account for every connection, however little of the trail is kept."""
+    for _ in range(2):
+        save_and_take(file, audit_rows)
+    with rigged(file):
+        assert count_of(file, "save_endp_ok") == count_of(file, "connections_lost") == 6
+
+
+def test_what_was_lost_without_a_trail_is_not_lost_again(file: Path) -> None:
+    """A run that records nothing loses connections, and the next one that records leaves it so."""
+    save_and_take(file)
+    with rigged(file, audit_rows=0):
+        pass
+    with rigged(file):
+        assert [kind for kind, _ in events(file)] == [b"save_endp"] * 3
+        assert count_of(file, "connections_lost") == 3
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_what_was_found_is_not_lost_because_the_event_was_dropped(
+    crash: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was found while events were dropped is not told to be lost."""
+    monkeypatch.setattr(trail, "MAX_PENDING", ROWS_AT_ONCE)
+    with rigged(file) as rig:
+        rig.save()
+        rig.save()
+        assert rig.batch.commit()
+        with no_space():
+            loan = find(rig)
+            assert not rig.batch.commit()
+            rig.cache.delivered(loan)
+            while not rig.batch.counts["events_dropped"]:
+                rig.cache.malformed("unknown", 1)
+        assert rig.batch.commit()
+        if not crash:
+            rig.opened.run(rig.opened.database.stop(NOW))
+    with rigged(file):
+        assert events(file) == [(b"save_endp", 1), (b"save_endp", 2), (b"lost", 2)]
+        assert count_of(file, "connections_lost") == 1

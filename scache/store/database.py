@@ -39,18 +39,37 @@ _COUNT_LOST = """
     INSERT INTO counter (name, value) VALUES ('connections_lost', ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
-# What a process was about to hand out when it crashed has no row any more, and no way out.
+_COUNT_LIVE = "SELECT count(*) FROM connection"
+# Counters are committed together with the rows that they count, so that this is exact: what has
+# been saved and has not left. It is more than there are rows of if a process crashed while it was
+# about to hand some out.
+_COUNT_NOT_LEFT = """
+    SELECT coalesce(sum(iif(name = 'save_endp_ok', value, -value)), 0) FROM counter
+    WHERE name IN ('save_endp_ok', 'connections_found', 'connections_expired',
+        'connections_evicted', 'connections_hung_up', 'connections_purged', 'connections_lost')
+"""
 _RECORD_LOST = """
     INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection
-    UNION ALL
-    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM event
-    WHERE kind = 'save_endp' AND status = 0 AND connection_id NOT IN (
-        SELECT id FROM connection
-        UNION ALL
-        SELECT connection_id FROM event WHERE connection_id IS NOT NULL
-        AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
+    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection ORDER BY id
+"""
+# Those that the latest run saved, and that have neither a row nor a way out. If that is more than
+# are missing, then ways out are among the events that were dropped: better none than a false one.
+_RECORD_LOST_ON_THEIR_WAY = """
+    WITH gone AS (
+        SELECT id, endpoint, connection_id, at FROM event
+        WHERE kind = 'save_endp' AND status = 0 AND connection_id > (
+            SELECT coalesce(max(last_id), 0) FROM instance
+            WHERE id < (SELECT max(id) FROM instance)
+        ) AND connection_id NOT IN (
+            SELECT id FROM connection
+            UNION ALL
+            SELECT connection_id FROM event WHERE connection_id IS NOT NULL
+            AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
+        )
     )
+    INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
+    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM gone
+    WHERE (SELECT count(*) FROM gone) <= ?3 ORDER BY id
 """
 _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
@@ -248,12 +267,13 @@ async def _lose_live_rows(
     control: aiosqlite.Connection, now: float, audit_rows: int, why: str
 ) -> None:
     """Account for connections and clients that ended with the process that held them."""
+    live = await _number(control, _COUNT_LIVE)
+    lost = max(live, await _number(control, _COUNT_NOT_LEFT))
     if audit_rows:
-        async with control.execute(_RECORD_LOST, (now, why)) as cursor:
-            lost = cursor.rowcount
+        if lost > live:
+            await control.execute(_RECORD_LOST_ON_THEIR_WAY, (now, why, lost - live))
+        await control.execute(_RECORD_LOST, (now, why))
         await control.execute(_TRIM_EVENTS, (audit_rows,))
-    else:
-        lost = await _number(control, "SELECT count(*) FROM connection")
     await control.execute(_COUNT_LOST, (lost,))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
