@@ -158,3 +158,20 @@ def test_what_was_found_is_not_lost_because_the_event_was_dropped(
     with rigged(file):
         assert events(file) == [(b"save_endp", 1), (b"save_endp", 2), (b"lost", 2)]
         assert count_of(file, "connections_lost") == 1
+
+
+@pytest.mark.parametrize("audit_rows", [1000, 0])
+def test_a_binding_that_expires_while_no_daemon_runs_has_a_way_out(
+    audit_rows: int, file: Path
+) -> None:
+    """What the next start clears away is counted, and recorded as what a sweep clears away is."""
+    with rigged(file) as rig:
+        rig.bind(ttl=2)
+        rig.bind(ttl=9, destination=b"other")
+        assert rig.batch.commit()
+    with rigged(file, audit_rows, now=NOW + 5):
+        gone = read(file, "SELECT * FROM event WHERE kind = 'expired'")
+        row = (3, NOW + 5, b"expired", None, b"d", b"e", None, 1, None, None, 5, None)
+        assert gone == ([row] if audit_rows else [])
+        assert count_of(file, "bindings_expired") == 1
+        assert read(file, "SELECT destination FROM binding") == [(b"other",)]

@@ -35,8 +35,8 @@ WAL_LIMIT = 4 * 2**20
 _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
-_COUNT_LOST = """
-    INSERT INTO counter (name, value) VALUES ('connections_lost', ?)
+_COUNT = """
+    INSERT INTO counter (name, value) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
 _COUNT_LIVE = "SELECT count(*) FROM connection"
@@ -75,6 +75,11 @@ _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
 _LOSE_CLIENTS = "UPDATE client SET disconnected_at = ? WHERE disconnected_at IS NULL"
 _EXPIRE_BINDINGS = "DELETE FROM binding WHERE expires_at <= ?"
+_RECORD_EXPIRED_BINDINGS = """
+    INSERT INTO event (at, kind, destination, endpoint, binding_id, age)
+    SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at FROM binding
+    WHERE expires_at <= ?1 ORDER BY expires_at
+"""
 _SHORTEN_BINDINGS = "UPDATE binding SET expires_at = ?1 WHERE expires_at > ?1"
 _LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
 _FORGET_SETTINGS = "DELETE FROM setting"
@@ -150,6 +155,7 @@ class Database:
         try:
             await self._control.execute("BEGIN IMMEDIATE")
             await _lose_live_rows(self._control, now, self._audit_rows, "the daemon stopped")
+            await _trim_events(self._control, self._audit_rows)
             await self._control.execute(_STOP, (now, self.ids.last, self.ids.instance_id))
             await self._control.execute("COMMIT")
             if self.path != MEMORY:
@@ -250,7 +256,8 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     """Clear away what a crashed process left, and begin a run; return its id and first id."""
     await control.execute("BEGIN IMMEDIATE")
     await _lose_live_rows(control, start.now, start.audit_rows, "the daemon did not stop orderly")
-    await control.execute(_EXPIRE_BINDINGS, (start.now,))
+    await _expire_bindings(control, start.now, start.audit_rows)
+    await _trim_events(control, start.audit_rows)
     await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_SETTINGS)
@@ -273,10 +280,23 @@ async def _lose_live_rows(
         if lost > live:
             await control.execute(_RECORD_LOST_ON_THEIR_WAY, (now, why, lost - live))
         await control.execute(_RECORD_LOST, (now, why))
-        await control.execute(_TRIM_EVENTS, (audit_rows,))
-    await control.execute(_COUNT_LOST, (lost,))
+    await control.execute(_COUNT, ("connections_lost", lost))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
+
+
+async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows: int) -> None:
+    """Account for bindings whose time was over before anybody could sweep them."""
+    if audit_rows:
+        await control.execute(_RECORD_EXPIRED_BINDINGS, (now,))
+    async with control.execute(_EXPIRE_BINDINGS, (now,)) as cursor:
+        expired = cursor.rowcount
+    await control.execute(_COUNT, ("bindings_expired", expired))
+
+
+async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
+    if audit_rows:
+        await control.execute(_TRIM_EVENTS, (audit_rows,))
 
 
 def _configure_data_plane(data: sqlite3.Connection) -> None:
