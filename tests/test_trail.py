@@ -11,7 +11,7 @@ import pytest
 from scache.model import Loan, Status
 from scache.store import trail
 from scache.store.trail import ROWS_AT_ONCE
-from tests.support.opened import NOW, no_space, read
+from tests.support.opened import NOW, locked, no_space, read
 from tests.test_cache import Rig, rigged
 
 
@@ -175,3 +175,16 @@ def test_a_binding_that_expires_while_no_daemon_runs_has_a_way_out(
         assert gone == ([row] if audit_rows else [])
         assert count_of(file, "bindings_expired") == 1
         assert read(file, "SELECT destination FROM binding") == [(b"other",)]
+
+
+def test_the_age_of_what_expires_while_the_database_is_locked_is_known(
+    rig: Rig, file: Path
+) -> None:
+    """Rows can be read while another program writes, so the trail tells how old they were."""
+    rig.save(ttl=2)
+    assert rig.batch.commit()
+    with locked(file):
+        rig.clock.time += 3
+        rig.sweep()
+    assert rig.batch.commit()
+    assert read(file, "SELECT age FROM event WHERE kind = 'expired'") == [(3,)]
