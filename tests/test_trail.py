@@ -58,7 +58,12 @@ def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
         rig.cache.malformed("find_endp", 1)
         assert not rig.batch.commit()
     assert rig.batch.commit()
-    assert [kind for kind, _ in events(file)] == [b"save_endp", b"find_endp", b"found", b"find_endp"]
+    assert [kind for kind, _ in events(file)] == [
+        b"save_endp",
+        b"find_endp",
+        b"found",
+        b"find_endp",
+    ]
     assert count_of(file, "connections_found") == 1
 
 
