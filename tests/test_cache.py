@@ -93,11 +93,15 @@ class Rig:
 
 
 @contextmanager
-def rigged(path: Path | str) -> Iterator[Rig]:
+def rigged(path: Path | str, audit_rows: int = 1000, now: float = NOW) -> Iterator[Rig]:
     """Yield a cache on a database; whatever it does not close in the end is an error."""
-    with pytest.MonkeyPatch.context() as patch, Opened(path) as opened:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Opened(path, now, audit_rows=audit_rows) as opened,
+    ):
         patch.setattr(cache, "EXPIRY_SLICE", 2)
         rig = Rig(path, opened, patch)
+        rig.clock.time = now
         yield rig
         rig.cache.close()
         assert rig.descriptors.open == set()

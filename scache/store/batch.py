@@ -50,7 +50,7 @@ class Batch:
         self.on_pending: Callable[[], None] = lambda: None
         """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
         self.before_commit: Callable[[], None] = lambda: None
-        """Called when a commit is about to be tried, in its transaction: write what waits."""
+        """Called when a commit is about to be tried: write what waits to be written."""
         self.counts: Counter[str] = Counter()
         """What to add to the table ``counter`` with the next commit."""
         self.fault: str | None = None
@@ -165,10 +165,11 @@ class Batch:
         Never raises: a refusal is logged once, the batch is kept, and the
         caller tries again after FAULT_RETRY_INTERVAL.
         """
+        self.before_commit()
         if not (self._connection.in_transaction or self._operations or self.counts or self.fault):
             return True
         try:
-            self._gather()
+            self._write_counts()
             self._connection.execute("COMMIT")
         except DatabaseFault:
             return False
@@ -177,16 +178,18 @@ class Batch:
             self._fault(error)
             return False
         self._operations.clear()
-        self.commit_failed = False
+        growth_was_refused, self.commit_failed = self.commit_failed, False
         if self.fault is not None:
             logger.warning("the database can be written again; nothing was lost")
             self.fault = None
-        return True
+        # What was refused meanwhile waits to be written: nobody else would think of it.
+        return self.commit() if growth_was_refused else True
 
     def gather(self) -> None:
         """Write what waits for the next commit, as far as the database lets us, for `serialize`."""
+        self.before_commit()
         with contextlib.suppress(DatabaseFault):
-            self._gather()
+            self._write_counts()
 
     def serialize(self) -> bytes:
         """Return an image of the database, the batch under way included.
@@ -196,9 +199,8 @@ class Batch:
         """
         return self._connection.serialize()
 
-    def _gather(self) -> None:
+    def _write_counts(self) -> None:
         self.begin()
-        self.before_commit()
         for item in list(self.counts.items()):
             self.execute(_COUNT, item)
             del self.counts[item[0]]

@@ -35,27 +35,51 @@ WAL_LIMIT = 4 * 2**20
 _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
-_COUNT_LOST = """
-    INSERT INTO counter (name, value) VALUES ('connections_lost', ?)
+_COUNT = """
+    INSERT INTO counter (name, value) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
-# What a process was about to hand out when it crashed has no row any more, and no way out.
+_COUNT_LIVE = "SELECT count(*) FROM connection"
+# Counters are committed together with the rows that they count, so that this is exact: what has
+# been saved and has not left. It is more than there are rows of if a process crashed while it was
+# about to hand some out.
+_COUNT_NOT_LEFT = """
+    SELECT coalesce(sum(iif(name = 'save_endp_ok', value, -value)), 0) FROM counter
+    WHERE name IN ('save_endp_ok', 'connections_found', 'connections_expired',
+        'connections_evicted', 'connections_hung_up', 'connections_purged', 'connections_lost')
+"""
 _RECORD_LOST = """
     INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection
-    UNION ALL
-    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM event
-    WHERE kind = 'save_endp' AND status = 0 AND connection_id NOT IN (
-        SELECT id FROM connection
-        UNION ALL
-        SELECT connection_id FROM event WHERE connection_id IS NOT NULL
-        AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
+    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection ORDER BY id
+"""
+# Those that the latest run saved, and that have neither a row nor a way out. If that is more than
+# are missing, then ways out are among the events that were dropped: better none than a false one.
+_RECORD_LOST_ON_THEIR_WAY = """
+    WITH gone AS (
+        SELECT id, endpoint, connection_id, at FROM event
+        WHERE kind = 'save_endp' AND status = 0 AND connection_id > (
+            SELECT coalesce(max(last_id), 0) FROM instance
+            WHERE id < (SELECT max(id) FROM instance)
+        ) AND connection_id NOT IN (
+            SELECT id FROM connection
+            UNION ALL
+            SELECT connection_id FROM event WHERE connection_id IS NOT NULL
+            AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
+        )
     )
+    INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
+    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM gone
+    WHERE (SELECT count(*) FROM gone) <= ?3 ORDER BY id
 """
 _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
 _LOSE_CLIENTS = "UPDATE client SET disconnected_at = ? WHERE disconnected_at IS NULL"
 _EXPIRE_BINDINGS = "DELETE FROM binding WHERE expires_at <= ?"
+_RECORD_EXPIRED_BINDINGS = """
+    INSERT INTO event (at, kind, destination, endpoint, binding_id, age)
+    SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at FROM binding
+    WHERE expires_at <= ?1 ORDER BY expires_at
+"""
 _SHORTEN_BINDINGS = "UPDATE binding SET expires_at = ?1 WHERE expires_at > ?1"
 _LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
 _FORGET_SETTINGS = "DELETE FROM setting"
@@ -153,6 +177,7 @@ class Database:
         try:
             await self._control.execute("BEGIN IMMEDIATE")
             await _lose_live_rows(self._control, now, self._audit_rows, "the daemon stopped")
+            await _trim_events(self._control, self._audit_rows)
             await self._control.execute(_STOP, (now, self.ids.last, self.ids.instance_id))
             await self._control.execute("COMMIT")
             if self.path != MEMORY:
@@ -256,7 +281,8 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     """Clear away what a crashed process left, and begin a run; return its id and first id."""
     await control.execute("BEGIN IMMEDIATE")
     await _lose_live_rows(control, start.now, start.audit_rows, "the daemon did not stop orderly")
-    await control.execute(_EXPIRE_BINDINGS, (start.now,))
+    await _expire_bindings(control, start.now, start.audit_rows)
+    await _trim_events(control, start.audit_rows)
     await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_SETTINGS)
@@ -273,15 +299,29 @@ async def _lose_live_rows(
     control: aiosqlite.Connection, now: float, audit_rows: int, why: str
 ) -> None:
     """Account for connections and clients that ended with the process that held them."""
+    live = await _number(control, _COUNT_LIVE)
+    lost = max(live, await _number(control, _COUNT_NOT_LEFT))
     if audit_rows:
-        async with control.execute(_RECORD_LOST, (now, why)) as cursor:
-            lost = cursor.rowcount
-        await control.execute(_TRIM_EVENTS, (audit_rows,))
-    else:
-        lost = await _number(control, "SELECT count(*) FROM connection")
-    await control.execute(_COUNT_LOST, (lost,))
+        if lost > live:
+            await control.execute(_RECORD_LOST_ON_THEIR_WAY, (now, why, lost - live))
+        await control.execute(_RECORD_LOST, (now, why))
+    await control.execute(_COUNT, ("connections_lost", lost))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
+
+
+async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows: int) -> None:
+    """Account for bindings whose time was over before anybody could sweep them."""
+    if audit_rows:
+        await control.execute(_RECORD_EXPIRED_BINDINGS, (now,))
+    async with control.execute(_EXPIRE_BINDINGS, (now,)) as cursor:
+        expired = cursor.rowcount
+    await control.execute(_COUNT, ("bindings_expired", expired))
+
+
+async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
+    if audit_rows:
+        await control.execute(_TRIM_EVENTS, (audit_rows,))
 
 
 def _configure_data_plane(data: sqlite3.Connection) -> None:

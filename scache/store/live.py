@@ -7,6 +7,7 @@ scans, sorts or waits for a disk.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 from scache.errors import DatabaseFault
@@ -32,6 +33,7 @@ _OLDEST_OF_DESTINATION = """
 """
 _REMOVE_CONNECTION = "DELETE FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
 _REMOVE_EXPIRED = f"{_REMOVE_CONNECTION} RETURNING saved_at"
+_SAVED_AT = "SELECT saved_at FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
 _REFRESH_BINDING = """
     UPDATE binding SET expires_at = ? WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT) AND expires_at > ?
@@ -169,13 +171,18 @@ class LiveRows:
     def remove_connection(self, endpoint: bytes, connection_id: int) -> float | None:
         """Remove a connection whose descriptor is gone; return when it was saved. Never refused.
 
-        None while the database says no: it is removed as soon as it can be.
+        While the database is locked, it is removed as soon as it can be; None if its row waits
+        for that as well.
         """
         key = (text(endpoint), connection_id)
         removed = self._batch.execute_eventually(_REMOVE_EXPIRED, key)
-        for (saved_at,) in removed.fetchall() if removed else ():
-            return float(saved_at)
-        return None
+        rows: list[tuple[float]] = []
+        if removed is not None:
+            rows = removed.fetchall()
+        else:
+            with suppress(DatabaseFault):
+                rows = self._batch.query(_SAVED_AT, key)
+        return rows[0][0] if rows else None
 
     def save_binding(self, row: Binding) -> Saved:
         """Add a binding, or move the expiry of the one that is there already."""

@@ -46,7 +46,7 @@ class _Form:
         """Write them, or raise DatabaseFault and keep them."""
         if len(self.rows) == ROWS_AT_ONCE:
             batch.add(self._many, tuple(chain.from_iterable(self.rows)))
-        else:
+        elif self.rows:
             batch.add_many(self._one, self.rows.copy())
         self.rows.clear()
 
@@ -74,6 +74,8 @@ class Trail:
             6,
         )
         self._others: list[Parameters] = []
+        self._grown = False
+        """Whether there may be rows to trim."""
         batch.before_commit = self.write
 
     def saved(self, row: Connection, ttl: float) -> None:
@@ -87,6 +89,9 @@ class Trail:
 
     def found(self, loan: Loan, at: float) -> None:
         """Record a find that hit, and that the connection left with the client that found it."""
+        if not self._found.rows:
+            # Its row may have gone with an earlier batch, so that nothing else is to be written.
+            self._batch.on_pending()
         if not self._limit:
             return
         row = loan.connection
@@ -123,12 +128,12 @@ class Trail:
 
     def record(self, event: Event) -> None:
         """Record anything."""
+        self._batch.on_pending()
         if not self._limit:
             return
         at, kind, status, destination, endpoint, *others = event
         labels = [label if label is None else text(label) for label in (destination, endpoint)]
         self._others.append((at, kind, None if status is None else int(status), *labels, *others))
-        self._batch.on_pending()
         if len(self._others) >= ROWS_AT_ONCE:
             self._try(self._write_all)
 
@@ -137,21 +142,23 @@ class Trail:
 
         Never raises: what the database refuses now it gets later.
         """
-        if self._limit:
+        if self._grown or self._saved.rows or self._found.rows or self._others:
             self._try(self._write_all)
 
     def _try(self, write: Callable[[Batch], None]) -> None:
+        self._grown = True
         try:
             write(self._batch)
         except DatabaseFault:
             self._bound()
 
     def _write_all(self, batch: Batch) -> None:
-        if self._saved.rows or self._found.rows or self._others:
-            self._write_forms(batch)
+        self._write_forms(batch)
+        if self._others:
             batch.add_many(_ANY, self._others.copy())
             self._others.clear()
-            batch.execute(_TRIM, (self._limit,))
+        batch.execute(_TRIM, (self._limit,))
+        self._grown = False
 
     def _write_forms(self, batch: Batch) -> None:
         # First what was saved, so that no connection seems to be found before that.
@@ -159,9 +166,9 @@ class Trail:
         self._found.write(batch)
 
     def _bound(self) -> None:
-        everything = (self._saved.rows, self._found.rows, self._others)
-        pending = sum(map(len, everything))
+        found = self._found.rows
+        pending = len(self._saved.rows) + 2 * len(found) + len(self._others)
         if pending > MAX_PENDING:
             self._batch.counts["events_dropped"] += pending
-            for rows in everything:
+            for rows in (self._saved.rows, found, self._others):
                 rows.clear()
