@@ -41,7 +41,7 @@ from scache.store import Database, complete
 TIMEOUT = 10.0
 """Seconds that a snapshot may take."""
 
-COPY_TIMEOUT = 1.0
+COPY_TIMEOUT = 3.0
 """Seconds of them for which commits wait at the most."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -157,9 +157,10 @@ class Snapshots:
             # What a client or another daemon waits for must not stay open with us.
             fdpass.close(self._readiness.descriptors())
             self._database.let_go()
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             copy = self._database.batch.serialize()
             os.write(done_copying, b".")
+            # Commits wait no longer: from here on there is time.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             settings = {}
             if self._database.batch.fault is not None:
                 settings["database_fault"] = self._database.batch.fault
