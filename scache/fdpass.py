@@ -6,6 +6,7 @@ a plain recv(2) drops them without a word.
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import struct
@@ -30,6 +31,8 @@ _UCRED = struct.Struct("3i")
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
 
@@ -76,8 +79,25 @@ def close(descriptors: Iterable[int]) -> None:
 
 def peer(sock: socket.socket) -> Peer:
     """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
-    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
     return Peer(pid, uid, gid, _program(pid))
+
+
+def peer_process(descriptor: int) -> int:
+    """Return the process at the other end of a UNIX socket (SO_PEERCRED), 0 of anything else.
+
+    For a socket that is connected to a listening one that is who called
+    listen(2), as it is for the listening socket itself (unix(7)).
+    """
+    # The kernel is asked with the right number whatever the socket is, and all three arguments
+    # keep Python from asking what it is.
+    sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
+    try:
+        return _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))[0]  # type: ignore[no-any-return]
+    except OSError:
+        return 0
+    finally:
+        sock.detach()
 
 
 def peer_groups(sock: socket.socket) -> list[int]:

@@ -18,6 +18,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeGuard
 
 from scache.errors import SettingsError
 
+OnData = Literal["keep", "close"]
+ON_DATA_CHOICES: Final = ("keep", "close")
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -72,6 +75,12 @@ def _count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
         return value
     raise _refusal(f"a whole number from 0 to {MAX_COUNT}", value)
+
+
+def _positive_count(value: object) -> int:
+    if value != 0:
+        return _count(value)
+    raise _refusal(f"a whole number from 1 to {MAX_COUNT}", value)
 
 
 def _path(value: object) -> Path:
@@ -157,9 +166,17 @@ def _switch(value: object) -> bool:
 
 
 def _log_level(value: object) -> str:
-    if value in LOG_LEVELS:
+    return _choice(value, LOG_LEVELS)
+
+
+def _on_data(value: object) -> str:
+    return _choice(value, ON_DATA_CHOICES)
+
+
+def _choice(value: object, choices: tuple[str, ...]) -> str:
+    if value in choices:
         return str(value)
-    raise _refusal(f"one of {', '.join(LOG_LEVELS)}", value)
+    raise _refusal(f"one of {', '.join(choices)}", value)
 
 
 def _number_in(text: str) -> object:
@@ -201,6 +218,7 @@ def _write_number(number: float) -> str:
 POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)
 SECONDS_OR_NEVER = Kind("SECONDS", _seconds_or_never, _number_in, _write_number)
 COUNT = Kind("COUNT", _count, _count_in)
+POSITIVE_COUNT = Kind("COUNT", _positive_count, _count_in)
 PATH = Kind("PATH", _path)
 FILE_NAME = Kind("PATH", _file_name)
 MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
@@ -209,6 +227,7 @@ USERS = Kind("USERS", _user_ids, write=",".join)
 GROUPS = Kind("GROUPS", _group_ids, write=",".join)
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
 LOG_LEVEL = Kind("LEVEL", _log_level)
+ON_DATA = Kind("ACTION", _on_data)
 
 
 def _about(kind: Kind, help_text: str, default: str | None = None) -> Mapping[str, Any]:
@@ -263,6 +282,54 @@ class Settings:
     )
     """Seconds, more than 0, without a step in the middle of an exchange."""
 
+    max_clients: int = field(
+        default=1000,
+        metadata=_about(POSITIVE_COUNT, "Serve so many clients; the next are told no."),
+    )
+    """Clients, at least 1; fewer if `Limits` of open files are low. See `daemon.limits`."""
+
+    max_connections: int = field(
+        default=0,
+        metadata=_about(COUNT, "Cache so many connections; 0: as open files allow.", "0"),
+    )
+    """At the limit the connection that is nearest to its expiry gives way."""
+
+    max_connections_per_endpoint: int = field(
+        default=10_000,
+        metadata=_about(COUNT, "Cache so many of one endpoint; 0: any number."),
+    )
+    """Connections; more are refused."""
+
+    max_bindings_per_destination: int = field(
+        default=1000,
+        metadata=_about(COUNT, "Bind so many endpoints to one destination; 0: any number."),
+    )
+    """Bindings; more are refused."""
+
+    max_message_size: int = field(
+        default=65_536,
+        metadata=_about(POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."),
+    )
+    """Bytes, at least 1."""
+
+    max_ahead_size: int = field(
+        default=262_144,
+        metadata=_about(POSITIVE_COUNT, "Bytes that a client may send ahead of its dummy."),
+    )
+    """Bytes, at least 1, that are kept for a client that owes us a ``dummy``."""
+
+    descriptor_reserve: int = field(
+        default=64,
+        metadata=_about(COUNT, "Open files that are kept free of connections and clients."),
+    )
+    """Open files, for the daemon's own and for what is on its way."""
+
+    on_data: OnData = field(
+        default="keep",
+        metadata=_about(ON_DATA, "When a cached peer sends something unasked: keep or close."),
+    )
+    """``close`` counts what a peer sends while its connection is cached as a hang-up."""
+
     audit_rows: int = field(
         default=100_000,
         metadata=_about(COUNT, "Keep so many events in the audit trail; 0: record none."),
@@ -282,6 +349,24 @@ class Settings:
         ),
     )
     """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
+
+    user: str | None = field(
+        default=None,
+        metadata=_about(OWNER, "Run as this user once the socket is made.", "unchanged"),
+    )
+    """``USER`` or ``USER:GROUP``, which exist; None stays who it is. See `user_ids`."""
+
+    allow_uids: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(USERS, "Serve these users alone, of those that the socket lets in.", "any"),
+    )
+    """Users, by name or number, with commas in between. Neither these nor groups: everybody."""
+
+    allow_gids: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(GROUPS, "Serve the members of these groups alone, and those users.", "any"),
+    )
+    """Groups, by name or number, with commas in between."""
 
     admin_uids: tuple[str, ...] = field(
         default=(),
@@ -333,14 +418,19 @@ class Settings:
         return _owner_ids(self.socket_owner)
 
     @property
-    def admin_uid_numbers(self) -> list[int]:
-        """The uids of `admin_uids`."""
-        return [_uid(name) for name in self.admin_uids]
+    def user_ids(self) -> tuple[int, int]:
+        """The uid and gid to run as; UNCHANGED for what stays as it is."""
+        return (UNCHANGED, UNCHANGED) if self.user is None else _owner_ids(self.user)
 
     @property
-    def admin_gid_numbers(self) -> list[int]:
-        """The gids of `admin_gids`."""
-        return [_gid(name) for name in self.admin_gids]
+    def allowed_ids(self) -> tuple[list[int], list[int]]:
+        """The uids and gids of `allow_uids` and `allow_gids`."""
+        return list(map(_uid, self.allow_uids)), list(map(_gid, self.allow_gids))
+
+    @property
+    def admin_ids(self) -> tuple[list[int], list[int]]:
+        """The uids and gids of `admin_uids` and `admin_gids`."""
+        return list(map(_uid, self.admin_uids)), list(map(_gid, self.admin_gids))
 
 
 class Setting(NamedTuple):

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 from scache import fdpass
 from scache.cache import Cache, cache
 from scache.cache.agenda import GRAIN
+from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.model import Loan, Peer, Status
 from scache.store import MEMORY
@@ -64,14 +65,20 @@ class FakeDescriptors:
 class Rig:
     """A cache with everything around it in a test's hands."""
 
-    def __init__(self, path: Path | str, opened: Opened, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        opened: Opened,
+        patch: pytest.MonkeyPatch,
+        limits: Limits = Limits(TTL_LIMIT),  # noqa: B008 - it never changes
+    ) -> None:
         self.path = path
         self.opened = opened
         self.batch = opened.database.batch
         self.clock = HandClock()
         self.descriptors = FakeDescriptors()
         patch.setattr(fdpass, "close", self.descriptors.close)
-        self.cache = Cache(opened.database, self.clock, TTL_LIMIT)
+        self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
         """Save a connection; return its descriptor, None if it was refused."""
@@ -313,7 +320,7 @@ class Machine(RuleBasedStateMachine):
 
     def descriptors(self) -> set[int]:
         """Return what the cache has parked."""
-        return set(self.cache._descriptors._parked.values())
+        return {parked.descriptor for parked in self.cache._descriptors._parked.values()}
 
     def expiries(self, descriptors: set[int]) -> list[float]:
         """Return when what these descriptors belong to expired."""

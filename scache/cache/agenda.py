@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from itertools import islice
+
+from scache.cache.descriptors import Parked
 
 GRAIN = 0.02
 """Seconds by which a connection may be closed late; never early."""
@@ -22,19 +25,19 @@ class Agenda:
     """
 
     def __init__(self) -> None:
-        self._grains: dict[int, dict[int, bytes]] = {}
+        self._grains: dict[int, dict[int, Parked]] = {}
         self._order: list[int] = []
         """A heap of grains; those that are empty by now have no members any more."""
 
-    def add(self, expires_at: float, row_id: int, endpoint: bytes) -> None:
+    def add(self, parked: Parked) -> None:
         """Note a connection down."""
-        grain = math.ceil(expires_at / GRAIN)
+        grain = math.ceil(parked.expires_at / GRAIN)
         members = self._grains.get(grain)
         if members is None:
-            self._grains[grain] = {row_id: endpoint}
+            self._grains[grain] = {parked.id: parked}
             heapq.heappush(self._order, grain)
         else:
-            members[row_id] = endpoint
+            members[parked.id] = parked
 
     def remove(self, expires_at: float, row_id: int) -> None:
         """Strike a connection out."""
@@ -46,16 +49,18 @@ class Agenda:
             if len(self._order) > 2 * len(self._grains) + _FEW:
                 self._order = sorted(self._grains)  # a sorted list is a heap
 
-    def take_due(self, now: float, limit: int) -> list[tuple[int, bytes]]:
-        """Return, and strike out, up to ``limit`` expired connections: id and endpoint."""
-        due: list[tuple[int, bytes]] = []
-        while len(due) < limit and self.next_due() <= now:
-            members = self._grains[self._order[0]]
-            while members and len(due) < limit:
-                due.append(members.popitem())
-            if not members:
-                del self._grains[self._order[0]]
-        return due
+    def due(self, now: float, limit: int) -> list[Parked]:
+        """Return up to ``limit`` connections that have expired, those of one grain at a time."""
+        if self.next_due() > now:
+            return []
+        members = self._grains[self._order[0]]
+        return list(islice(members.values(), limit))
+
+    def nearest(self) -> Parked | None:
+        """Return a connection to whose expiry no other is nearer, give or take a grain."""
+        if self.next_due() == math.inf:
+            return None
+        return next(iter(self._grains[self._order[0]].values()))
 
     def next_due(self) -> float:
         """Return when a connection is due next, in seconds since the epoch, or inf."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 
 from scache import fdpass
 from scache.cache.agenda import Agenda
-from scache.cache.descriptors import Descriptors
+from scache.cache.descriptors import Descriptors, Parked
+from scache.cache.limits import Limits
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
@@ -15,7 +17,7 @@ from scache.model import Connection, Event, Loan, Peer, Status
 from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 
 EXPIRY_SLICE = 64
-"""Rows that `Cache.expire` clears away at a time, so that requests come in between."""
+"""What is cleared away or looked at in one go, so that requests come in between."""
 
 
 class Cache:
@@ -26,18 +28,24 @@ class Cache:
     ``Status.FAIL``, or no connection, at once.
     """
 
-    def __init__(self, database: Database, clock: Clock, ttl_limit: float) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, limits: Limits, *, close_on_data: bool = False
+    ) -> None:
+        """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up."""
         self.on_earlier_expiry: Callable[[], None] = lambda: None
         """Called when something was saved that expires before `expire` said."""
+        self.on_parked: Callable[[], None] = lambda: None
+        """Called when `watch` has something to do again."""
         self.statistics = Statistics(clock.now())
         self._clock = clock
-        self._ttl_limit = ttl_limit
+        self._limits = limits
+        self._process_id = os.getpid()
         self._ids = database.ids
         self.counts = database.batch.counts
         """Totals to be added to the table ``counter``: count here by its names."""
         self._rows = LiveRows(database.batch)
         self._trail = database.trail
-        self._descriptors = Descriptors()
+        self._descriptors = Descriptors(close_on_data=close_on_data)
         self._agenda = Agenda()
         self._next_expiry = math.inf
         for destination, count in self._rows.bindings_by_destination().items():
@@ -51,16 +59,27 @@ class Cache:
         The descriptor is the cache's from here on, and is closed if it is
         refused; None, because the client sent none, is.
         """
-        now = self._clock.now()
+        now, limits = self._clock.now(), self._limits
         if descriptor is None:
             return self._refuse_endp(now, endpoint, client_id, "no descriptor")
-        granted = min(ttl, self._ttl_limit)
+        most = limits.connections_per_endpoint
+        if most and self.statistics.connections_of(endpoint) >= most:
+            self.counts["limit_connections_per_endpoint"] += 1
+            fdpass.close((descriptor,))
+            return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
+        if fdpass.peer_process(descriptor) == self._process_id:
+            # The daemon would keep its own client, or itself, from going away.
+            fdpass.close((descriptor,))
+            return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
+        granted = min(ttl, limits.ttl)
         row = Connection(self._ids.take(), endpoint, properties, now, now + granted, client_id)
         try:
             self._rows.save_connection(row)
         except DatabaseFault as fault:
-            fdpass.close([descriptor])
+            fdpass.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, str(fault))
+        if limits.connections and len(self._descriptors) >= limits.connections:
+            self._evict(now)
         self._park(row, descriptor)
         self.statistics.saved()
         self._trail.saved(row, granted)
@@ -94,29 +113,29 @@ class Cache:
         moves the expiry, to sooner or to later.
         """
         now = self._clock.now()
-        granted = min(ttl, self._ttl_limit)
+        granted = min(ttl, self._limits.ttl)
         expires_at = now + granted
         binding_id = self._ids.take()
         row = Binding(binding_id, destination, endpoint, properties, now, expires_at, client_id)
-        status, detail, known_id = Status.FAIL, None, None
-        try:
-            saved = self._rows.save_binding(row)
-        except DatabaseFault as fault:
-            detail = str(fault)
-        else:
-            status, known_id = Status.OK, saved.binding_id
-            if saved.replaced is not None:
-                self._binding_expired(saved.replaced, now)
-            if saved.added or saved.replaced is not None:
-                self.statistics.bindings_added(destination)
-            self.statistics.saved()
-            if expires_at < self._next_expiry:
-                self._expire_earlier(expires_at)
-        self.counts["save_dest_ok" if status is Status.OK else "save_dest_fail"] += 1
         labels = (destination, endpoint)
-        event = Event(now, "save_dest", status, *labels, None, known_id, client_id, granted)
-        self._trail.record(event._replace(detail=detail))
-        return status
+        event = Event(now, "save_dest", Status.OK, *labels, client_id=client_id, ttl=granted)
+        try:
+            saved = self._rows.save_binding(row, may_add=self._room_for_binding(destination))
+        except DatabaseFault as fault:
+            return self._refuse(event, str(fault))
+        if saved is None:
+            self.counts["limit_bindings_per_destination"] += 1
+            return self._refuse(event, "limit: bindings per destination")
+        if saved.replaced is not None:
+            self._binding_expired(saved.replaced, now)
+        if saved.added or saved.replaced is not None:
+            self.statistics.bindings_added(destination)
+        self.statistics.saved()
+        if expires_at < self._next_expiry:
+            self._expire_earlier(expires_at)
+        self.counts["save_dest_ok"] += 1
+        self._trail.record(event._replace(binding_id=saved.binding_id))
+        return Status.OK
 
     def find_dest(self, destination: bytes, client_id: int) -> Loan | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
@@ -138,10 +157,11 @@ class Cache:
         self._trail.record(miss._replace(detail=detail))
         return None
 
-    def malformed(self, kind: str, client_id: int) -> None:
+    def malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
         """Record a request that could not be served: ``kind`` is its name, or ``unknown``."""
-        self.counts[f"{kind}_bad"] += 1
-        self._trail.record(Event(self._clock.now(), kind, Status.BAD, client_id=client_id))
+        self._count(kind, Status.BAD)
+        event = Event(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
+        self._trail.record(event)
 
     def delivered(self, loan: Loan) -> None:
         """Close our copy of a descriptor that the client has been sent."""
@@ -157,7 +177,7 @@ class Cache:
         self._trail.hit(loan)
         if row.expires_at <= now:
             self._descriptors.close_lent(row.id)
-            self._expired(now, row.id, row.endpoint, row.saved_at)
+            self._left("expired", now, row)
         else:
             self._rows.restore_connection(row)
             self._park(row, self._descriptors.take_back(row.id))
@@ -187,6 +207,20 @@ class Cache:
         self._next_expiry = min(self._next_expiry, self._agenda.next_due())
         return self._next_expiry
 
+    def watch(self) -> bool:
+        """Begin to watch a slice of what was parked lately; return whether there is more of it."""
+        return self._descriptors.watch(EXPIRY_SLICE)
+
+    def close_hung_up(self) -> None:
+        """Close a slice of those whose peers have hung up."""
+        now = self._clock.now()
+        for parked in self._descriptors.hung_up(EXPIRY_SLICE):
+            self._remove("hung_up", now, parked)
+
+    def hang_ups(self) -> int:
+        """Return a descriptor that is readable when there is something for `close_hung_up`."""
+        return self._descriptors.fileno()
+
     def client_connected(self, peer: Peer) -> int:
         """Record a client; return the id by which rows refer to it."""
         client_id = self._ids.take()
@@ -206,16 +240,8 @@ class Cache:
         now = self._clock.now()
         status, closed = Status.OK, 0
         try:
-            for row in self._rows.connections_of_endpoint(endpoint, limit):
-                self._rows.take_connection(row)
-                self._agenda.remove(row.expires_at, row.id)
-                self.statistics.connection_removed(endpoint)
-                self._descriptors.close_parked(row.id)
-                self.counts["connections_purged"] += 1
-                age = now - row.saved_at
-                labels = (None, endpoint)
-                event = Event(now, "purged", None, *labels, row.id, None, client_id, age=age)
-                self._trail.record(event)
+            for row_id in self._rows.connections_of_endpoint(endpoint, limit):
+                self._remove("purged", now, self._descriptors.parked(row_id), client_id)
                 closed += 1
         except DatabaseFault:
             status = Status.FAIL
@@ -253,11 +279,9 @@ class Cache:
         event = Event(self._clock.now(), "snapshot", status, client_id=client_id, detail=detail)
         self._trail.record(event)
 
-    def refused(self, kind: str, client_id: int) -> None:
-        """Record that a client asked what is for administrators, and is none."""
-        self._count(kind, Status.FAIL)
-        event = Event(self._clock.now(), kind, Status.FAIL, client_id=client_id)
-        self._trail.record(event._replace(detail="not permitted"))
+    def refuse(self, kind: str, client_id: int, why: str) -> Status:
+        """Record that a client asked what it may not ask, and say so."""
+        return self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield id and descriptor of each connection that is cached or on its way out."""
@@ -268,9 +292,12 @@ class Cache:
         self._descriptors.close_all()
 
     def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
-        self.counts["save_endp_fail"] += 1
-        refusal = Event(now, "save_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
-        self._trail.record(refusal._replace(detail=why))
+        return self._refuse(Event(now, "save_endp", endpoint=endpoint, client_id=client_id), why)
+
+    def _refuse(self, event: Event, why: str) -> Status:
+        """Count and record a request that fails, and say so."""
+        self._count(event.kind, Status.FAIL)
+        self._trail.record(event._replace(status=Status.FAIL, detail=why))
         return Status.FAIL
 
     def _lend(self, row: Connection) -> int:
@@ -289,11 +316,41 @@ class Cache:
 
     def _park(self, row: Connection, descriptor: int) -> None:
         """Keep a descriptor whose row is in the database."""
-        self._descriptors.park(row.id, descriptor)
-        self._agenda.add(row.expires_at, row.id, row.endpoint)
+        parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor)
+        if self._descriptors.park(parked):
+            self.on_parked()
+        self._agenda.add(parked)
         self.statistics.connection_added(row.endpoint)
         if row.expires_at < self._next_expiry:
             self._expire_earlier(row.expires_at)
+
+    def _evict(self, now: float) -> None:
+        """Let the connection that is nearest to its expiry give way, if there is any."""
+        nearest = self._agenda.nearest()
+        if nearest is not None:
+            self._remove("evicted", now, nearest)
+
+    def _remove(self, way: str, now: float, parked: Parked, client_id: int | None = None) -> None:
+        """Close a connection, which leaves in this way, for this client if any asked for it."""
+        self._descriptors.close_parked(parked)
+        self._agenda.remove(parked.expires_at, parked.id)
+        self.statistics.connection_removed(parked.endpoint)
+        self._rows.remove_connection(parked.endpoint, parked.id)
+        self._left(way, now, parked, client_id)
+
+    def _left(
+        self, way: str, now: float, row: Parked | Connection, client_id: int | None = None
+    ) -> None:
+        """Count and record that a connection has left."""
+        self.counts[f"connections_{way}"] += 1
+        age = now - row.saved_at
+        self._trail.record(
+            Event(now, way, None, None, row.endpoint, row.id, None, client_id, age=age)
+        )
+
+    def _room_for_binding(self, destination: bytes) -> bool:
+        most = self._limits.bindings_per_destination
+        return not most or self.statistics.bindings_of(destination) < most
 
     def _expire_earlier(self, expires_at: float) -> None:
         """Make sure that `expire` is called in time."""
@@ -302,25 +359,15 @@ class Cache:
 
     def _clear_slice(self, now: float) -> bool:
         """Clear away what has expired; return whether more of it may be left."""
-        connections = self._agenda.take_due(now, EXPIRY_SLICE)
-        for connection_id, endpoint in connections:
-            self._descriptors.close_parked(connection_id)
-            self.statistics.connection_removed(endpoint)
-            saved_at = self._rows.remove_connection(endpoint, connection_id)
-            self._expired(now, connection_id, endpoint, saved_at)
-        if len(connections) == EXPIRY_SLICE:
+        for parked in self._agenda.due(now, EXPIRY_SLICE):
+            self._remove("expired", now, parked)
+        if self._agenda.next_due() <= now:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
         for gone in bindings:
             if self._rows.remove_binding(gone.destination, gone.id):
                 self._binding_expired(gone, now)
         return len(bindings) == EXPIRY_SLICE
-
-    def _expired(self, now: float, row_id: int, endpoint: bytes, saved_at: float | None) -> None:
-        self.counts["connections_expired"] += 1
-        age = None if saved_at is None else now - saved_at
-        event = Event(now, "expired", endpoint=endpoint, connection_id=row_id, age=age)
-        self._trail.record(event)
 
     def _binding_expired(self, gone: Gone, now: float) -> None:
         self.statistics.binding_removed(gone.destination)

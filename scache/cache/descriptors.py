@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
 
 from scache import fdpass
+
+_HUNG_UP = select.EPOLLRDHUP  # EPOLLHUP and EPOLLERR are always told
+_DATA = select.EPOLLIN
+
+
+class Parked(NamedTuple):
+    """A connection in the cache, as far as the process has to know it."""
+
+    id: int
+    endpoint: bytes
+    saved_at: float
+    """Seconds since the epoch."""
+    expires_at: float
+    """Seconds since the epoch."""
+    descriptor: int
 
 
 class Descriptors:
@@ -14,32 +33,74 @@ class Descriptors:
     that found it, and closed when that client has it. Nobody else closes one.
     Nothing is ever read from one, and no flag of it is changed: its next owner
     shares them.
+
+    Those that stay for longer than `watch` takes to be called are watched for
+    their peers' hanging up: most are found sooner, and cost no system call.
     """
 
-    def __init__(self) -> None:
-        self._parked: dict[int, int] = {}
+    def __init__(self, *, close_on_data: bool = False) -> None:
+        """Count unasked-for data from a peer as a hang-up, if it is to be."""
+        self._events = _HUNG_UP | (_DATA if close_on_data else 0)
+        self._epoll = select.epoll()
+        self._parked: dict[int, Parked] = {}
+        self._unwatched: dict[int, Parked] = {}
+        """Those that `watch` is to look at, the oldest first."""
+        self._watch_due = False
+        """Whether there were any since `watch` was last called."""
+        self._watched: dict[int, Parked] = {}
+        """By descriptor."""
         self._lent: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """Return how many are parked."""
-        return len(self._parked)
+        """Return how many there are, parked and lent."""
+        return len(self._parked) + len(self._lent)
 
     def __repr__(self) -> str:
         return f"<Descriptors parked={len(self._parked)} lent={len(self._lent)}>"
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `hung_up` has something to return."""
+        return self._epoll.fileno()
+
     def items(self) -> Iterator[tuple[int, int]]:
         """Yield row id and descriptor of each that is parked or lent."""
-        yield from self._parked.items()
+        for parked in self._parked.values():
+            yield parked.id, parked.descriptor
         yield from self._lent.items()
 
-    def park(self, row_id: int, descriptor: int) -> None:
-        """Take ownership of a descriptor."""
-        self._parked[row_id] = descriptor
+    def park(self, parked: Parked) -> bool:
+        """Take ownership of a descriptor; return whether `watch` had nothing to do before."""
+        self._parked[parked.id] = self._unwatched[parked.id] = parked
+        first, self._watch_due = not self._watch_due, True
+        return first
+
+    def watch(self, limit: int) -> bool:
+        """Begin to watch up to ``limit`` of those that are not; return whether there are more.
+
+        What cannot be watched (a file, epoll(7)) has no peer that could hang up.
+        """
+        for row_id in list(islice(self._unwatched, limit)):
+            parked = self._unwatched.pop(row_id)
+            with suppress(OSError):
+                self._epoll.register(parked.descriptor, self._events)
+                self._watched[parked.descriptor] = parked
+        self._watch_due = bool(self._unwatched)
+        return self._watch_due
+
+    def hung_up(self, limit: int) -> list[Parked]:
+        """Return up to ``limit`` that are watched and whose peers have hung up: close them."""
+        return [self._watched[descriptor] for descriptor, _ in self._epoll.poll(0, limit)]
+
+    def parked(self, row_id: int) -> Parked:
+        """Return one that is parked."""
+        return self._parked[row_id]
 
     def lend(self, row_id: int) -> int:
         """Set one aside for delivery, and return it."""
-        descriptor = self._lent[row_id] = self._parked.pop(row_id)
-        return descriptor
+        parked = self._parked.pop(row_id)
+        self._forget(parked)
+        self._lent[row_id] = parked.descriptor
+        return parked.descriptor
 
     def take_back(self, row_id: int) -> int:
         """Return one that was lent and never sent: it is to be parked again."""
@@ -49,12 +110,23 @@ class Descriptors:
         """Close one that was delivered, or whose time ran out while it was lent."""
         fdpass.close((self._lent.pop(row_id),))
 
-    def close_parked(self, row_id: int) -> None:
-        """Close one whose time is over."""
-        fdpass.close((self._parked.pop(row_id),))
+    def close_parked(self, parked: Parked) -> None:
+        """Close one that leaves in another way than by being found."""
+        del self._parked[parked.id]
+        self._forget(parked)
+        fdpass.close((parked.descriptor,))
 
     def close_all(self) -> None:
         """Close everything: the daemon ends."""
-        for table in (self._parked, self._lent):
-            fdpass.close(table.values())
+        self._epoll.close()
+        fdpass.close(parked.descriptor for parked in self._parked.values())
+        fdpass.close(self._lent.values())
+        for table in (self._parked, self._unwatched, self._watched, self._lent):
             table.clear()
+
+    def _forget(self, parked: Parked) -> None:
+        """Watch it no longer; before it is closed, for others may have it open (epoll(7))."""
+        if self._unwatched.pop(parked.id, None) is None and (
+            self._watched.pop(parked.descriptor, None) is not None
+        ):
+            self._epoll.unregister(parked.descriptor)

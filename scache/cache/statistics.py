@@ -38,6 +38,14 @@ class Statistics:
         _decrease(self._endpoints, endpoint)
         self._connections -= 1
 
+    def connections_of(self, endpoint: bytes) -> int:
+        """Return how many connections of an endpoint are parked."""
+        return self._endpoints.get(endpoint, 0)
+
+    def bindings_of(self, destination: bytes) -> int:
+        """Return how many bindings a destination has."""
+        return self._destinations.get(destination, 0)
+
     def bindings_added(self, destination: bytes, count: int = 1) -> None:
         """Count new bindings of a destination."""
         self._destinations[destination] = self._destinations.get(destination, 0) + count

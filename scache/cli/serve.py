@@ -20,7 +20,7 @@ from scache.cli.sources import (
     from_file,
     gather,
 )
-from scache.settings import COUNT, SETTINGS, SWITCH
+from scache.settings import COUNT, POSITIVE_COUNT, SETTINGS, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
 and a key of the configuration file, which is TOML (ttl_limit = 60). The
@@ -35,6 +35,8 @@ Examples:
 """
 
 Command = Callable[..., None]
+
+_NUMBERS = (COUNT, POSITIVE_COUNT)
 
 
 def settings_options(command: Command) -> Command:
@@ -101,7 +103,7 @@ def describe(sourced: Sourced) -> str:
     for setting in SETTINGS:
         value = getattr(sourced.settings, setting.name)
         text = setting.kind.write(value)
-        if not isinstance(value, bool | float) and setting.kind is not COUNT:
+        if not isinstance(value, bool | float) and setting.kind not in _NUMBERS:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
         lines[f"{setting.name} = {text}"] = one_line(sourced.origins[setting.name])
     width = max(map(len, lines))

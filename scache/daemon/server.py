@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import pwd
 import resource
 import signal
 import socket
@@ -16,9 +18,11 @@ from anyio.abc import TaskGroup
 
 from scache import __version__, fdpass
 from scache.cache import Cache
+from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.daemon import upkeep
-from scache.daemon.administration import Administration
+from scache.daemon.administration import Administration, People
+from scache.daemon.capacity import capacity
 from scache.daemon.channel import Channel
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
@@ -26,10 +30,14 @@ from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
 from scache.daemon.watchdog import Watchdog
-from scache.errors import DatabaseError, DatabaseFault
+from scache.errors import DatabaseError, DatabaseFault, SettingsError
 from scache.model import Connection
-from scache.settings import Settings
+from scache.protocol.server import ServerConversation
+from scache.settings import UNCHANGED, Settings
 from scache.store import Database, Start, open_database
+
+MAX_REFUSED = 16
+"""Clients that are answered though nothing is done for them; the next are hung up on at once."""
 
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
@@ -43,8 +51,16 @@ logger = logging.getLogger(__name__)
 class Server:
     """The connected clients, and all that is done for them until the daemon stops."""
 
-    def __init__(self, settings: Settings, clock: Clock, database: Database, cache: Cache) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        max_clients: int,
+        clock: Clock,
+        database: Database,
+        cache: Cache,
+    ) -> None:
         self._settings = settings
+        self._max_clients = max_clients
         self._clock = clock
         self._database = database
         self._cache = cache
@@ -54,9 +70,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(self._loop)
         self._snapshots = Snapshots(database, cache, self._readiness, self._on_their_way)
-        self._administration = Administration(
-            settings.admin_uid_numbers, settings.admin_gid_numbers, self._snapshots
-        )
+        self._administration = Administration(People(*settings.admin_ids), self._snapshots)
+        self._allowed = People(*settings.allowed_ids)
+        self._admitted: set[Session] = set()
+        """Those of `_sessions` for whom anything is done."""
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
@@ -72,6 +89,7 @@ class Server:
                 await tasks.start(self._watch_signals)
                 self._start_upkeep(tasks)
                 listener.start()
+                self._readiness.add(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
                     "listening on %s, database %s", self._settings.socket, self._database.path
                 )
@@ -88,6 +106,7 @@ class Server:
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
         committed = upkeep.Signal()
+        tasks.start_soon(upkeep.watch, self._cache)
         tasks.start_soon(upkeep.expire, self._cache, self._clock)
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
@@ -118,13 +137,23 @@ class Server:
         self._stop.set()
 
     def _connected(self, client: socket.socket) -> None:
+        if len(self._sessions) - len(self._admitted) >= MAX_REFUSED:
+            self._cache.counts["limit_clients"] += 1
+            client.close()
+            return
+        settings = self._settings
         session = Session(
             Channel(client, self._readiness),
             fdpass.peer(client),
             self._cache,
             self._administration,
+            ServerConversation(
+                announce=settings.announce,
+                max_message_size=settings.max_message_size,
+                max_ahead_size=settings.max_ahead_size,
+            ),
+            self._admit,
             self._disconnected,
-            announce=self._settings.announce,
         )
         self._sessions.add(session)
         self._idle.connected()
@@ -135,6 +164,16 @@ class Server:
             logger.warning("cannot serve a client: %s", error)
             session.abort()
 
+    def _admit(self, session: Session) -> str | None:
+        """Let a client have what it asks for; or return why it is told no, for the time being."""
+        allowed = self._allowed
+        if (allowed.uids or allowed.gids) and not allowed.include(session.peer, session.groups()):
+            return "not allowed: see allow_uids and allow_gids"
+        if len(self._admitted) >= self._max_clients:
+            return "limit: clients"
+        self._admitted.add(session)
+        return None
+
     def _on_their_way(self) -> Iterator[Connection]:
         for session in self._sessions:
             for loan in session.loans:
@@ -142,6 +181,7 @@ class Server:
 
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
+        self._admitted.discard(session)
         self._idle.disconnected()
         if not self._sessions:
             self._all_gone.set()
@@ -166,27 +206,66 @@ async def serve(settings: Settings) -> None:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.
     sock = ListeningSocket(settings.socket, settings.socket_mode, settings.owner_ids)
+    room = capacity(settings, open_files)
     with closing(sock):
+        _become(*settings.user_ids)
         clock = Clock()
         start = Start(
             clock.now(),
             __version__,
             settings.ttl_limit,
             settings.audit_rows,
-            settings.as_text() | {"open_files_limit": str(open_files)},
+            settings.as_text()
+            | {"max_clients": str(room.clients), "max_connections": str(room.connections)}
+            | {"open_files_limit": str(open_files)},
         )
         async with open_database(settings.database, start) as database:
             try:
-                cache = Cache(database, clock, settings.ttl_limit)
+                cache = Cache(
+                    database,
+                    clock,
+                    Limits(
+                        settings.ttl_limit,
+                        room.connections,
+                        settings.max_connections_per_endpoint,
+                        settings.max_bindings_per_destination,
+                    ),
+                    close_on_data=settings.on_data == "close",
+                )
             except DatabaseFault as error:
                 raise DatabaseError(
                     f"the database {settings.database} cannot be read ({error}): try again"
                 ) from error
             try:
-                await Server(settings, clock, database, cache).serve(sock)
+                await Server(settings, room.clients, clock, database, cache).serve(sock)
             finally:
                 cache.close()
                 await database.stop(clock.now())
+
+
+def _become(uid: int, gid: int) -> None:
+    """Be this user from now on, and of its groups; UNCHANGED keeps what there is.
+
+    Raises SettingsError if this process may not.
+    """
+    if uid == UNCHANGED:
+        return
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        group, name = gid, None
+    else:
+        group, name = (user.pw_gid if gid == UNCHANGED else gid), user.pw_name
+    try:
+        if name is None:
+            os.setgroups([])
+        else:
+            os.initgroups(name, group)
+        if group != UNCHANGED:
+            os.setgid(group)
+        os.setuid(uid)
+    except OSError as error:
+        raise SettingsError(f"--user: cannot become user {uid}: {error.strerror}") from error
 
 
 def _raise_descriptor_limit() -> int:

@@ -15,6 +15,7 @@ from scache.protocol.codec import NeedData
 from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
     GRAMMAR,
+    NAMES,
     PURGE_SLICE,
     FindDest,
     FindEndp,
@@ -62,15 +63,19 @@ class Session:
         peer: Peer,
         cache: Cache,
         administration: Administration,
+        conversation: ServerConversation,
+        admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
-        *,
-        announce: bool,
     ) -> None:
+        """Serve a client once it is admitted: until then ``admit`` says why it is not."""
         self._channel = channel
-        self._peer = peer
+        self.peer = peer
         self._cache = cache
         self._on_end = on_end
-        self._conversation = ServerConversation(announce=announce)
+        self._conversation = conversation
+        self._admit = admit
+        self._refusal: str | None = None
+        """Why nothing is done for this client, though it is answered."""
         self._client_id = cache.client_connected(peer)
         self._administration = administration
         self._asking = False
@@ -86,10 +91,11 @@ class Session:
         self._warned = False
 
     def __repr__(self) -> str:
-        return f"<Session client={self._client_id} pid={self._peer.pid}>"
+        return f"<Session client={self._client_id} pid={self.peer.pid}>"
 
     def start(self) -> None:
         """Announce the protocol and begin to serve."""
+        self._refusal = self._admit(self)
         self._channel.start(self)
         if self._conversation.output:
             self._flush()
@@ -109,7 +115,7 @@ class Session:
         """End because the client left an exchange half done for too long."""
         logger.warning(
             "client with process id %d stopped in the middle of an exchange: disconnected",
-            self._peer.pid,
+            self.peer.pid,
         )
         self.abort()
 
@@ -150,13 +156,16 @@ class Session:
     def _serve(self) -> None:
         """Answer what has been received: a turn's worth of it, and while the client takes it."""
         conversation, channel = self._conversation, self._channel
+        if self._refusal is not None:
+            self._refusal = self._admit(self)
+        answers = self._ANSWERS if self._refusal is None else self._REFUSALS
         turn_ends = self.progress + _EVENTS_PER_TURN
         try:
             while conversation.unread and channel.sent_all and not self._asking:
                 event = conversation.next_event()
                 if isinstance(event, NeedData):
                     break
-                self._ANSWERS[type(event)](self, event)
+                answers[type(event)](self, event)
                 self.progress += 1
                 if conversation.output_size > _OUTPUT_SIZE:
                     self._flush()
@@ -164,7 +173,9 @@ class Session:
                     channel.yield_turn(self._serve)
                     break
         except ProtocolError as error:
-            logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
+            self._cache.counts["limit_ahead_size"] += 1
+            self._cache.malformed("unknown", self._client_id, str(error))
+            logger.warning("client with process id %d: %s: disconnected", self.peer.pid, error)
             self.abort()
             return
         if conversation.output:
@@ -205,6 +216,21 @@ class Session:
 
     def _abandoned(self, _: Abandoned) -> None:
         self._end_loans(sent=False)
+
+    def _refuse_save(self, event: Save) -> None:
+        if event.descriptor is not None:
+            fdpass.close((event.descriptor,))
+        self._conversation.reply_status(self._refuse("save_endp"))
+
+    def _refuse_bind(self, _: SaveDest) -> None:
+        self._conversation.reply_status(self._refuse("save_dest"))
+
+    def _refuse_find(self, request: FindEndp | FindDest) -> None:
+        self._refuse(NAMES[type(request)].decode())
+        self._conversation.reply_miss(request)
+
+    def _refuse(self, kind: str) -> Status:
+        return self._cache.refuse(kind, self._client_id, self._refusal or "")
 
     def _find_endp(self, request: FindEndp) -> None:
         loan = self._cache.find_endp(request.endpoint, self._client_id)
@@ -275,11 +301,15 @@ class Session:
             self.progress += count  # each is as much work as a request
             self._conversation.reply_purged(count)
 
+    def groups(self) -> list[int]:
+        """Return the supplementary groups of the client."""
+        return self._channel.groups()
+
     def _permitted(self, kind: str) -> bool:
         """Return whether this client may ask such things; else say no."""
-        permitted = self._administration.permits(self._peer, self._channel.groups())
+        permitted = self._administration.permits(self.peer, self.groups())
         if not permitted:
-            self._cache.refused(kind, self._client_id)
+            self._cache.refuse(kind, self._client_id, "not permitted")
             self._conversation.reply_refusal(
                 "not permitted: ask as root, as the user of the daemon, or as one of its admin_uids"
             )
@@ -304,13 +334,16 @@ class Session:
         if event.descriptor is not None:
             fdpass.close((event.descriptor,))
         kind = event.name.decode() if event.name in GRAMMAR else "unknown"
-        self._cache.malformed(kind, self._client_id)
+        if event.too_long:
+            self._cache.counts["limit_message_size"] += 1
+        detail = "longer than max_message_size" if event.too_long else None
+        self._cache.malformed(kind, self._client_id, detail)
         if not self._warned:
             self._warned = True
             logger.warning(
                 "client with process id %d sent a malformed or unknown request (%s): "
                 "answered with status 1, further ones of this client are not logged",
-                self._peer.pid,
+                self.peer.pid,
                 kind,
             )
 
@@ -326,4 +359,10 @@ class Session:
         Deliver: _deliver,
         Delivered: _delivered,
         Abandoned: _abandoned,
+    }
+    _REFUSALS: ClassVar[dict[type[Event], Callable[[Session, Any], None]]] = _ANSWERS | {
+        Save: _refuse_save,
+        SaveDest: _refuse_bind,
+        FindEndp: _refuse_find,
+        FindDest: _refuse_find,
     }

@@ -19,6 +19,9 @@ from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
 EXPIRY_PAUSE = 0.01
 """Seconds between two rounds of expiry, so that a steady trickle does not keep us busy."""
 
+WATCH_INTERVAL = 0.05
+"""Seconds for which a connection is not watched: most are found sooner."""
+
 CHECKPOINT_INTERVAL = 1.0
 """Seconds from a commit to the checkpoint that follows."""
 
@@ -63,6 +66,17 @@ async def expire(cache: Cache, clock: Clock) -> None:
         else:
             await anyio.sleep(min(due_in, EXPIRY_PAUSE))
             await earlier.wait(max(0, due_in - EXPIRY_PAUSE))
+
+
+async def watch(cache: Cache) -> None:
+    """Begin to watch for hang-ups of what stays in the cache for longer than WATCH_INTERVAL."""
+    parked = Signal()
+    cache.on_parked = parked.set
+    while True:
+        await parked.wait()
+        await anyio.sleep(WATCH_INTERVAL)
+        while cache.watch():
+            await anyio.lowlevel.checkpoint()
 
 
 async def commit(database: Database, committed: Signal) -> None:

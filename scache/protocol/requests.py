@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scache.protocol.codec import MAX_MESSAGE_SIZE, NUL, decode_integer
+from scache.protocol.codec import NUL, decode_integer
 from scache.protocol.messages import GRAMMAR, Grammar, Request
 
 
@@ -17,6 +17,8 @@ class Malformed(NamedTuple):
     """What it called itself."""
     descriptor: int | None = None
     """The one that it carried, in inline mode; the taker's to close."""
+    too_long: bool = False
+    """Whether it is longer than it may be."""
 
 
 REQUEST = b"request\0"
@@ -59,7 +61,7 @@ _new = tuple.__new__
 for it."""
 
 
-def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
+def parse(buffer: bytes, at: int, max_size: int) -> tuple[Request, int] | None:
     """Return the well-formed request that begins at ``at``, and where it ends.
 
     None if it is not complete, or if anything about it is odd: see `read_odd`.
@@ -68,7 +70,7 @@ def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
     if match is None:
         return None
     end = match.end()
-    if end - at > MAX_MESSAGE_SIZE:
+    if end - at > max_size:
         return None
     grammar, groups = _READINGS[match.lastindex]
     values: Sequence[Any] = match.groups()[groups]
@@ -80,7 +82,7 @@ def parse(buffer: bytes, at: int) -> tuple[Request, int] | None:
     return _new(grammar.kind, values), end
 
 
-def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
+def read_odd(tokens: list[bytes], *, complete: bool, max_size: int) -> Request | Malformed:
     """Return the request that these strings are, of which the first is its name.
 
     They are names and values in turn, as far as they have been received, and are
@@ -90,8 +92,9 @@ def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
     name = tokens[0] if tokens else b""
     grammar = GRAMMAR.get(name)
     size = sum(map(len, tokens)) + len(tokens) + len(REQUEST)
-    if grammar is None or not complete or size > MAX_MESSAGE_SIZE:
-        return Malformed(name)
+    too_long = not complete or size > max_size
+    if grammar is None or too_long:
+        return Malformed(name, too_long=too_long)
     names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
     values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
     if names != grammar.names or len(values) < len(names):

@@ -117,7 +117,16 @@ MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
 class ServerConversation:
     """One client's conversation, in the base protocol of scache(8) or in inline mode."""
 
-    def __init__(self, *, announce: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        announce: bool = True,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        max_ahead_size: int = MAX_AHEAD_SIZE,
+    ) -> None:
+        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy."""
+        self._max_message_size = max_message_size
+        self._max_ahead_size = max_ahead_size
         self.inline = False
         """Whether the client has asked for inline mode."""
         self._state = _IDLE
@@ -322,14 +331,14 @@ class ServerConversation:
         if isinstance(request, NeedData):
             return NEED_DATA
         self._held_size += self._at - start
-        if self._held_size > MAX_AHEAD_SIZE:
+        if self._held_size > self._max_ahead_size:
             raise ProtocolError("too many requests sent ahead")
         self._held.append(request)
         return None
 
     def _next_request(self) -> Request | Malformed | NeedData:
         """Parse the next request, passing over messages that are none."""
-        parsed = None if self._skipping else parse(self._buffer, self._at)
+        parsed = None if self._skipping else parse(self._buffer, self._at, self._max_message_size)
         if parsed is None:
             return self._next_odd_request()
         request, self._at = parsed
@@ -355,7 +364,11 @@ class ServerConversation:
             else:
                 self._advance(end)
             if b"request" in tokens and not skipping:
-                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
+                return read_odd(
+                    tokens[tokens.index(b"request") + 1 :],
+                    complete=end is not None,
+                    max_size=self._max_message_size,
+                )
 
     def _pass_over_messages(self) -> int:
         """Pass over whole messages that are no requests; return where a request may begin, or 0."""
@@ -385,7 +398,7 @@ class ServerConversation:
 
     @property
     def _too_long(self) -> bool:
-        return len(self._buffer) - self._at > MAX_MESSAGE_SIZE
+        return len(self._buffer) - self._at > self._max_message_size
 
     def _skip(self) -> bool:
         """Forget what has come of a message without end, and let its rest pass; return False.

@@ -7,7 +7,6 @@ scans, sorts or waits for a disk.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from typing import NamedTuple
 
 from scache.errors import DatabaseFault
@@ -32,8 +31,6 @@ _OLDEST_OF_DESTINATION = """
     ORDER BY b.id, c.id LIMIT 1
 """
 _REMOVE_CONNECTION = "DELETE FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
-_REMOVE_EXPIRED = f"{_REMOVE_CONNECTION} RETURNING saved_at"
-_SAVED_AT = "SELECT saved_at FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
 _REFRESH_BINDING = """
     UPDATE binding SET expires_at = ? WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT) AND expires_at > ?
@@ -55,8 +52,7 @@ _REPLACE_BINDING = """
 """
 _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
 _CONNECTIONS_OF_ENDPOINT = """
-    SELECT id, endpoint, properties, saved_at, expires_at, client_id FROM connection
-    WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
+    SELECT id FROM connection WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
 _BINDINGS_OF_DESTINATION = """
     SELECT id, destination, endpoint, saved_at FROM binding
@@ -168,28 +164,21 @@ class LiveRows:
         """Remove a connection that is about to be handed out."""
         self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id))
 
-    def remove_connection(self, endpoint: bytes, connection_id: int) -> float | None:
-        """Remove a connection whose descriptor is gone; return when it was saved. Never refused.
+    def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
+        """Remove a connection whose descriptor is gone. Never refused."""
+        self._batch.execute_eventually(_REMOVE_CONNECTION, (text(endpoint), connection_id))
 
-        While the database is locked, it is removed as soon as it can be; None if its row waits
-        for that as well.
+    def save_binding(self, row: Binding, *, may_add: bool = True) -> Saved | None:
+        """Move the expiry of a binding that is there already, or else add it.
+
+        None if it would have to be added, and may not be.
         """
-        key = (text(endpoint), connection_id)
-        removed = self._batch.execute_eventually(_REMOVE_EXPIRED, key)
-        rows: list[tuple[float]] = []
-        if removed is not None:
-            rows = removed.fetchall()
-        else:
-            with suppress(DatabaseFault):
-                rows = self._batch.query(_SAVED_AT, key)
-        return rows[0][0] if rows else None
-
-    def save_binding(self, row: Binding) -> Saved:
-        """Add a binding, or move the expiry of the one that is there already."""
         identity = (text(row.destination), text(row.endpoint), text(row.properties))
         refresh = (row.expires_at, *identity, row.saved_at)
         for (binding_id,) in self._batch.add(_REFRESH_BINDING, refresh).fetchall():
             return Saved(binding_id, added=False)
+        if not may_add:
+            return None
         adding = (row.id, *identity, row.saved_at, row.expires_at, row.client_id)
         if self._batch.execute(_ADD_BINDING, adding).rowcount:
             return Saved(row.id, added=True)
@@ -207,11 +196,11 @@ class LiveRows:
         """Return bindings that have expired, the first to expire first."""
         return [Gone(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
 
-    def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[Connection]:
-        """Return up to ``limit`` connections of an endpoint, expired ones too, the oldest first."""
+    def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[int]:
+        """Return the ids of up to ``limit`` connections of an endpoint, the oldest first."""
         self._batch.begin()
         rows = self._batch.query(_CONNECTIONS_OF_ENDPOINT, (text(endpoint), limit))
-        return [Connection(*row) for row in rows]
+        return [row_id for (row_id,) in rows]
 
     def bindings_of_destination(self, destination: bytes, limit: int) -> list[Gone]:
         """Return up to ``limit`` bindings of a destination, that are to be removed."""
