@@ -92,7 +92,7 @@ def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
 
 
 def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept while the disk is full has a bound; each event above it is counted as dropped."""
+    """What is kept while the disk is full has a bound, and each event that is dropped counts."""
     monkeypatch.setattr(trail, "MAX_PENDING", 3 * ROWS_AT_ONCE)
     for _ in range(ROWS_AT_ONCE):
         rig.save()
