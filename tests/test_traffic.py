@@ -67,9 +67,12 @@ def processes(path: Path, diaries: Path, seed: int, seconds: float) -> Iterator[
                     running[at] = begin(begun)
                     begun += 1
             time.sleep(0.02)
-    finally:
         for process in running:
             assert process.wait(20) in (0, -signal.SIGKILL)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 class Books:
