@@ -265,7 +265,9 @@ def _token(descriptor: int) -> str:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return os.pread(descriptor, 100, 0).decode()
         with socket.socket(fileno=os.dup(descriptor)) as found:
-            return found.recv(100).decode()
+            return found.recv(100, socket.MSG_DONTWAIT).decode()
+    except BlockingIOError:
+        return "somebody else has read it"
     finally:
         os.close(descriptor)
 
