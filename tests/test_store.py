@@ -17,7 +17,18 @@ from scache.daemon import upkeep
 from scache.daemon.readiness import Readiness
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
-from scache.store import MEMORY, Binding, Database, Gone, LiveRows, batch, ids, live, migrations
+from scache.store import (
+    MEMORY,
+    Binding,
+    Database,
+    Gone,
+    LiveRows,
+    batch,
+    ids,
+    live,
+    migrations,
+    trail,
+)
 from scache.store.database import APPLICATION_ID
 from scache.store.live import Saved
 from tests.support.opened import NOW, Opened, locked, no_space, read
@@ -122,7 +133,7 @@ class TestMigrations:
 
 STATEMENTS = {
     f"{module.__name__}.{name}": sql
-    for module in (live, batch, ids)
+    for module in (live, batch, ids, trail)
     for name, sql in vars(module).items()
     if isinstance(sql, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", sql)
 }

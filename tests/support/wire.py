@@ -128,6 +128,10 @@ class Wire:
         assert self._descriptors, "the byte that was to carry a descriptor came without one"
         return self._descriptors.pop(0)
 
+    def take_descriptor(self) -> int:
+        """Return the next descriptor that came with what was received; the caller's to close."""
+        return self._descriptors.pop(0)
+
     def announcement(self) -> bytes:
         """Return what the server says first."""
         return self.receive_message_bytes()
