@@ -336,7 +336,7 @@ class TestHandover:
             for number, request in enumerate(requests):
                 # Ids follow the order of time only by and large.
                 cached.event(**{"id": 50 - number, "status": 0, "at": NOW + number, **request})
-            found = {"endpoint": b"mx", "connection_id": 7, "client_id": 2}
+            found: Event = {"endpoint": b"mx", "connection_id": 7, "client_id": 2}
             cached.event("found", at=NOW + 5.5, age=4.5, **found)
 
         with seen(tmp_path / "cache.db", fill) as rows:
