@@ -160,6 +160,64 @@ FROM (
 GROUP BY kind
 ORDER BY connections DESC, kind;
 
+-- Which connection went from whom to whom, and from what to what: one row for every connection
+-- that was found, in that order. The destination that it was saved for, and found for, is the one
+-- that the client named before: smtp(8) does save_dest and then save_endp, and a find_dest that
+-- misses before its find_endp. It is NULL where the client named none, or the trail forgot.
+CREATE VIEW handover AS
+WITH step AS (  -- the requests, with the destination that each is for
+    SELECT
+        connection_id,
+        kind,
+        status,
+        at,
+        client_id,
+        CASE
+            WHEN kind <> 'save_endp' THEN CASE WHEN named_by = 'find_dest' THEN named END
+            WHEN named_by = 'save_dest' AND named_endpoint = endpoint THEN named
+        END AS destination
+    FROM (
+        SELECT
+            *,
+            first_value(kind) OVER naming AS named_by,
+            first_value(destination) OVER naming AS named,
+            first_value(endpoint) OVER naming AS named_endpoint
+        FROM (
+            SELECT
+                *,  -- a number for each request that names a destination, and those that follow it
+                sum(kind IN ('save_dest', 'find_dest')) OVER (
+                    PARTITION BY client_id ORDER BY at, id
+                ) AS naming
+            FROM event
+            WHERE kind IN ('save_endp', 'find_endp', 'save_dest', 'find_dest')
+        )
+        WINDOW naming AS (PARTITION BY client_id, naming ORDER BY at, id)
+    )
+    WHERE connection_id IS NOT NULL
+)
+SELECT
+    e.connection_id,
+    e.endpoint,
+    saved.destination AS saved_for,
+    found.destination AS found_for,
+    strftime('%Y-%m-%dT%H:%M:%fZ', saved.at, 'unixepoch') AS saved_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', e.at, 'unixepoch') AS found_at,
+    e.age,
+    saved.client_id AS saved_by,
+    e.client_id AS found_by,
+    saver.pid AS saved_by_pid,
+    finder.pid AS found_by_pid
+FROM event AS e
+LEFT JOIN step AS saved ON saved.connection_id = e.connection_id AND saved.kind = 'save_endp'
+LEFT JOIN step AS found  -- not that of a client that vanished, and whose connection was put back
+    ON found.connection_id = e.connection_id
+    AND found.client_id = e.client_id
+    AND found.kind IN ('find_endp', 'find_dest')
+LEFT JOIN client AS saver ON saver.id = saved.client_id
+LEFT JOIN client AS finder ON finder.id = e.client_id
+WHERE e.kind = 'found'
+ORDER BY e.at, e.id;
+
 -- Who did what: one row for each client that is known or in the trail, in the order of coming.
 CREATE VIEW client_activity AS
 SELECT

@@ -482,9 +482,10 @@ class Accounts:
     def check_descriptors(self) -> None:
         """Parked is what is live, lent what is on its way, and nothing else is open."""
         descriptors = self.cache._descriptors
-        assert descriptors._parked == {row: self.descriptor_of[row] for row in self.ledger.live}
+        parked = {each.id: each.descriptor for each in descriptors._parked.values()}
+        assert parked == {row: self.descriptor_of[row] for row in self.ledger.live}
         assert descriptors._lent == {row: self.descriptor_of[row] for row in self.ledger.lent}
-        held = {*descriptors._parked.values(), *descriptors._lent.values()}
+        held = {*parked.values(), *descriptors._lent.values()}
         assert self.rig.descriptors.open == held
 
     def check_counters(self) -> None:

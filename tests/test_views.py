@@ -29,6 +29,7 @@ VIEWS = {
     "endpoint_hit_rate",
     "saved_never_found",
     "lifetime",
+    "handover",
     "client_activity",
 }
 LABELS = [*ODD.values(), b"a", b"b", b"c"]
@@ -315,6 +316,85 @@ def test_event_log(events: list[Event], tmp_path: Path) -> None:
             "age": event.get("age"),
             "detail": None,
         }
+
+
+class TestHandover:
+    def test_smtp_names_the_destination_first(self, tmp_path: Path) -> None:
+        """What smtp(8) asks for before a request of an endpoint is what that request is for."""
+
+        def fill(cached: Cached) -> None:
+            insert_clients(cached)
+            requests: list[Event] = [
+                {"kind": "save_dest", "destination": b"a.org", "endpoint": b"mx", "client_id": 1},
+                {"kind": "save_endp", "endpoint": b"mx", "connection_id": 7, "client_id": 1},
+                {"kind": "find_dest", "status": 2, "destination": b"b.org", "client_id": 2},
+                # In between, somebody else.
+                {"kind": "find_dest", "status": 2, "destination": b"other", "client_id": 4},
+                {"kind": "find_endp", "status": 2, "endpoint": b"mx1", "client_id": 2},
+                {"kind": "find_endp", "endpoint": b"mx", "connection_id": 7, "client_id": 2},
+            ]
+            for number, request in enumerate(requests):
+                # Ids follow the order of time only by and large.
+                cached.event(**{"id": 50 - number, "status": 0, "at": NOW + number, **request})
+            found: Event = {"endpoint": b"mx", "connection_id": 7, "client_id": 2}
+            cached.event("found", at=NOW + 5.5, age=4.5, **found)
+
+        with seen(tmp_path / "cache.db", fill) as rows:
+            (row,) = rows("handover")
+        assert row == {
+            "connection_id": 7,
+            "endpoint": b"mx",
+            "saved_for": b"a.org",
+            "found_for": b"b.org",
+            "saved_at": iso(NOW + 1),
+            "found_at": iso(NOW + 5.5),
+            "age": 4.5,
+            "saved_by": 1,
+            "found_by": 2,
+            "saved_by_pid": 1001,
+            "found_by_pid": 1002,
+        }
+
+    def test_what_nobody_named_is_not_told(self, tmp_path: Path) -> None:
+        """A destination that was named for another endpoint, or after it, is none."""
+
+        def fill(cached: Cached) -> None:
+            one: Event = {"client_id": 1, "connection_id": 7, "endpoint": b"mx"}
+            cached.event("save_dest", 0, destination=b"a.org", endpoint=b"other", client_id=1)
+            cached.event("save_endp", 0, at=NOW + 1, **one)
+            cached.event("find_endp", 0, at=NOW + 2, **one)
+            cached.event("found", at=NOW + 2, age=1.0, **one)
+            cached.event("save_dest", 0, at=NOW + 3, destination=b"b.org", client_id=1)
+            forgotten: Event = {"client_id": 5, "connection_id": 3, "endpoint": b"old"}
+            cached.event("found", at=NOW + 4, age=9.0, **forgotten)
+
+        with seen(tmp_path / "cache.db", fill) as rows:
+            found = rows("handover")
+        assert [(row["connection_id"], row["saved_by"], row["found_by"]) for row in found] == [
+            (7, 1, 1),
+            (3, None, 5),
+        ]
+        assert all(row["saved_for"] is row["found_for"] is None for row in found)
+
+    def test_who_vanished_is_not_told(self, tmp_path: Path) -> None:
+        """A connection that was put back went to the one who got it then."""
+
+        def fill(cached: Cached) -> None:
+            for client, name, end in (1, b"a.org", "put_back"), (2, b"b.org", "found"):
+                one: Event = {"at": NOW + client, "client_id": client, "connection_id": 7}
+                cached.event("find_dest", 0, destination=name, endpoint=b"mx", **one)
+                cached.event(end, endpoint=b"mx", age=1.0, **one)
+
+        with seen(tmp_path / "cache.db", fill) as rows:
+            (row,) = rows("handover")
+        assert (row["found_for"], row["found_by"]) == (b"b.org", 2)
+
+    def test_every_connection_that_was_found(self, events: list[Event], tmp_path: Path) -> None:
+        """Whatever happened, each is told of once."""
+        with seen(tmp_path / "cache.db", lambda cached: insert(cached, events)) as rows:
+            found = rows("handover")
+        expected = [event["connection_id"] for event in events if event["kind"] == "found"]
+        assert [row["connection_id"] for row in found] == expected
 
 
 class TestLive:

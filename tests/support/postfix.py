@@ -9,11 +9,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from tests.support.genuine import (
     MAIL_OWNER,
@@ -25,9 +25,10 @@ from tests.support.genuine import (
 
 _MAIN_CF = """\
 relayhost = [127.0.0.1]:{port}
+transport_maps = {routes}
 smtp_dns_support_level = disabled
 smtp_host_lookup = native
-smtp_connection_cache_destinations = 127.0.0.1
+smtp_connection_cache_destinations = 127.0.0.1, localhost
 smtp_connection_cache_time_limit = {cache_time_limit}s
 connection_cache_ttl_limit = {cache_time_limit}s
 initial_destination_concurrency = {concurrency}
@@ -47,6 +48,8 @@ bounce    unix  -  -  n  -  0  bounce
 defer     unix  -  -  n  -  0  bounce
 trace     unix  -  -  n  -  0  bounce
 smtp      unix  -  -  n  -  -  smtp
+brief     unix  -  -  n  -  -  smtp
+  -o smtp_connection_cache_time_limit=1s
 error     unix  -  -  n  -  -  error
 retry     unix  -  -  n  -  -  error
 """
@@ -64,6 +67,17 @@ _LONGEST_LIFE = 600
 """Seconds after which master(8) ends on its own, if nobody is left to stop it."""
 
 
+class Route(NamedTuple):
+    """How the mail of a domain leaves: each route is a destination of its own to smtp(8)."""
+
+    sink: int
+    """Which of the sinks takes it; routes to one sink share its endpoint."""
+    host: str = "127.0.0.1"
+    """How the sink's host is called: a name of 127.0.0.1 in smtp_connection_cache_destinations."""
+    transport: str = "smtp"
+    """``brief`` keeps a connection for only one second in its cache."""
+
+
 class PrivatePostfix:
     """An instance of Postfix without a scache(8), running from entering to leaving.
 
@@ -76,12 +90,14 @@ class PrivatePostfix:
         genuine_scache: bool = False,
         concurrency: int = 20,
         cache_time_limit: int = 60,
+        routes: Mapping[str, Route] | None = None,
         timeout: float = 20,
     ) -> None:
         self._genuine_scache = genuine_scache
         self._concurrency = concurrency
         self.cache_time_limit = cache_time_limit
         """Seconds for which smtp(8) keeps a connection in its cache."""
+        self._routes = routes or {}
         self._timeout = timeout
         self._sent = 0
         self._counted = 0
@@ -102,13 +118,19 @@ class PrivatePostfix:
     ) -> None:
         self._cleanup.close()
 
-    def send(self, messages: int = 1000, sessions: int = 20, timeout: float = 120) -> None:
-        """Have smtpd(8) accept so many messages, in so many sessions at once."""
+    def send(
+        self,
+        messages: int = 1000,
+        sessions: int = 20,
+        timeout: float = 120,
+        domain: str = "sink.example",
+    ) -> None:
+        """Have smtpd(8) accept so many messages to a domain, in so many sessions at once."""
         subprocess.run(
             [
                 *(self._commands / "smtp-source", "-d"),
                 *("-m", str(messages), "-s", str(sessions)),
-                *("-f", "sender@host.example", "-t", "recipient@sink.example"),
+                *("-f", "sender@host.example", "-t", f"recipient@{domain}"),
                 f"unix:{self._smtpd_socket}",
             ],
             check=True,
@@ -149,9 +171,16 @@ class PrivatePostfix:
         self.cache_socket = queue / "private/scache"
         self._smtpd_socket = queue / "public/smtpd"
         self._log = cleanup.enter_context(PostfixLog(queue / "public/postlog"))
-        port = cleanup.enter_context(_smtp_sink(self._commands, self._timeout))
+        sinks = {0, *(route.sink for route in self._routes.values())}
+        ports = {
+            sink: cleanup.enter_context(_smtp_sink(self._commands, self._timeout))
+            for sink in sorted(sinks)
+        }
         main_cf = _MAIN_CF.format(
-            port=port, concurrency=self._concurrency, cache_time_limit=self.cache_time_limit
+            port=ports[0],
+            routes=_transport_maps(self._routes, ports),
+            concurrency=self._concurrency,
+            cache_time_limit=self.cache_time_limit,
         )
         master_cf = _MASTER_CF + (_GENUINE_SCACHE if self._genuine_scache else "")
         configuration = write_configuration(directory, main_cf, master_cf)
@@ -183,6 +212,16 @@ class PrivatePostfix:
         if not ended.poll(self._timeout * 1000):
             os.killpg(master.pid, signal.SIGKILL)
             raise TimeoutError(f"Postfix did not stop within {self._timeout} s")
+
+
+def _transport_maps(routes: Mapping[str, Route], ports: Mapping[int, int]) -> str:
+    if not routes:
+        return ""
+    entries = (
+        f"{domain}={route.transport}:[{route.host}]:{ports[route.sink]}"
+        for domain, route in routes.items()
+    )
+    return f"inline:{{ {' '.join(entries)} }}"
 
 
 def _deliveries(lines: list[str]) -> Iterator[str]:

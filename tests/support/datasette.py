@@ -1,0 +1,106 @@
+"""Datasette on a database file, as somebody would run it beside the daemon."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, urlencode
+
+from tests.commands import clean_environment
+
+_ADDRESS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:([0-9]+) ")
+
+
+class Datasette:
+    """What a running Datasette answers."""
+
+    def __init__(self, port: int, database: str, timeout: float) -> None:
+        self._port = port
+        self._database = database
+        self._timeout = timeout
+
+    def rows(self, relation: str) -> list[dict[str, Any]]:
+        """Return the rows of a table or view, of which there are few."""
+        rows = self._fetch(f"/{quote(self._database)}/{relation}.json", _size="max")
+        assert isinstance(rows, list)
+        return rows
+
+    def query(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Return what a statement with named parameters gives."""
+        rows = self._fetch(f"/{quote(self._database)}.json", sql=sql, **parameters)
+        assert isinstance(rows, list), rows
+        return rows
+
+    def _fetch(self, path: str, **query: object) -> Any:  # noqa: ANN401 - whatever it answers
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
+        try:
+            connection.request("GET", f"{path}?{urlencode({**query, '_shape': 'array'})}")
+            with connection.getresponse() as response:
+                body = response.read()
+            assert response.status == http.HTTPStatus.OK, body
+            return json.loads(body)
+        finally:
+            connection.close()
+
+
+@contextmanager
+def datasette(command: Sequence[str], path: Path, timeout: float = 30) -> Iterator[Datasette]:
+    """Run a command line of Datasette, the file's path to be added, on a free port of loopback."""
+    program, *options = command
+    assert program == "datasette"
+    process = subprocess.Popen(
+        # Port 0: the kernel chooses one, and Datasette says which.
+        [sys.executable, "-m", "datasette", *options, path, "--host", "127.0.0.1", "--port", "0"],
+        env=clean_environment(PYTHONUNBUFFERED="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    log = _Log(process.stderr)
+    try:
+        yield Datasette(log.wait_for_port(timeout), path.stem, timeout)
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+class _Log:
+    """Reads what Datasette says, lest it wait for us."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._port = 0
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_for_port(self, timeout: float) -> int:
+        """Return where it listens; raise RuntimeError if it does not, in time."""
+        if not self._ready.wait(timeout) or not self._port:
+            raise RuntimeError(f"Datasette does not listen: {self._lines}")
+        return self._port
+
+    def close(self) -> None:
+        """Read to the end, which comes with that of the process."""
+        self._reader.join()
+
+    def _read(self) -> None:
+        with self._stream:
+            for line in self._stream:
+                self._lines.append(line)
+                if match := _ADDRESS.search(line):
+                    self._port = int(match[1])
+                    self._ready.set()
+        self._ready.set()
