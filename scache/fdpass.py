@@ -89,15 +89,18 @@ def peer_process(descriptor: int) -> int:
     For a socket that is connected to a listening one that is who called
     listen(2), as it is for the listening socket itself (unix(7)).
     """
-    # The kernel is asked with the right number whatever the socket is, and all three arguments
-    # keep Python from asking what it is.
-    sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
     try:
-        return _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))[0]  # type: ignore[no-any-return]
+        # Whatever the socket is: the arguments keep Python from asking.
+        sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
+    except OSError:
+        return 0
+    try:
+        process, _, _ = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
     except OSError:
         return 0
     finally:
         sock.detach()
+    return int(process)
 
 
 def peer_groups(sock: socket.socket) -> list[int]:

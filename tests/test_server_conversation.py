@@ -273,7 +273,7 @@ def test_largest_message() -> None:
         stream = encode_request(largest) + encode_request(FindEndp(b"x" * (room + 1)))
         stream += encode_request(TAIL)
         serving.feed(in_sizes(stream, [size] * (len(stream) // size)))
-        assert serving.events == [largest, Malformed(b"find_endp"), TAIL]
+        assert serving.events == [largest, Malformed(b"find_endp", too_long=True), TAIL]
         assert serving.sent == TAIL_REPLY + BAD_FIND_ENDP + TAIL_REPLY
 
 

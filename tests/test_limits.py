@@ -1,0 +1,347 @@
+"""What happens at each limit, to dead peers, and to those who may not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from scache import Client
+from scache.daemon.capacity import Capacity, capacity
+from scache.protocol.server import MAX_AHEAD_SIZE
+from scache.settings import Settings
+from tests.support.clients import Pair
+from tests.support.daemon import Daemon
+from tests.support.dialogue import DEADLINE, eventually
+from tests.support.genuine import private_directory
+from tests.support.somebody import GID, GROUP, UID, as_somebody
+from tests.support.wire import Wire, encode
+from tests.test_snapshots import descriptors_of, snapshot
+
+OPEN_FILES = 160
+
+
+@contextmanager
+def few_open_files(limit: int = OPEN_FILES) -> Iterator[None]:
+    """Let what is started meanwhile have so few open files; only root gets its own back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def limited(path: Path, *options: str, database: str = ":memory:") -> Iterator[Client]:
+    """Run a daemon with these options, and be its client."""
+    with Daemon(path, *options, database=database) as daemon, Client(daemon.path) as client:
+        yield client
+
+
+def count(client: Client, name: str) -> int:
+    """Return a counter."""
+    rows = snapshot(client, f"SELECT value FROM counter WHERE name = '{name}'")
+    return rows[0][0] if rows else 0
+
+
+def refusals(client: Client) -> list[tuple[str, str]]:
+    """Return what failed, and why."""
+    return snapshot(
+        client,
+        "SELECT DISTINCT kind, detail FROM event WHERE status > 0 AND detail NOTNULL ORDER BY id",
+    )
+
+
+@pytest.mark.parametrize(
+    ("open_files", "settings", "expected"),
+    [
+        (20_000, {}, Capacity(1000, 18_936)),
+        (160, {}, Capacity(24, 72)),
+        (160, {"max_clients": 3, "max_connections": 50}, Capacity(3, 50)),
+        (160, {"max_clients": 90, "max_connections": 150}, Capacity(24, 72)),
+        (160, {"descriptor_reserve": 0}, Capacity(40, 120)),
+        (10, {}, Capacity(1, 1)),
+    ],
+)
+def test_capacity(open_files: int, settings: dict[str, int], expected: Capacity) -> None:
+    """The settings hold as far as there are open files besides the reserve."""
+    assert capacity(Settings(**settings), open_files) == expected  # type: ignore[arg-type]
+
+
+def test_the_connection_nearest_to_its_expiry_gives_way(path: Path, database: str) -> None:
+    """At the limit a save is done, and who had the least time left is closed."""
+    with limited(path, "--max-connections", "3", database=database) as client:
+        with ExitStack() as ends:
+            peers = {}
+            for ttl in (50, 20, 90, 40):
+                peers[ttl], ours = socket.socketpair()
+                ends.enter_context(peers[ttl])
+                with ours:
+                    assert client.save_endp(ttl, f"{ttl}", "", ours)
+            peers[20].settimeout(DEADLINE)
+            assert peers[20].recv(1) == b""
+            assert client.find_endp("20") is None
+            for ttl in (50, 90, 40):
+                found = client.find_endp(f"{ttl}")
+                assert found is not None
+                found.close()
+        assert count(client, "connections_evicted") == 1
+        evicted = "SELECT endpoint, client_id FROM event WHERE kind = 'evicted'"
+        assert snapshot(client, evicted) == [("20", None)]
+
+
+def test_connections_per_endpoint(path: Path, pair: Pair) -> None:
+    """Too many of one endpoint are refused, others and later ones are not."""
+    with limited(path, "--max-connections-per-endpoint", "2") as client:
+        saved = [client.save_endp(60, label, "", pair[1]) for label in "aaab"]
+        assert saved == [True, True, False, True]
+        found = client.find_endp("a")
+        assert found is not None
+        found.close()
+        assert client.save_endp(60, "a", "", pair[1])
+        assert count(client, "limit_connections_per_endpoint") == 1
+        assert refusals(client) == [("save_endp", "limit: connections per endpoint")]
+
+
+def test_bindings_per_destination(path: Path, database: str) -> None:
+    """Too many of one destination are refused; those that are there can be saved again."""
+    with limited(path, "--max-bindings-per-destination", "2", database=database) as client:
+        saved = [client.save_dest(60, "d", "", endpoint) for endpoint in "abcab"]
+        assert saved == [True, True, False, True, True]
+        assert client.save_dest(60, "another", "", "c")
+        assert count(client, "limit_bindings_per_destination") == 1
+        assert refusals(client) == [("save_dest", "limit: bindings per destination")]
+
+
+def test_size_of_a_message(path: Path, pair: Pair) -> None:
+    """A request that is longer than the setting says is malformed, and that is counted."""
+    with limited(path, "--max-message-size", "100") as client:
+        assert client.save_endp(60, "e", "", pair[1])
+        with Wire(path) as wire:
+            wire.announcement()
+            wire.send(encode([(b"request", b"find_endp"), (b"label", b"x" * 100)]))
+            assert wire.receive_message()[0] == (b"status", b"1")
+        assert count(client, "limit_message_size") == 1
+        assert refusals(client) == [("find_endp", "longer than max_message_size")]
+
+
+def test_what_is_sent_ahead(path: Path, pair: Pair) -> None:
+    """Who sends more ahead of a dummy than the setting says is disconnected."""
+    miss = encode([(b"request", b"find_endp"), (b"label", b"nothing")])
+    with limited(path, "--max-ahead-size", "1000") as client:
+        assert client.save_endp(60, "e", "", pair[1])
+        with Wire(path) as wire:
+            wire.announcement()
+            wire.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+            assert wire.receive_message()[0] == (b"status", b"0")
+            wire.send(miss * (1000 // len(miss) + 1))
+            assert wire.receive_raw()[0] == b""
+        assert count(client, "limit_ahead_size") == 1
+        found = client.find_endp("e")
+        assert found is not None
+        found.close()
+    assert Settings().max_ahead_size == MAX_AHEAD_SIZE
+
+
+class TestTooManyClients:
+    def test_are_told_no_until_there_is_room(self, path: Path, pair: Pair) -> None:
+        """They are answered, in either protocol, and served as soon as somebody leaves."""
+        with limited(path, "--max-clients", "2") as client:
+            assert client.save_endp(60, "e", "", pair[1])
+            with closing(Client(path)) as second:
+                assert second.save_dest(60, "d", "", "e")
+                with Client(path) as inline, Client(path, inline=False) as base:
+                    for crowded in (inline, base):
+                        assert not crowded.save_endp(60, "e", "", pair[1])
+                        assert not crowded.save_dest(60, "d", "", "e")
+                        assert crowded.find_endp("e") is None
+                        assert crowded.find_dest("d") is None
+                    # Who is in charge can look inside all the same.
+                    assert count(inline, "save_endp_fail") == 2
+                    second.close()
+                    eventually(lambda: base.save_dest(60, "d", "", "e"))
+            assert ("find_dest", "limit: clients") in refusals(client)
+
+    def test_the_next_ones_are_hung_up_on(self, path: Path) -> None:
+        """A flood is neither answered nor left waiting."""
+        with limited(path, "--max-clients", "1") as client, ExitStack() as wires:
+            assert client.find_endp("e") is None
+            for _ in range(16):
+                assert wires.enter_context(Wire(path)).announcement()
+            for _ in range(5):
+                assert wires.enter_context(Wire(path)).receive_raw()[0] == b""
+            assert count(client, "limit_clients") == 5
+
+
+def test_few_open_files(path: Path, database: str) -> None:
+    """Saves without end are all done, the oldest give way, and nothing is left open."""
+    with few_open_files(), Daemon(path, database=database) as daemon:
+        with Client(path) as client, open(os.devnull) as something:  # noqa: PTH123
+            assert client.find_endp("x") is None
+            before = descriptors_of(daemon.pid)
+            for number in range(1000):
+                assert client.save_endp(60, f"{number}", "", something)
+            assert client.save_many([(60, f"{n}", "", something) for n in range(1000)]) == (
+                [True] * 1000
+            )
+            assert descriptors_of(daemon.pid) < OPEN_FILES
+            found = client.find_endp("999")
+            assert found is not None
+            found.close()
+            client.purge([f"{number}" for number in range(1000)])
+            eventually(lambda: descriptors_of(daemon.pid) == before)
+        assert daemon.terminate() == 0
+
+
+def test_descriptors_that_cannot_be_received(path: Path) -> None:
+    """Descriptors by the hundreds, out of which none can be opened, cost the others nothing."""
+    with few_open_files(100), Daemon(path, "--descriptor-reserve", "4") as daemon:
+        with Client(path) as client, open(os.devnull) as something:  # noqa: PTH123
+            assert client.save_endp(60, "e", "", something)
+            for _ in range(20):
+                with Wire(path) as hostile:
+                    hostile.announcement()
+                    hostile.send(encode([(b"request", b"hello")]), [something.fileno()] * 253)
+                    assert hostile.receive_message()[0] == (b"status", b"0")
+            found = client.find_endp("e")
+            assert found is not None
+            found.close()
+        assert daemon.terminate() == 0
+
+
+class TestHangUps:
+    def test_a_peer_that_has_gone_is_never_handed_out(self, path: Path, database: str) -> None:
+        """Sockets of every family and pipes are closed when the other end is, and that is told."""
+        with limited(path, database=database) as client:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                tcp = socket.create_connection(listener.getsockname())
+                tcp_peer, _ = listener.accept()
+            unix, unix_peer = socket.socketpair()
+            reader, writer = os.pipe()
+            with tcp, unix, tcp_peer, unix_peer:
+                client.save_endp(60, "tcp", "", tcp)
+                client.save_endp(60, "unix", "", unix)
+                client.save_endp(60, "pipe", "", reader)
+                os.close(reader)
+                assert snapshot(client, "SELECT count(*) FROM connection") == [(3,)]
+            os.close(writer)
+            eventually(lambda: snapshot(client, "SELECT * FROM connection") == [])
+            for endpoint in ("tcp", "unix", "pipe"):
+                assert client.find_endp(endpoint) is None
+            told = "SELECT endpoint FROM event WHERE kind = 'hung_up' ORDER BY endpoint"
+            assert snapshot(client, told) == [("pipe",), ("tcp",), ("unix",)]
+            assert count(client, "connections_hung_up") == 3
+
+    def test_who_had_gone_before_it_was_saved(self, path: Path, pair: Pair) -> None:
+        """What is saved dead is noticed as well."""
+        with limited(path) as client:
+            pair[0].close()
+            assert client.save_endp(60, "e", "", pair[1])
+            eventually(lambda: count(client, "connections_hung_up") == 1)
+
+    def test_a_connection_that_was_put_back_is_watched_again(self, path: Path, pair: Pair) -> None:
+        """A finder that vanished changes nothing about that."""
+        with limited(path) as client:
+            assert client.save_endp(60, "e", "", pair[1])
+            with Wire(path) as leaver:
+                leaver.announcement()
+                leaver.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+                assert leaver.receive_message()[0] == (b"status", b"0")
+            put_back = "SELECT count(*) FROM event WHERE kind = 'put_back'"
+            eventually(lambda: snapshot(client, put_back) == [(1,)])
+            pair[0].close()
+            pair[1].close()
+            eventually(lambda: count(client, "connections_hung_up") == 1)
+
+    @pytest.mark.parametrize("on_data", ["keep", "close"])
+    def test_data_that_nobody_asked_for(self, path: Path, pair: Pair, on_data: str) -> None:
+        """It waits for the finder, to the byte, or it ends the connection, as the setting says."""
+        ours, theirs = pair
+        with limited(path, "--on-data", on_data) as client:
+            assert client.save_endp(60, "e", "", theirs)
+            ours.sendall(b"421 go away")
+            if on_data == "close":
+                eventually(lambda: count(client, "connections_hung_up") == 1)
+                return
+            unread = "SELECT unread_bytes FROM descriptor"
+            eventually(lambda: snapshot(client, unread) == [(11,)])
+            found = client.find_endp("e")
+            assert found is not None
+            with found.socket() as connection:
+                assert connection.recv(100) == b"421 go away"
+            assert count(client, "connections_hung_up") == 0
+
+    def test_a_file_that_cannot_be_watched(self, path: Path, tmp_path: Path) -> None:
+        """What epoll refuses is cached like anything else."""
+        with limited(path) as client, (tmp_path / "file").open("wb") as file:
+            assert client.save_endp(60, "e", "", file)
+            assert count(client, "connections_hung_up") == 0
+            found = client.find_endp("e")
+            assert found is not None
+            found.close()
+
+
+class TestWhoMay:
+    @pytest.mark.parametrize(
+        ("options", "groups", "allowed"),
+        [
+            ([], (), True),
+            (["--allow-uids", f"0,{UID}"], (), True),
+            (["--allow-uids", "0"], (), False),
+            (["--allow-gids", f"{GID}", "--allow-uids", "0"], (), True),
+            (["--allow-gids", f"{GROUP}", "--allow-uids", "0"], (GROUP,), True),
+            (["--allow-gids", f"{GROUP}", "--allow-uids", "0"], (), False),
+        ],
+    )
+    def test_clients(self, options: list[str], groups: tuple[int, ...], allowed: bool) -> None:
+        """Of those whom the socket lets in, the settings may serve some alone."""
+
+        def ask() -> bool:
+            with Client(path) as client, open(os.devnull) as something:  # noqa: PTH123
+                return client.save_endp(60, "e", "", something)
+
+        with private_directory() as directory:
+            path = directory / "socket"
+            with Daemon(path, "--socket-mode", "0666", *options), Client(path) as root:
+                assert as_somebody(ask, groups) is allowed
+                reason = "not allowed: see allow_uids and allow_gids"
+                assert refusals(root) == ([] if allowed else [("save_endp", reason)])
+
+    @pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
+    def test_a_connection_to_the_daemon_itself_is_refused(self, path: Path, inline: bool) -> None:
+        """A client that saved its own connection would never be seen to go."""
+        with limited(path) as client:
+            with Client(path, inline=inline) as own, socket.socket(socket.AF_UNIX) as another:
+                another.connect(str(path))
+                assert own.find_endp("e") is None
+                assert own._socket is not None
+                for sock in (own._socket, another):
+                    assert not own.save_endp(60, "e", "", sock)
+            assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
+
+    def test_root_is_left_behind_once_the_socket_is_made(self) -> None:
+        """The daemon and its file are the user's, who is its own administrator."""
+
+        def look() -> int:
+            with Client(path) as client:
+                return count(client, "clients_connected")
+
+        with private_directory("data") as directory:
+            path, database = directory / "socket", directory / "data/cache.db"
+            os.chown(directory / "data", UID, GID)
+            options = ("--user", f"{UID}:{GID}", "--socket-mode", "0666")
+            with Daemon(path, *options, database=database) as daemon:
+                status = Path(f"/proc/{daemon.pid}/status").read_text()
+                fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+                assert set(fields["Uid"].split()) == {str(UID)}
+                assert set(fields["Gid"].split()) == {str(GID)}
+                assert fields["Groups"].split() == []
+                assert (database.stat().st_uid, path.stat().st_uid) == (UID, 0)
+                assert as_somebody(look) == 1
+                assert daemon.terminate() == 0
