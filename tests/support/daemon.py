@@ -21,11 +21,17 @@ class Daemon:
         *options: str,
         database: str | Path = ":memory:",
         timeout: float = 20,
+        open_files: int | None = None,
     ) -> None:
+        """Run with these options, and at the most so many open files."""
         self.path = Path(path)
         """Where it listens."""
         self._options = ("--socket", str(path), "--database", str(database), *options)
         self._timeout = timeout
+        self._command: tuple[str, ...] = SCACHE
+        if open_files is not None:
+            limit = f'ulimit -n {open_files}; exec "$@"'
+            self._command = ("bash", "-c", limit, "bash", *SCACHE)
         self._process: subprocess.Popen[str]
         self._log: list[str] = []
         self._logged = threading.Condition()
@@ -33,7 +39,7 @@ class Daemon:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [*SCACHE, "serve", *self._options],
+            [*self._command, "serve", *self._options],
             env=clean_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
