@@ -18,7 +18,7 @@ from scache.daemon.readiness import Readiness
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
 from scache.store import MEMORY, Binding, Database, Gone, LiveRows, batch, ids, live, migrations
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.live import Saved
 from tests.support.opened import NOW, Opened, locked, no_space, read
 

@@ -161,8 +161,8 @@ class Snapshots:
             copy = self._database.batch.serialize()
             os.write(done_copying, b".")
             settings = {}
-            if self._database.batch.fault is not None:
-                settings["database_fault"] = self._database.batch.fault
+            if (fault := self._database.fault) is not None:
+                settings["database_fault"] = fault
             facts = ((row_id, facts_of(fd)) for row_id, fd in self._cache.descriptors())
             with os.fdopen(image, "wb") as file:
                 file.write(complete(copy, on_their_way, facts, settings))

@@ -17,6 +17,14 @@ COMMIT_INTERVAL = 0.05
 FAULT_RETRY_INTERVAL = 0.2
 """Seconds between attempts to commit while the disk refuses."""
 
+_UNREADABLE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+)
+"""What does not pass by itself: a commit that succeeds says nothing of what cannot be read."""
+
 _COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
@@ -55,6 +63,7 @@ class Batch:
         """What to add to the table ``counter`` with the next commit."""
         self.fault: str | None = None
         """What the database complained of last; None while it can be written."""
+        self._unreadable = False
         self._connection = connection
         self._cursor = connection.cursor()
         """One for all: making a cursor for each statement costs a sixth of its time."""
@@ -165,7 +174,8 @@ class Batch:
         Never raises: a refusal is logged once, the batch is kept, and the
         caller tries again after FAULT_RETRY_INTERVAL.
         """
-        if not (self._connection.in_transaction or self._operations or self.counts or self.fault):
+        pending = self._connection.in_transaction or self._operations or self.counts
+        if not (pending or (self.fault and not self._unreadable)):
             return True
         try:
             self._gather()
@@ -177,11 +187,13 @@ class Batch:
             self._fault(error)
             return False
         self._operations.clear()
-        self.commit_failed = False
-        if self.fault is not None:
+        if self.commit_failed:
+            self.commit_failed = False
+            self.before_commit()  # what was refused because it grows
+        if self.fault is not None and not self._unreadable:
             logger.warning("the database can be written again; nothing was lost")
             self.fault = None
-        return True
+        return not self._connection.in_transaction
 
     def gather(self) -> None:
         """Write what waits for the next commit, as far as the database lets us, for `serialize`."""
@@ -196,6 +208,27 @@ class Batch:
         """
         return self._connection.serialize()
 
+    def go_on_with(self, connection: sqlite3.Connection) -> None:
+        """Leave a database for another that has what was committed last.
+
+        What waits to be committed is done again there. Never raises.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._roll_back()
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._unreadable = False
+        self.on_pending()
+
+    @property
+    def fault_in_words(self) -> str:
+        """What the fault means, for people."""
+        if self._unreadable:
+            return (
+                f"it cannot be read ({self.fault}): what is cached may not be found until a restart"
+            )
+        return f"it cannot be written ({self.fault}): saves are refused until it can"
+
     def _gather(self) -> None:
         self.begin()
         self.before_commit()
@@ -209,7 +242,17 @@ class Batch:
 
     def _fault(self, error: sqlite3.Error) -> DatabaseFault:
         """Remember what went wrong, say so once, and return what to raise."""
-        if self.fault is None:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _UNREADABLE or code & 0xFF in _UNREADABLE:
+            if not self._unreadable:
+                self._unreadable = True
+                self.fault = str(error)
+                logger.error(
+                    "the database cannot be read (%s): what is cached may not be found until the "
+                    "daemon is restarted",
+                    error,
+                )
+        elif self.fault is None:
             self.fault = str(error)
             logger.warning(
                 "the database cannot be written now (%s): saves are refused until it can", error

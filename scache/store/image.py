@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations
 from scache.store.snapshot import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 

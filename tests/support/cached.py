@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
 
 NOW = 1_700_000_000.0
