@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scache import Client
 from scache.errors import DatabaseError
-from scache.store import Database, LiveRows, database, files
-from tests.commands import SCACHE, clean_environment
+from scache.store import LiveRows, files
 from tests.support.daemon import Daemon
-from tests.support.dialogue import eventually
 from tests.support.opened import NOW, Opened, read
-from tests.support.parked import Parked
 from tests.test_store import binding, connection
 from tests.test_surroundings import (
     make_another_programs,
     make_database,
     overwrite_the_middle,
-    take,
     truncate,
 )
 
@@ -194,3 +187,182 @@ class TestCorruptAtTheStart:
             assert "warning: the database" in warning
             assert "is corrupt" in warning
             assert "listening" in listening
+
+
+def saved(opened: Opened, row_id: int) -> None:
+    """Save a connection and a binding, and commit them."""
+    rows = LiveRows(opened.database.batch)
+    rows.save_connection(connection(row_id))
+    rows.save_binding(binding(row_id + 1, b"d%d" % row_id))
+    assert opened.database.batch.commit()
+
+
+IDS = "SELECT id FROM connection UNION SELECT id FROM binding ORDER BY id"
+
+
+def delete(file: Path) -> None:
+    """Delete a database and what lies beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink()
+
+
+def delete_alone(file: Path) -> None:
+    """Delete a database and forget its log."""
+    file.unlink()
+
+
+def move_away(file: Path) -> None:
+    """Rename a database and forget its log."""
+    file.rename(f"{file}.old")
+
+
+def delete_log(file: Path) -> None:
+    """Delete what looks like litter."""
+    Path(f"{file}-wal").unlink()
+
+
+def delete_index(file: Path) -> None:
+    """Delete the index of the log."""
+    Path(f"{file}-shm").unlink()
+
+
+LOSSES = [delete, delete_alone, move_away, delete_log, delete_index]
+
+
+class TestLost:
+    @pytest.mark.parametrize("lose", LOSSES)
+    def test_a_lost_file_is_made_anew(
+        self, lose: Callable[[Path], None], file: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """All that was cached is in the new file, what waits to be committed too, and goes on."""
+        with Opened(file) as opened:
+            db = opened.database
+            file.chmod(0o640)
+            saved(opened, 1)
+            assert not db.look_at_files()
+            rows = LiveRows(db.batch)
+            rows.take_connection(connection(1))
+            rows.save_connection(connection(3))
+            lose(file)
+            rows.save_connection(connection(4))
+            assert db.look_at_files()
+            assert db.look_at_files()
+            assert db.fault is not None
+            assert "made anew" in db.fault
+            rows.save_connection(connection(5))
+            assert opened.run(db.renew())
+            assert db.fault is None
+            assert not db.look_at_files()
+            rows.save_connection(connection(6))
+            assert [row[0] for row in opened.rows(IDS)] == [2, 3, 4, 5, 6]
+            assert db.batch.commit()
+            assert [row[0] for row in read(file, IDS)] == [2, 3, 4, 5, 6]
+            assert read(file, "PRAGMA integrity_check") == [(b"ok",)]
+            assert file.stat().st_mode & 0o777 == 0o640
+            with pytest.raises(DatabaseError, match="another scache daemon uses"), Opened(file):
+                pass
+            opened.run(db.stop(NOW))
+        assert names(file) - {"cache.db.old"} == {"cache.db"}
+        assert read(file, "SELECT stopped_at FROM instance") == [(NOW,)]
+        assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
+            caplog.records[0].getMessage().split(": ")[-1],
+            f"the database {file} was made anew; nothing was lost",
+        ]
+
+    def test_a_file_that_was_moved_is_whole(self, file: Path) -> None:
+        """Whoever takes the file away has all that was committed, though he left the log."""
+        with Opened(file) as opened:
+            saved(opened, 1)
+            move_away(file)
+            assert opened.database.look_at_files()
+            assert opened.run(opened.database.renew())
+            saved(opened, 3)
+            assert [row[0] for row in read(f"{file}.old", IDS)] == [1, 2]
+            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+
+    def test_what_is_put_in_its_place_is_left_alone(
+        self, file: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Another's file is never written; what is cached goes on, and once it is gone, anew."""
+        with Opened(file) as opened:
+            db = opened.database
+            saved(opened, 1)
+            delete(file)
+            make_another_programs(file)
+            theirs = file.read_bytes()
+            for _ in range(3):
+                assert db.look_at_files()
+                assert opened.run(db.renew())
+            assert db.fault is not None
+            assert "another file was put in its place" in db.fault
+            saved(opened, 3)
+            assert [row[0] for row in opened.rows(IDS)] == [1, 2, 3, 4]
+            opened.run(db.checkpoint())
+            assert file.read_bytes() == theirs
+            assert len(caplog.records) == 1
+            delete_alone(file)
+            assert db.look_at_files()
+            assert opened.run(db.renew())
+            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+
+    def test_an_end_without_a_file_writes_to_nobodys(self, file: Path) -> None:
+        """A daemon that stops while another's file is in the place of its own leaves that alone."""
+        with Opened(file) as opened:
+            saved(opened, 1)
+            delete(file)
+            make_another_programs(file)
+            theirs = file.read_bytes()
+            assert opened.database.look_at_files()
+            opened.run(opened.database.stop(NOW))
+        assert names(file) == {"cache.db"}
+        assert file.read_bytes() == theirs
+
+    def test_a_file_that_comes_back(self, file: Path) -> None:
+        """Who puts the file back where it was has changed nothing."""
+        with Opened(file) as opened:
+            saved(opened, 1)
+            move_away(file)
+            assert opened.database.look_at_files()
+            Path(f"{file}.old").rename(file)
+            assert opened.run(opened.database.renew())
+            assert opened.database.fault is None
+            saved(opened, 3)
+            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+
+    def test_a_directory_that_is_gone(self, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Where there is no place for a file it is tried again, and said once."""
+        with Opened(file) as opened:
+            db = opened.database
+            saved(opened, 1)
+            shutil.rmtree(file.parent)
+            assert db.look_at_files()
+            for _ in range(3):
+                assert not opened.run(db.renew())
+            assert db.fault is not None
+            assert "No such file or directory" in db.fault
+            saved(opened, 3)
+            assert len(caplog.records) == 2
+            file.parent.mkdir()
+            assert opened.run(db.renew())
+            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+
+    def test_a_file_behind_a_link(self, file: Path, tmp_path: Path) -> None:
+        """A link to a database is as good as its name: its log is watched where it lies."""
+        link = tmp_path / "link.db"
+        link.symlink_to(file)
+        with Opened(link) as opened:
+            saved(opened, 1)
+            assert not opened.database.look_at_files()
+            assert opened.database._log_size() > 0
+            delete(file)
+            assert opened.database.look_at_files()
+            assert opened.run(opened.database.renew())
+            assert link.is_symlink()
+            assert [row[0] for row in read(link, IDS)] == [1, 2]
+
+    def test_a_database_in_memory_has_no_files(self) -> None:
+        """What has no file cannot lose it."""
+        with Opened(":memory:") as opened:
+            assert not opened.database.is_file
+            assert not opened.database.look_at_files()
+            assert not opened.database.log_is_long
