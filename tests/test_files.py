@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from scache import Client
 from scache.errors import DatabaseError
-from scache.store import LiveRows, files
+from scache.store import Database, LiveRows, database, files
+from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
-from tests.support.opened import NOW, Opened, read
+from tests.support.dialogue import eventually
+from tests.support.opened import NOW, Opened, locked, read
+from tests.support.parked import Parked
 from tests.test_store import binding, connection
 from tests.test_surroundings import (
+    AS_ROOT,
+    NAMESPACE,
     make_another_programs,
     make_database,
     overwrite_the_middle,
+    take,
     truncate,
 )
 
@@ -117,9 +129,9 @@ class TestCorruptAtTheStart:
         """Whoever wants to see for himself is told, and finds it where it was."""
         make(file)
         damaged = file.read_bytes()
-        with pytest.raises(DatabaseError, match="is corrupt .*move it away"):
-            with Opened(file, set_aside=False):
-                pass
+        refused = pytest.raises(DatabaseError, match=r"is corrupt .*: move it away")
+        with refused, Opened(file, set_aside=False):
+            pass
         assert names(file) == {"cache.db"}
         assert file.read_bytes() == damaged
 
@@ -149,9 +161,9 @@ class TestCorruptAtTheStart:
             raise PermissionError(13, "no")
 
         monkeypatch.setattr(Path, "rename", rename)
-        with pytest.raises(DatabaseError, match="cannot be set aside: permission denied"):
-            with Opened(file):
-                pass
+        refused = pytest.raises(DatabaseError, match="cannot be set aside: permission denied")
+        with refused, Opened(file):
+            pass
 
     def test_a_file_has_our_mark_from_the_first_on(self, file: Path) -> None:
         """The mark is in the file itself, and not in a log that might be lost with a crash."""
@@ -163,7 +175,7 @@ class TestCorruptAtTheStart:
     ) -> None:
         """A file that gets another name while we claim it is not taken for the one that we want."""
         file.touch()
-        lock = files.fcntl.flock
+        lock = fcntl.flock
         aside = Path(f"{file}.aside")
 
         def flock(descriptor: int, operation: int) -> None:
@@ -171,7 +183,7 @@ class TestCorruptAtTheStart:
             if not aside.exists():
                 file.rename(aside)
 
-        monkeypatch.setattr(files.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         descriptor = files.claim(str(file))
         try:
             assert os.fstat(descriptor).st_ino == file.stat().st_ino != aside.stat().st_ino
@@ -195,6 +207,11 @@ def saved(opened: Opened, row_id: int) -> None:
     rows.save_connection(connection(row_id))
     rows.save_binding(binding(row_id + 1, b"d%d" % row_id))
     assert opened.database.batch.commit()
+
+
+def fault_of(opened: Database) -> str | None:
+    """Return what is wrong now, which mypy takes for what was wrong before."""
+    return opened.fault
 
 
 IDS = "SELECT id FROM connection UNION SELECT id FROM binding ORDER BY id"
@@ -251,7 +268,7 @@ class TestLost:
             assert "made anew" in db.fault
             rows.save_connection(connection(5))
             assert opened.run(db.renew())
-            assert db.fault is None
+            assert fault_of(db) is None
             assert not db.look_at_files()
             rows.save_connection(connection(6))
             assert [row[0] for row in opened.rows(IDS)] == [2, 3, 4, 5, 6]
@@ -366,3 +383,210 @@ class TestLost:
             assert not opened.database.is_file
             assert not opened.database.look_at_files()
             assert not opened.database.log_is_long
+
+
+def stats(path: Path) -> str | None:
+    """Return what `scache stats` says is wrong with the database of a daemon."""
+    done = subprocess.run(
+        [*SCACHE, "stats", "--socket", str(path), "--format", "json"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    fault: str | None = json.loads(done.stdout)["database"]["fault"]
+    return fault
+
+
+@contextmanager
+def failing_disk(daemon: Daemon) -> Iterator[None]:
+    """Let every write(2) of a daemon fail: SQLite calls that a disk I/O error."""
+    soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def counted(daemon: Daemon, text: str) -> int:
+    """Return how many lines of the log have this."""
+    return sum(text in line for line in daemon.log())
+
+
+class TestRunning:
+    """The live cache goes on, whatever is done to its files; it says so once, and recovers."""
+
+    @pytest.mark.parametrize("lose", [delete, delete_log])
+    def test_lost(self, lose: Callable[[Path], None], path: Path, file: Path) -> None:
+        """What is lost is made anew within seconds, and nobody has noticed."""
+        with (
+            Daemon(path, database=file) as daemon,
+            Client(path) as client,
+            Parked(client, 60, "old") as old,
+        ):
+            assert client.save_dest(60, "d", "q", "old")
+            eventually(lambda: read(file, "SELECT id FROM binding"))
+            lose(file)
+            with Parked(client, 60, "new") as new:
+                daemon.wait_for_log("was made anew; nothing was lost")
+                assert stats(path) is None
+                eventually(lambda: len(read(file, "SELECT id FROM connection")) == 2)
+                take(client.find_dest("d"), old)
+                take(client.find_endp("new"), new)
+            eventually(lambda: not read(file, "SELECT id FROM connection"))
+            assert counted(daemon, "deleted") == counted(daemon, "anew; nothing") == 1
+            assert daemon.terminate() == 0
+        assert names(file) == {"cache.db"}
+
+    def test_replaced(self, path: Path, file: Path) -> None:
+        """Another daemon's file is its own: both go on, and the first says what is wrong."""
+        with (
+            Daemon(path, database=file) as daemon,
+            Client(path) as client,
+            Parked(client, 60, "e") as parked,
+        ):
+            delete(file)
+            other = path.with_name("other")
+            with Daemon(other, database=file) as second, Client(other) as theirs:
+                daemon.wait_for_log("another file was put in its place")
+                assert "another file was put in its place" in (stats(path) or "")
+                assert stats(other) is None
+                assert theirs.save_dest(60, "theirs", "q", "e")
+                assert client.save_dest(60, "ours", "q", "e")
+                take(client.find_dest("ours"), parked)
+                eventually(lambda: read(file, "SELECT id FROM binding"))
+                assert second.terminate() == 0
+            assert read(file, "SELECT destination FROM binding") == [(b"theirs",)]
+            assert counted(daemon, "another file") == 1
+            file.unlink()
+            daemon.wait_for_log("was made anew")
+            assert read(file, "SELECT destination FROM binding") == [(b"ours",)]
+
+    def test_a_disk_with_errors(self, path: Path, file: Path) -> None:
+        """While writes fail, saves are refused and finds work; in the end nothing was lost."""
+        with (
+            Daemon(path, database=file) as daemon,
+            Client(path) as client,
+            Parked(client, 60, "e") as parked,
+            Parked(client, 60, "f"),
+        ):
+            eventually(lambda: len(read(file, "SELECT id FROM connection")) == 2)
+            with failing_disk(daemon):
+                eventually(lambda: not client.save_dest(60, "d", "q", "e"))
+                daemon.wait_for_log("the database cannot be written now (disk I/O error)")
+                take(client.find_endp("e"), parked)
+            daemon.wait_for_log("the database can be written again; nothing was lost")
+            eventually(lambda: client.save_dest(60, "d", "q", "f"))
+            eventually(lambda: read(file, "SELECT endpoint FROM connection") == [(b"f",)])
+            assert counted(daemon, "cannot be written") == counted(daemon, "written again") == 1
+            assert stats(path) is None
+
+    def test_locked_is_told_by_stats(self, path: Path, file: Path) -> None:
+        """While another program keeps it locked, stats says so, as of the last commit."""
+        with (
+            Daemon(path, database=file) as daemon,
+            Client(path) as client,
+            Parked(client, 60, "e"),
+            locked(file),
+        ):
+            assert not client.save_dest(60, "d", "q", "e")
+            daemon.wait_for_log("cannot be written")
+            assert "cannot be written (database is locked)" in (stats(path) or "")
+
+    def test_emptied_under_us(self, path: Path, file: Path) -> None:
+        """A file that somebody empties cannot be mended: it is said once, and all is answered."""
+        with Daemon(path, database=file) as daemon, Client(path) as client:
+            with ExitStack() as stack:
+                for number in range(200):
+                    stack.enter_context(Parked(client, 3, f"{number}{'x' * 60_000}"))
+                short = stack.enter_context(Parked(client, 3, "short"))
+                eventually(lambda: not Path(f"{file}-wal").exists() or file.stat().st_size > 10**6)
+                os.truncate(file, 0)
+                os.truncate(f"{file}-wal", 0)
+                for number in range(200):
+                    found = client.find_endp(f"{number}{'x' * 60_000}")
+                    if found is not None:
+                        found.close()
+                    client.save_dest(60, f"d{number}", "q" * 60_000, "e")
+                daemon.wait_for_log("cannot be read")
+                short.wait_for_end()
+            assert "cannot be read" in (stats_or_none(path) or "cannot be read")
+            assert counted(daemon, "cannot be read") == 1
+            daemon.terminate()
+
+    @pytest.mark.skipif(
+        not AS_ROOT or shutil.which("mkfs.ext4") is None or not Path("/dev/loop-control").exists(),
+        reason="makes a file system of its own and breaks it: needs root, mkfs.ext4 and loop",
+    )
+    def test_a_file_system_that_turns_read_only(self, path: Path, tmp_path: Path) -> None:
+        """What the kernel does to a broken disk: saves are refused for good, finds work on."""
+        image, disk = tmp_path / "image", tmp_path / "disk"
+        disk.mkdir()
+        with image.open("wb") as file:
+            file.truncate(16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        serve = [*SCACHE, "serve", "--socket", str(path), "--database", str(disk / "cache.db")]
+        mount = 'mount -o loop "$0" "$1" && shift && exec "$@"'
+        command = [*NAMESPACE, "sh", "-c", mount, str(image), str(disk), *serve]
+        with listening(command) as (process, _), Client(path) as client, ExitStack() as stack:
+            kept = [stack.enter_context(Parked(client, 60, f"e{number}")) for number in range(3)]
+            short = stack.enter_context(Parked(client, 3, "short"))
+            assert client.save_dest(60, "d", "q", "e0")
+            inside = Path(f"/proc/{process.pid}/root{disk}")
+            eventually(lambda: (inside / "cache.db-wal").stat().st_size > 0)
+            enter = ("nsenter", "--target", str(process.pid), "--mount")
+            subprocess.run([*enter, "mount", "-o", "remount,abort", disk], check=True)
+            with pytest.raises(OSError, match=r"Read-only|Input/output"):
+                (inside / "new").touch()
+            eventually(lambda: not client.save_dest(60, "x", "q", "e"))
+            take(client.find_dest("d"), kept[0])
+            take(client.find_endp("e1"), kept[1])
+            eventually(lambda: stats(path))
+            assert "it cannot be written" in (stats(path) or "")
+            short.wait_for_end()
+            take(client.find_endp("e2"), kept[2])
+            process.terminate()
+            assert process.wait(20) == 0
+            assert process.stderr is not None
+            assert process.stderr.read().count("the database cannot be written now") == 1
+
+
+def stats_or_none(path: Path) -> str | None:
+    """Return what stats says, if there is an image at all."""
+    try:
+        return stats(path)
+    except subprocess.CalledProcessError:
+        return None
+
+
+def test_a_log_that_a_reader_keeps_from_starting_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reader that never ends lets the log grow: that is said once, and is over after him."""
+    monkeypatch.setattr(database, "WAL_LIMIT", 64 * 1024)
+    monkeypatch.setattr(database, "STARVED_LOG", 8 * 64 * 1024)
+    with Opened(file) as opened:
+        db, rows = opened.database, LiveRows(opened.database.batch)
+        opened.rows("PRAGMA journal_size_limit = 1000")
+
+        def write(first: int) -> None:
+            for row_id in range(first, first + 50):
+                rows.save_connection(connection(row_id)._replace(properties=b"x" * 16_000))
+                assert db.batch.commit()
+                opened.run(db.checkpoint())
+                assert not db.look_at_files()
+
+        write(1)
+        assert fault_of(db) is None
+        with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM connection").fetchall()
+            write(100)
+            assert "until another program ends the transaction" in (fault_of(db) or "")
+        write(200)
+        assert fault_of(db) is None
+        first, second = (record.getMessage() for record in caplog.records)
+        assert "its write-ahead log has more than" in first
+        assert "its log is short again" in second

@@ -885,7 +885,7 @@ class TestPurge:
 class TestSurroundings:
     def test_help_of_each_command(self, capsys: Capture) -> None:
         """Each has an example, and says what it does."""
-        for name in ("dump", "sql", "stats", "events", "purge"):
+        for name in ("dump", "sql", "stats", "events", "check", "purge"):
             assert f"  scache {name}" in run(capsys, name, "--help")
 
     def test_a_command_loads_no_daemon(self, file: Path) -> None:

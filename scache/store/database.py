@@ -37,8 +37,8 @@ STARVED_LOG = 8 * WAL_LIMIT
 _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
-_COUNT_LOST = """
-    INSERT INTO counter (name, value) VALUES ('connections_lost', ?)
+_COUNT = """
+    INSERT INTO counter (name, value) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
 """
 # What a process was about to hand out when it crashed has no row any more, and no way out.
@@ -53,6 +53,11 @@ _RECORD_LOST = """
         SELECT connection_id FROM event WHERE connection_id IS NOT NULL
         AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
     )
+"""
+_RECORD_EXPIRED = """
+    INSERT INTO event (at, kind, destination, endpoint, binding_id, age, detail)
+    SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at, 'while no daemon ran'
+    FROM binding WHERE expires_at <= ?1
 """
 _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
@@ -369,7 +374,14 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     """Clear away what a crashed process left, and begin a run; return its id and first id."""
     await control.execute("BEGIN IMMEDIATE")
     await _lose_live_rows(control, start.now, start.audit_rows, "the daemon did not stop orderly")
-    await control.execute(_EXPIRE_BINDINGS, (start.now,))
+    if start.audit_rows:
+        await control.execute(_RECORD_EXPIRED, (start.now,))
+        await control.execute(_TRIM_EVENTS, (start.audit_rows,))
+    else:
+        # Who compares counters with the trail is to know that it has a gap.
+        await control.execute(_COUNT, ("runs_not_recorded", 1))
+    async with control.execute(_EXPIRE_BINDINGS, (start.now,)) as cursor:
+        await control.execute(_COUNT, ("bindings_expired", cursor.rowcount))
     await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_SETTINGS)
@@ -392,7 +404,7 @@ async def _lose_live_rows(
         await control.execute(_TRIM_EVENTS, (audit_rows,))
     else:
         lost = await _number(control, "SELECT count(*) FROM connection")
-    await control.execute(_COUNT_LOST, (lost,))
+    await control.execute(_COUNT, ("connections_lost", lost))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
 

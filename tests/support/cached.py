@@ -69,6 +69,14 @@ class Cached:
             **row | {"client_id": 1} | columns,
         )
 
+    def descriptor(self, connection_id: int, fd: int, **columns: object) -> None:
+        """Insert a descriptor."""
+        self.insert("descriptor", connection_id=connection_id, fd=fd, **{"kind": "tcp"} | columns)
+
+    def run(self, sql: str) -> None:
+        """Carry out a statement."""
+        self._connection.execute(sql)
+
     def event(self, kind: str, status: int | None = None, **columns: object) -> None:
         """Insert an event."""
         self.insert("event", **{"at": NOW, "kind": kind, "status": status} | columns)
