@@ -17,11 +17,13 @@ import pytest
 
 from scache import Client
 from scache.errors import DatabaseError
-from scache.store import Database, LiveRows, database, files
+from scache.model import Event, Status
+from scache.store import Database, LiveRows, complete, database, files
+from scache.store.image import Image
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
-from tests.support.opened import NOW, Opened, locked, read
+from tests.support.opened import NOW, Opened, locked, no_space, read
 from tests.support.parked import Parked
 from tests.test_store import binding, connection
 from tests.test_surroundings import (
@@ -590,3 +592,26 @@ def test_a_log_that_a_reader_keeps_from_starting_over(
         first, second = (record.getMessage() for record in caplog.records)
         assert "its write-ahead log has more than" in first
         assert "its log is short again" in second
+
+
+def test_what_was_recorded_during_a_fault_needs_no_further_request(file: Path) -> None:
+    """The commit that ends a fault is followed by one of the events that had to wait."""
+    with Opened(file) as opened:
+        batch, rows = opened.database.batch, LiveRows(opened.database.batch)
+        rows.save_connection(connection(1))
+        with no_space():
+            assert not batch.commit()
+            opened.database.trail.record(Event(NOW, "find_endp", Status.FAIL, endpoint=b"e"))
+            assert not batch.commit()
+        while not batch.commit():
+            pass
+        assert read(file, "SELECT kind FROM event") == [(b"find_endp",)]
+
+
+def test_a_snapshot_during_a_lock_has_what_is_on_its_way_once() -> None:
+    """A connection that was taken, though the database does not know it yet, is no obstacle."""
+    with Opened(":memory:") as opened:
+        LiveRows(opened.database.batch).save_connection(connection(1))
+        image = complete(opened.database.batch.serialize(), [connection(1)], [], {})
+    with Image.from_bytes(image) as copy:
+        assert list(copy.execute("SELECT id FROM connection").rows) == [(1,)]

@@ -68,6 +68,8 @@ class Batch:
         self._cursor = connection.cursor()
         """One for all: making a cursor for each statement costs a sixth of its time."""
         self._operations: list[Operation] = []
+        self._counted: Counter[str] = Counter()
+        """What of `counts` is in the batch: one sum for each, however often a commit fails."""
         self.commit_failed = False
         """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
         has to be kept for later cannot grow without bound."""
@@ -87,10 +89,11 @@ class Batch:
                     connection.executemany(sql, parameters)
                 else:
                     connection.execute(sql, parameters)
+            connection.executemany(_COUNT, self._counted.items())
         except sqlite3.Error as error:
             self._roll_back()
             raise self._fault(error) from error
-        if not self._operations:
+        if not (self._operations or self._counted):
             self.on_pending()
 
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
@@ -174,7 +177,8 @@ class Batch:
         Never raises: a refusal is logged once, the batch is kept, and the
         caller tries again after FAULT_RETRY_INTERVAL.
         """
-        pending = self._connection.in_transaction or self._operations or self.counts
+        kept = self._operations or self._counted
+        pending = self._connection.in_transaction or kept or self.counts
         if not (pending or (self.fault and not self._unreadable)):
             return True
         try:
@@ -187,6 +191,7 @@ class Batch:
             self._fault(error)
             return False
         self._operations.clear()
+        self._counted.clear()
         if self.commit_failed:
             self.commit_failed = False
             self.before_commit()  # what was refused because it grows
@@ -232,9 +237,13 @@ class Batch:
     def _gather(self) -> None:
         self.begin()
         self.before_commit()
-        for item in list(self.counts.items()):
-            self.execute(_COUNT, item)
-            del self.counts[item[0]]
+        for name, value in list(self.counts.items()):
+            try:
+                self._cursor.execute(_COUNT, (name, value))
+            except sqlite3.Error as error:
+                raise self._fault(error) from error
+            self._counted[name] += value
+            del self.counts[name]
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
