@@ -324,6 +324,25 @@ class TestLost:
             assert opened.run(db.renew())
             assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
 
+    def test_our_log_is_not_left_to_another(self, file: Path, tmp_path: Path) -> None:
+        """A database that is moved into the place of ours does not get our log for its own."""
+        backup = tmp_path / "backup.db"
+        make_database(backup)
+        with Opened(file) as opened:
+            saved(opened, 1)
+            backup.rename(file)
+            assert names(file) == {"cache.db", "cache.db-wal", "cache.db-shm"}
+            assert opened.database.look_at_files()
+            assert names(file) == {"cache.db"}
+            assert read(file, "SELECT count(*) FROM binding") == [(100,)]
+            saved(opened, 3)
+            assert [row[0] for row in opened.rows(IDS)] == [1, 2, 3, 4]
+            assert read(file, "SELECT count(*) FROM binding") == [(100,)]
+            file.unlink()
+            assert opened.database.look_at_files()
+            assert opened.run(opened.database.renew())
+            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+
     def test_an_end_without_a_file_writes_to_nobodys(self, file: Path) -> None:
         """A daemon that stops while another's file is in the place of its own leaves that alone."""
         with Opened(file) as opened:

@@ -219,6 +219,8 @@ class Database:
             logger.warning(
                 "the database %s: %s", self.path, "it is back" if lost is None else _LOST[lost]
             )
+        if lost == "replaced":
+            self._handles.files.leave_to_another()
         return lost is not None
 
     async def renew(self) -> bool:

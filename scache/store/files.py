@@ -126,6 +126,17 @@ class Files:
             return "replaced"
         return None if beside == self._identities[1:] else "log"
 
+    def leave_to_another(self) -> None:
+        """Take our log and its index away from the file that is in our place.
+
+        Whoever opens that one would take them for its own, and ruin both.
+        """
+        for suffix, ours in zip(_OPEN_TOGETHER[1:], self._identities[1:], strict=True):
+            name = f"{self.path}{suffix}"
+            if ours is not None and _identity(name) == ours:
+                with suppress(OSError):
+                    Path(name).unlink()
+
     def claim_successor(self) -> tuple[str, int]:
         """Make an empty file beside them, claimed and with the same owner and mode.
 
