@@ -24,6 +24,9 @@ EXIT_DATABASE = 4
 EXIT_REFUSED = 5
 """The daemon does not let this user look inside, or purge."""
 
+EXIT_FINDINGS = 6
+"""``scache check`` found something that is not as it should be."""
+
 
 class ScacheError(Exception):
     """The root of every exception that scache raises on purpose."""
@@ -53,6 +56,15 @@ class DatabaseError(StartupError):
     exit_code = EXIT_DATABASE
 
 
+class CorruptError(DatabaseError):
+    """The database is one of ours, or was, and SQLite cannot make sense of it."""
+
+    def __init__(self, damage: str, advice: str) -> None:
+        super().__init__(f"{damage}: {advice}")
+        self.damage = damage
+        """What is wrong, without what to do."""
+
+
 class DatabaseFault(ScacheError):
     """The running daemon's database says no: it is locked, its disk is full or broken.
 
@@ -80,3 +92,9 @@ class QueryError(ScacheError):
     """A statement that somebody asked is no SQL, or cannot be answered by an image."""
 
     exit_code = EXIT_SETTINGS
+
+
+class Findings(ScacheError):
+    """A check found what should not be."""
+
+    exit_code = EXIT_FINDINGS

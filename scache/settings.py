@@ -24,6 +24,9 @@ ON_DATA_CHOICES: Final = ("keep", "close")
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
+OnCorrupt = Literal["set-aside", "refuse"]
+ON_CORRUPT: Final = ("set-aside", "refuse")
+
 MAX_SECONDS: Final = 1_000_000_000
 """The longest time that a setting takes: some thirty years, which sums of times survive."""
 
@@ -165,6 +168,12 @@ def _switch(value: object) -> bool:
     raise _refusal("true or false", value)
 
 
+def _on_corrupt(value: object) -> str:
+    if value in ON_CORRUPT:
+        return str(value)
+    raise _refusal(f"one of {', '.join(ON_CORRUPT)}", value)
+
+
 def _log_level(value: object) -> str:
     return _choice(value, LOG_LEVELS)
 
@@ -226,6 +235,7 @@ OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")
 USERS = Kind("USERS", _user_ids, write=",".join)
 GROUPS = Kind("GROUPS", _group_ids, write=",".join)
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
+ON_CORRUPT_ACTION = Kind("ACTION", _on_corrupt)
 LOG_LEVEL = Kind("LEVEL", _log_level)
 ON_DATA = Kind("ACTION", _on_data)
 
@@ -257,6 +267,14 @@ class Settings:
         metadata=_about(FILE_NAME, "The SQLite database: a file, or :memory:."),
     )
     """The path of a file, or ``:memory:``."""
+
+    on_corrupt: OnCorrupt = field(
+        default="set-aside",
+        metadata=_about(
+            ON_CORRUPT_ACTION, "A corrupt database: set-aside and start empty, or refuse."
+        ),
+    )
+    """``set-aside`` keeps the file under another name; ``refuse`` does not start."""
 
     ttl_limit: float = field(
         default=300.0,

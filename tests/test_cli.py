@@ -95,13 +95,14 @@ class TestSources:
         line = (
             f"serve --socket {tmp_path}/s --database {tmp_path}/d --ttl-limit 1.5 --max-idle 0"
             " --status-interval 2 --exchange-timeout 3 --socket-mode 0660 --socket-owner 1:2"
-            " --no-announce --log-level error"
+            " --no-announce --log-level error --on-corrupt refuse"
         )
         assert execute(line.split()) == errors.EXIT_OK
         (settings,) = served
         assert settings == Settings(
             socket=tmp_path / "s",
             database=f"{tmp_path}/d",
+            on_corrupt="refuse",
             ttl_limit=1.5,
             max_idle=0,
             status_interval=2,

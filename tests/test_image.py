@@ -16,7 +16,7 @@ import pytest
 
 from scache.errors import DatabaseError, QueryError
 from scache.store import image as module
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.image import Image, Result, is_complete, statements
 from scache.store.migrations import migrations, pending_script
 from tests.support.cached import ODD, filling

@@ -885,7 +885,7 @@ class TestPurge:
 class TestSurroundings:
     def test_help_of_each_command(self, capsys: Capture) -> None:
         """Each has an example, and says what it does."""
-        for name in ("dump", "sql", "stats", "events", "purge"):
+        for name in ("dump", "sql", "stats", "events", "check", "purge"):
             assert f"  scache {name}" in run(capsys, name, "--help")
 
     def test_a_command_loads_no_daemon(self, file: Path) -> None:
@@ -904,3 +904,19 @@ class TestSurroundings:
         script = Path(__file__).parents[1] / "tools" / "dump"
         assert os.access(script, os.X_OK)
         assert script.read_text(encoding="utf-8").endswith('exec "$venv/bin/scache" dump "$@"\n')
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_a_fault_stands_above_the_figures(
+    filled: Path, capsys: Capture, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with the database is the first that stats shows, all of it."""
+    fault = "it cannot be written (database or disk is full): saves are refused until it can"
+    with filling(filled) as cached:
+        cached.setting(database_fault=fault)
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run(capsys, "stats", "--database", filled, "--format", "table").splitlines()
+    assert " ".join(lines[: lines.index("")]) == f"DATABASE: {fault}"
+    assert max(map(len, lines)) <= width
+    figures = json.loads(run(capsys, "stats", "--database", filled, "--format", "json"))
+    assert figures["database"]["fault"] == fault

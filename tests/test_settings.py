@@ -41,6 +41,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     settings = Settings()
     assert settings.socket == default_socket()
     assert settings.database == ":memory:"
+    assert settings.on_corrupt == "set-aside"
     assert settings.ttl_limit == 300
     assert settings.max_idle == 100
     assert settings.status_interval == 600

@@ -29,7 +29,7 @@ from scache.store import (
     migrations,
     trail,
 )
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.live import Saved
 from tests.support.opened import NOW, Opened, locked, no_space, read
 

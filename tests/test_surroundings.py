@@ -264,7 +264,7 @@ class TestDatabase:
         file.parent.mkdir()
         make(file)
         with unchanged(tmp_path):
-            assert text in refused(path, file, EXIT_DATABASE)
+            assert text in refused(path, file, EXIT_DATABASE, "env", "SCACHE_ON_CORRUPT=refuse")
 
     def test_a_missing_directory(self, path: Path, tmp_path: Path) -> None:
         """A directory that is not there is not made."""

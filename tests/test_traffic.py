@@ -167,7 +167,8 @@ class Books:
             "AND e.kind <> 'lost')"
         )
         assert not self.query(
-            "SELECT * FROM event WHERE (client_id IS NULL) <> (kind IN ('expired', 'hung_up', 'lost'))"
+            "SELECT * FROM event WHERE (client_id IS NULL) <> "
+            "(kind IN ('expired', 'hung_up', 'lost'))"
         )
         assert not self.query(
             "SELECT * FROM event AS e LEFT JOIN client AS c ON c.id = e.client_id "

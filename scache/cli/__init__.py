@@ -32,7 +32,7 @@ Examples:
   scache serve --help
 """
 
-COMMANDS = ("serve", "stats", "events", "sql", "dump", "purge")
+COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge")
 """Each is a function in the module of its name."""
 
 

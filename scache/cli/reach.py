@@ -56,15 +56,15 @@ class Origin:
             return f"database {self.database}"
         return f"daemon at {self.socket}"
 
-    def image(self) -> Image:
-        """Return an image of this moment, the caller's to close.
+    def image(self, *, sound: bool = True) -> Image:
+        """Return an image of this moment, the caller's to close; of a file that is ``sound``.
 
         Raises Unavailable, Refused or DatabaseError.
         """
         from scache.store.image import Image
 
         if self.database is not None:
-            return Image.from_file(self.database)
+            return Image.from_file(self.database, sound=sound)
         with inside(self.socket) as client:
             descriptor = client.snapshot()
         try:

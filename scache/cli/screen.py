@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from textwrap import wrap
 from typing import Any
 
 from rich.live import Live
@@ -50,7 +51,12 @@ def screen(origin: Origin, figures: dict[str, Any], width: int) -> Text:
     ]
     if figures["limits"]:
         lines += ["", *_table(("limits", "now", "limit", "used"), _limits(figures["limits"]))]
-    return Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
+    text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
+    fault = figures["database"]["fault"]
+    if fault is None:
+        return text
+    alarm = "\n".join(wrap(one_line(f"DATABASE: {fault}"), width))
+    return Text(no_wrap=True).append(alarm, "bold red").append("\n\n").append(text)
 
 
 def _heading(origin: Origin, figures: dict[str, Any]) -> Iterator[str]:

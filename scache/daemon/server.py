@@ -110,6 +110,7 @@ class Server:
         tasks.start_soon(upkeep.expire, self._cache, self._clock)
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
+        tasks.start_soon(upkeep.watch_files, self._database)
         watchdog: Watchdog[Session] = Watchdog(self._clock, self._settings.exchange_timeout)
         tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
         tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
@@ -218,6 +219,7 @@ async def serve(settings: Settings) -> None:
             settings.as_text()
             | {"max_clients": str(room.clients), "max_connections": str(room.connections)}
             | {"open_files_limit": str(open_files)},
+            set_aside=settings.on_corrupt == "set-aside",
         )
         async with open_database(settings.database, start) as database:
             try:

@@ -36,7 +36,7 @@ from scache.cache.facts import facts_of
 from scache.daemon.readiness import Readiness
 from scache.daemon.upkeep import Signal
 from scache.model import Connection
-from scache.store import Database, complete
+from scache.store import FAULT, Database, complete
 
 TIMEOUT = 10.0
 """Seconds that a snapshot may take."""
@@ -162,8 +162,8 @@ class Snapshots:
             # Commits wait no longer: from here on there is time.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             settings = {}
-            if self._database.batch.fault is not None:
-                settings["database_fault"] = self._database.batch.fault
+            if (fault := self._database.fault) is not None:
+                settings[FAULT] = fault
             facts = ((row_id, facts_of(fd)) for row_id, fd in self._cache.descriptors())
             with os.fdopen(image, "wb") as file:
                 file.write(complete(copy, on_their_way, facts, settings))

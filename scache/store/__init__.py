@@ -3,11 +3,12 @@
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live import Binding, Gone, LiveRows
-from scache.store.snapshot import complete
+from scache.store.snapshot import FAULT, complete
 from scache.store.trail import Trail
 
 __all__ = [
     "COMMIT_INTERVAL",
+    "FAULT",
     "FAULT_RETRY_INTERVAL",
     "MEMORY",
     "Binding",

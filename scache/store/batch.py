@@ -17,6 +17,14 @@ COMMIT_INTERVAL = 0.05
 FAULT_RETRY_INTERVAL = 0.2
 """Seconds between attempts to commit while the disk refuses."""
 
+_UNREADABLE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+)
+"""What does not pass by itself: a commit that succeeds says nothing of what cannot be read."""
+
 _COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
@@ -55,10 +63,13 @@ class Batch:
         """What to add to the table ``counter`` with the next commit."""
         self.fault: str | None = None
         """What the database complained of last; None while it can be written."""
+        self._unreadable = False
         self._connection = connection
         self._cursor = connection.cursor()
         """One for all: making a cursor for each statement costs a sixth of its time."""
         self._operations: list[Operation] = []
+        self._counted: Counter[str] = Counter()
+        """What of `counts` is in the batch: one sum for each, however often a commit fails."""
         self.commit_failed = False
         """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
         has to be kept for later cannot grow without bound."""
@@ -78,10 +89,11 @@ class Batch:
                     connection.executemany(sql, parameters)
                 else:
                     connection.execute(sql, parameters)
+            connection.executemany(_COUNT, self._counted.items())
         except sqlite3.Error as error:
             self._roll_back()
             raise self._fault(error) from error
-        if not self._operations:
+        if not (self._operations or self._counted):
             self.on_pending()
 
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
@@ -166,7 +178,9 @@ class Batch:
         caller tries again after FAULT_RETRY_INTERVAL.
         """
         self.before_commit()
-        if not (self._connection.in_transaction or self._operations or self.counts or self.fault):
+        kept = self._operations or self._counted
+        pending = self._connection.in_transaction or kept or self.counts
+        if not (pending or (self.fault and not self._unreadable)):
             return True
         try:
             self._write_counts()
@@ -178,8 +192,9 @@ class Batch:
             self._fault(error)
             return False
         self._operations.clear()
+        self._counted.clear()
         growth_was_refused, self.commit_failed = self.commit_failed, False
-        if self.fault is not None:
+        if self.fault is not None and not self._unreadable:
             logger.warning("the database can be written again; nothing was lost")
             self.fault = None
         # What was refused meanwhile waits to be written: nobody else would think of it.
@@ -199,11 +214,36 @@ class Batch:
         """
         return self._connection.serialize()
 
+    def go_on_with(self, connection: sqlite3.Connection) -> None:
+        """Leave a database for another that has what was committed last.
+
+        What waits to be committed is done again there. Never raises.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._roll_back()
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._unreadable = False
+        self.on_pending()
+
+    @property
+    def fault_in_words(self) -> str:
+        """What the fault means, for people."""
+        if self._unreadable:
+            return (
+                f"it cannot be read ({self.fault}): what is cached may not be found until a restart"
+            )
+        return f"it cannot be written ({self.fault}): saves are refused until it can"
+
     def _write_counts(self) -> None:
         self.begin()
-        for item in list(self.counts.items()):
-            self.execute(_COUNT, item)
-            del self.counts[item[0]]
+        for name, value in list(self.counts.items()):
+            try:
+                self._cursor.execute(_COUNT, (name, value))
+            except sqlite3.Error as error:
+                raise self._fault(error) from error
+            self._counted[name] += value
+            del self.counts[name]
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -211,7 +251,17 @@ class Batch:
 
     def _fault(self, error: sqlite3.Error) -> DatabaseFault:
         """Remember what went wrong, say so once, and return what to raise."""
-        if self.fault is None:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _UNREADABLE or code & 0xFF in _UNREADABLE:
+            if not self._unreadable:
+                self._unreadable = True
+                self.fault = str(error)
+                logger.error(
+                    "the database cannot be read (%s): what is cached may not be found until the "
+                    "daemon is restarted",
+                    error,
+                )
+        elif self.fault is None:
             self.fault = str(error)
             logger.warning(
                 "the database cannot be written now (%s): saves are refused until it can", error

@@ -5,32 +5,34 @@ What may wait for a disk happens here, through aiosqlite, off the event loop.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 
-from scache.errors import DatabaseError
+from scache.errors import CorruptError, DatabaseError
+from scache.store import files
 from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
+from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
 from scache.store.trail import Trail
 
 MEMORY = ":memory:"
 
-APPLICATION_ID = 0x73636163
-"""Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
-
 WAL_LIMIT = 4 * 2**20
 """Bytes that the write-ahead log may have before it is copied into the database file."""
+
+STARVED_LOG = 8 * WAL_LIMIT
+"""Bytes of a write-ahead log that cannot start over: then we say that somebody is in the way."""
 
 _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
@@ -87,6 +89,17 @@ _RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
 _START = "INSERT INTO instance (started_at, version, pid, last_id) VALUES (?, ?, ?, ?)"
 _STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
 
+_LOST: Mapping[Loss, str] = {
+    "deleted": "its file was deleted; what is cached stays, and the file is made anew",
+    "replaced": "another file was put in its place, which is left alone; what is cached stays, "
+    "and nothing of it lasts until that file is moved away, or the daemon is restarted",
+    "log": "its write-ahead log was deleted; what is cached stays, and the file is made anew",
+}
+_STARVED = (
+    f"its write-ahead log has more than {STARVED_LOG >> 20} MiB and grows until another program "
+    "ends the transaction in which it reads"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,40 +116,80 @@ class Start:
     """Rows of the audit trail to keep; 0 records nothing, and leaves what is there."""
     settings: Mapping[str, str]
     """What the run goes by, for people to read."""
+    set_aside: bool = True
+    """Whether a file of ours that is corrupt is kept under another name, to start with none."""
+
+
+class _Handles(NamedTuple):
+    """What is open of a database."""
+
+    control: aiosqlite.Connection
+    data: sqlite3.Connection
+    files: Files | None
+    """None in memory."""
+
+    async def close(self) -> None:
+        """Close it all, the claim last."""
+        self.data.close()
+        await self.control.close()
+        if self.files is not None:
+            self.files.close()
 
 
 class Database:
     """An open database: the data plane's batch, and what the control plane does for it."""
 
     def __init__(
-        self,
-        path: str,
-        control: aiosqlite.Connection,
-        batch: Batch,
-        ids: Ids,
-        audit_rows: int,
-        claim: int | None,
+        self, path: str, handles: _Handles, instance_id: int, first_id: int, audit_rows: int
     ) -> None:
-        """Hold a database; ``claim`` is the descriptor that locks its file, if it is one."""
+        """Take over what is open, by a run with this id whose first row gets that one."""
         self.path = path
         """A file's path, or MEMORY."""
-        self.batch = batch
-        self.ids = ids
-        self.trail = Trail(batch, audit_rows)
+        self.batch = Batch(handles.data)
+        self.ids = Ids(self.batch, instance_id, first_id)
+        self.trail = Trail(self.batch, audit_rows)
         self._audit_rows = audit_rows
-        self._claim = claim
+        self._handles = handles
         self.control_turn = anyio.Lock()
         """To be had by whoever lets the control plane's thread work while requests are served."""
         self._commit_turn = anyio.Lock()
-        self._control = control
+        self._lost: Loss | None = None
+        self._cannot_renew = ""
+        """Why a lost file could not be made anew, when that was tried last."""
+        self._starved = False
+
+    async def close(self) -> None:
+        """Close it, without another word to the disk: see `stop`."""
+        await self._handles.close()
+
+    @property
+    def _control(self) -> aiosqlite.Connection:
+        return self._handles.control
+
+    @property
+    def is_file(self) -> bool:
+        """Whether there are files that may be lost."""
+        return self._handles.files is not None
 
     @property
     def log_is_long(self) -> bool:
         """Whether it is time for a `checkpoint`."""
-        try:
-            return self.path != MEMORY and Path(f"{self.path}-wal").stat().st_size > WAL_LIMIT
-        except OSError:
-            return False
+        return self._log_size() > WAL_LIMIT
+
+    def _log_size(self) -> int:
+        return 0 if self._handles.files is None else self._handles.files.log_size()
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it now, in words for people; None if nothing is."""
+        faults = []
+        if self.batch.fault is not None:
+            faults.append(self.batch.fault_in_words)
+        if self._lost is not None:
+            faults.append(f"{_LOST[self._lost]}{self._cannot_renew}")
+        if self._starved:
+            faults.append(_STARVED)
+        return "; ".join(faults) or None
 
     async def commit(self) -> bool:
         """Commit the batch, when nobody has the database held still; see `Batch.commit`."""
@@ -151,8 +204,8 @@ class Database:
 
     def let_go(self) -> None:
         """In a forked child: leave it to the daemon alone to keep others off the file."""
-        if self._claim is not None:
-            os.close(self._claim)
+        if self._handles.files is not None:
+            self._handles.files.close()
 
     async def checkpoint(self) -> None:
         """Copy what is committed from the write-ahead log into the database file, off the loop.
@@ -165,6 +218,77 @@ class Database:
             await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             logger.warning("cannot copy the write-ahead log into the database now: %s", error)
+
+    def look_at_files(self) -> bool:
+        """Notice what others have done to the files, and say so once; return whether one is lost.
+
+        A few calls of stat(2): what is cached goes on, in files that have no name any more.
+        """
+        if self._handles.files is None:
+            return False
+        starved = self._log_size() > (WAL_LIMIT if self._starved else STARVED_LOG)
+        if starved != self._starved:
+            self._starved = starved
+            logger.warning(
+                "the database %s: %s", self.path, _STARVED if starved else "its log is short again"
+            )
+        lost = self._handles.files.loss()
+        if lost != self._lost:
+            self._lost, self._cannot_renew = lost, ""
+            logger.warning(
+                "the database %s: %s", self.path, "it is back" if lost is None else _LOST[lost]
+            )
+        if lost == "replaced":
+            self._handles.files.leave_to_another()
+        return lost is not None
+
+    async def renew(self) -> bool:
+        """Make a lost file anew, with all that is cached; return False if that fails.
+
+        Requests are served meanwhile: the batch under way is kept, and done
+        again in the new file. Another's file in its place is left alone.
+        """
+        async with self.held_still():
+            # Somebody may have put it back, or something else there, while we waited.
+            if not self.look_at_files() or self._lost == "replaced":
+                return True
+            try:
+                fresh = await self._copied()
+            except (OSError, sqlite3.Error, DatabaseError) as error:
+                if not self._cannot_renew:
+                    self._cannot_renew = f", which fails ({error})"
+                    logger.warning("the database %s cannot be made anew: %s", self.path, error)
+                return False
+            old, self._handles = self._handles, fresh
+            self.batch.go_on_with(fresh.data)
+            with suppress(sqlite3.Error):
+                await old.close()
+            self._lost, self._cannot_renew = None, ""
+            logger.warning("the database %s was made anew; nothing was lost", self.path)
+            return True
+
+    async def _copied(self) -> _Handles:
+        """Put a copy of what is committed in the place of the lost file, and open it."""
+        old = self._handles.files
+        assert old is not None
+        self.batch.commit()
+        # Whoever has kept the old file elsewhere is to have all of it: its log goes.
+        await self.checkpoint()
+        name, claim = await anyio.to_thread.run_sync(old.claim_successor)
+        async with AsyncExitStack() as stack:
+            stack.callback(os.close, claim)
+            stack.callback(Path(name).unlink, missing_ok=True)
+            await self._control.execute("VACUUM INTO ?", (name,))
+            await anyio.to_thread.run_sync(os.fsync, claim)
+            old.give_way_to(name)
+            stack.callback(Path(old.path).unlink, missing_ok=True)
+            control = await aiosqlite.connect(old.path, isolation_level=None)
+            stack.push_async_callback(control.close)
+            await control.execute("PRAGMA journal_mode = WAL")
+            await control.execute("PRAGMA synchronous = NORMAL")
+            data = _open_data_plane(old.path)
+            stack.pop_all()
+        return _Handles(control, data, Files(old.path, claim))
 
     async def stop(self, now: float) -> None:
         """Record an orderly end: whatever is still cached is lost with the process."""
@@ -193,64 +317,54 @@ async def open_database(path: str, start: Start) -> AsyncIterator[Database]:
     Rows that a crashed process left behind are cleared away; bindings that have
     not expired stay. Raises DatabaseError with one sentence that says what to do.
     """
+    file = files.followed(path)
+    try:
+        database = await _open(path, file, start)
+    except _SetAsideError as corrupt:
+        logger.warning("%s", corrupt)
+        database = await _open(path, file, start)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+class _SetAsideError(DatabaseError):
+    """The database was corrupt; it has another name now, and its own is free."""
+
+
+async def _open(path: str, file: str, start: Start) -> Database:
     async with AsyncExitStack() as stack:
         claim = None
+        if path == MEMORY:
+            data = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            connecting = aiosqlite.Connection(lambda: data, 64)
+        else:
+            claim = files.claim(file)
+            stack.callback(os.close, claim)
+            connecting = aiosqlite.connect(file, isolation_level=None)
         try:
-            if path == MEMORY:
-                data = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                control = await stack.enter_async_context(aiosqlite.Connection(lambda: data, 64))
-            else:
-                claim = _claim(path)
-                stack.callback(os.close, claim)
-                control = await stack.enter_async_context(
-                    aiosqlite.connect(path, isolation_level=None)
-                )
+            control = await connecting
+            stack.push_async_callback(control.close)
             instance_id, first_id = await _prepare(path, control, start)
-            if path != MEMORY:
-                data = sqlite3.connect(path, isolation_level=None, timeout=0)
-                stack.callback(data.close)
-            _configure_data_plane(data)
-        except sqlite3.Error as error:
-            raise _explain(path, error) from error
-        batch = Batch(data)
-        ids = Ids(batch, instance_id, first_id)
-        yield Database(path, control, batch, ids, start.audit_rows, claim)
-
-
-def _claim(path: str) -> int:
-    """Open the file, made if need be, and lock it against other daemons until it is closed.
-
-    flock(2) and the locks of SQLite do not see each other, but closing any
-    descriptor of the file drops SQLite's: this one is to be closed last.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DatabaseError(f"cannot open the database {path}: {_reason(error, path)}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise DatabaseError(
-            f"another scache daemon uses the database {path}: stop it, or choose another --database"
-        ) from error
-    return descriptor
-
-
-def _reason(error: OSError, path: str) -> str:
-    match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
-            return f"there is no directory {Path(path).parent}: make it first"
-        case errno.EACCES | errno.EPERM:
-            return "permission denied: let this user read and write it and its directory"
-        case errno.EISDIR:
-            return "it is a directory: name a file"
-        case errno.EROFS:
-            return "its file system is read-only: choose another place"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "the disk is full: free some space"
-        case _:
-            return error.strerror or str(error)
+            if claim is None:
+                _configure_data_plane(data)
+            else:
+                data = _open_data_plane(file)
+        except (sqlite3.Error, CorruptError) as error:
+            ours = claim is not None and files.is_ours(claim)
+            problem = (
+                _explain(path, error, ours=ours) if isinstance(error, sqlite3.Error) else error
+            )
+            if ours and start.set_aside and isinstance(problem, CorruptError):
+                name = files.set_aside(file, start.now)
+                raise _SetAsideError(
+                    f"{problem.damage}: it is kept as {name}, and we start with an empty one"
+                ) from error
+            raise problem from error
+        stack.pop_all()
+    handles = _Handles(control, data, None if claim is None else Files(file, claim))
+    return Database(path, handles, instance_id, first_id, start.audit_rows)
 
 
 async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
@@ -269,10 +383,11 @@ async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tu
         verdict = await cursor.fetchone()
     if verdict is None or verdict[0] != "ok":
         raise _corrupt(path, verdict[0] if verdict else "no verdict")
+    # The mark before there is a log that it could be in: it is to be seen even in a damaged file.
+    await control.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     if path != MEMORY:
         await control.execute("PRAGMA journal_mode = WAL")
     await control.execute("PRAGMA synchronous = NORMAL")
-    await control.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     await control.executescript(pending_script(version, known))
     return await _recover(control, start)
 
@@ -283,6 +398,9 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     await _lose_live_rows(control, start.now, start.audit_rows, "the daemon did not stop orderly")
     await _expire_bindings(control, start.now, start.audit_rows)
     await _trim_events(control, start.audit_rows)
+    if not start.audit_rows:
+        # Who compares counters with the trail is to know that it has a gap.
+        await control.execute(_COUNT, ("runs_not_recorded", 1))
     await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_SETTINGS)
@@ -324,6 +442,16 @@ async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
         await control.execute(_TRIM_EVENTS, (audit_rows,))
 
 
+def _open_data_plane(file: str) -> sqlite3.Connection:
+    data = sqlite3.connect(file, isolation_level=None, timeout=0)
+    try:
+        _configure_data_plane(data)
+    except BaseException:
+        data.close()
+        raise
+    return data
+
+
 def _configure_data_plane(data: sqlite3.Connection) -> None:
     data.text_factory = bytes
     data.execute("PRAGMA synchronous = NORMAL")
@@ -342,20 +470,22 @@ async def _number(control: aiosqlite.Connection, sql: str) -> int:
     return int(row[0])
 
 
-def _corrupt(path: str, detail: object) -> DatabaseError:
-    return DatabaseError(
-        f"the database {path} is corrupt ({detail}): move it away and start again, "
-        "only counters and bindings are lost"
+def _corrupt(path: str, detail: object) -> CorruptError:
+    found = str(detail).removeprefix("*** in database main ***\n")
+    return CorruptError(
+        f"the database {path} is corrupt ({found})",
+        "move it away and start again, or let --on-corrupt set-aside do that; "
+        "counters, the audit trail and bindings are lost",
     )
 
 
-def _explain(path: str, error: sqlite3.Error) -> DatabaseError:
+def _explain(path: str, error: sqlite3.Error, *, ours: bool) -> DatabaseError:
     """Return the one sentence for what SQLite refused while the database was opened."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     match code:
-        case sqlite3.SQLITE_NOTADB:
+        case sqlite3.SQLITE_NOTADB if not ours:
             problem = "is not a SQLite database: choose another --database"
-        case sqlite3.SQLITE_CORRUPT:
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, error)
         case sqlite3.SQLITE_FULL:
             problem = "cannot be written, the disk is full: free some space"

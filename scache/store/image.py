@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations
 from scache.store.snapshot import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 
@@ -116,11 +116,12 @@ class Image:
             raise
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path, *, sound: bool = True) -> Self:
         """Make an image of a database file, which a daemon may be using.
 
         The file is read in one short transaction and closed at once: it holds
-        up no writer, and no checkpoint once this returns. Raises DatabaseError.
+        up no writer, and no checkpoint once this returns. Raises DatabaseError,
+        also for a file that is corrupt, unless it need not be ``sound``.
         """
         what = f"the database {path}"
         file = _readable(Path(path), what)
@@ -130,7 +131,8 @@ class Image:
             raise _explain(what, error) from error
         image = cls.from_bytes(data, what)
         try:
-            image.check(what)
+            if sound:
+                image.check(what)
         except BaseException:
             image.close()
             raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from scache.store.image import Image, Result, Value
+from scache.store.snapshot import FAULT
 
 REQUESTS: Final = (
     "save_endp",
@@ -199,7 +200,8 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
             if _is_number(settings.get(name, ""))
         },
         "settings": settings,
-        "database": {"bytes": size},
+        # The daemon alone knows: a file of which something is wrong does not say so.
+        "database": {"bytes": size, "fault": settings.pop(FAULT, None)},
         "counters": counters,
     }
 

@@ -224,6 +224,7 @@ class LiveRows:
             self._batch.add(_ADD_CLIENT, (client_id, pid, uid, gid, now, program and text(program)))
         except DatabaseFault:
             self._unrecorded.add(client_id)
+            self._batch.counts["clients_not_recorded"] += 1
 
     def end_client(self, client_id: int, now: float) -> None:
         """Record that a client has disconnected, and forget the oldest if they are too many.

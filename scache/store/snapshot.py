@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from typing import Final
 
 from scache.model import Connection, Facts
 
@@ -12,8 +13,12 @@ FORMAT_VERSIONS = slice(18, 20)
 """In the header: how the file is to be written and read (SQLite docs, "Database File Format")."""
 ROLLBACK_JOURNAL = b"\1\1"
 
+FAULT: Final = "database_fault"
+"""The setting under which the image of a live daemon says what is wrong with its database."""
+
+# One that was found while the database could not be written is still there.
 _ADD_CONNECTION = """
-    INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
+    INSERT OR IGNORE INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
 """
 _ADD_DESCRIPTOR = """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scache.store.database import APPLICATION_ID
+from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
 
 NOW = 1_700_000_000.0
@@ -68,6 +68,14 @@ class Cached:
             endpoint=endpoint,
             **row | {"client_id": 1} | columns,
         )
+
+    def descriptor(self, connection_id: int, fd: int, **columns: object) -> None:
+        """Insert a descriptor."""
+        self.insert("descriptor", connection_id=connection_id, fd=fd, **{"kind": "tcp"} | columns)
+
+    def run(self, sql: str) -> None:
+        """Carry out a statement."""
+        self._connection.execute(sql)
 
     def event(self, kind: str, status: int | None = None, **columns: object) -> None:
         """Insert an event."""

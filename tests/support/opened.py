@@ -22,10 +22,17 @@ class Opened:
     """A run of the daemon as far as its database is concerned."""
 
     def __init__(
-        self, path: Path | str, now: float = NOW, ttl_limit: float = 300, audit_rows: int = 1000
+        self,
+        path: Path | str,
+        now: float = NOW,
+        ttl_limit: float = 300,
+        audit_rows: int = 1000,
+        *,
+        set_aside: bool = True,
     ) -> None:
         self._runner = asyncio.Runner()
-        start = Start(now, "1.2.3", ttl_limit, audit_rows, {"ttl_limit": str(ttl_limit)})
+        settings = {"ttl_limit": str(ttl_limit)}
+        start = Start(now, "1.2.3", ttl_limit, audit_rows, settings, set_aside)
         self._context = open_database(str(path), start)
         self.database: Database
         """The database, from entering to leaving."""
