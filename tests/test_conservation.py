@@ -119,6 +119,8 @@ class Accounts:
     def start(self, audit_rows: int) -> None:
         """Begin a run."""
         self.audit_rows = audit_rows
+        if not audit_rows:
+            self.ledger.counters["runs_not_recorded"] += 1
         self.run = ExitStack()
         self.rig: Rig = self.run.enter_context(rigged(self.path, audit_rows, self.time))
         self.cache, self.batch = self.rig.cache, self.rig.batch
@@ -180,7 +182,9 @@ class Accounts:
         assert self.cache.client_connected(peer) == row_id
         self.connected[row_id] = peer
         self.ledger.counters["clients_connected"] += 1
-        if not refused:
+        if refused:
+            self.ledger.counters["clients_not_recorded"] += 1
+        else:
             self.ledger.clients[row_id] = peer
 
     def disconnect(self, number: int) -> None:

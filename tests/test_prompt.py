@@ -122,13 +122,13 @@ def test_refresh_takes_a_new_copy(
     take = Image.from_file
     taken: list[Image] = []
 
-    def from_file(path: str) -> Image:
+    def from_file(path: str, *, sound: bool = True) -> Image:
         if len(taken) == 2:
             raise Unavailable("nobody\nanswers")
         if taken:
             with filling(file) as cached:
                 cached.connection(3)
-        taken.append(take(path))
+        taken.append(take(path, sound=sound))
         return taken[-1]
 
     monkeypatch.setattr(Image, "from_file", from_file)
