@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import NamedTuple, TypeVar
 
@@ -141,9 +142,7 @@ def audit(bench: Bench) -> Iterator[Result]:
         for server in both.running.values():
             bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)
         for name, options in (("audit", _CLIENTS_16), ("audit-deep", _CLIENTS_4_DEEP)):
-            samples = both.interleaved(
-                bench.rounds, lambda server, options=options: bench.pairs(server, **options)
-            )
+            samples = both.interleaved(bench.rounds, partial(bench.pairs, **options))
             yield per_pair(bench.row(name), samples, OURS, AUDIT_OFF, "")
 
 
@@ -293,32 +292,34 @@ def expiry(bench: Bench) -> Iterator[Result]:
     yield result("expiry-quiet", lambda each: each.before.find_worst)
 
 
+def snapshots(server: Server, enough: Event) -> list[float]:
+    """Take snapshots one after the other; return the milliseconds that each took."""
+    taken = []
+    with Client(server.path, timeout=30) as client:
+        while not enough.is_set():
+            began = time.monotonic()
+            os.close(client.snapshot())
+            taken.append((time.monotonic() - began) * 1e3)
+    return taken
+
+
 def snapshot(bench: Bench) -> Iterator[Result]:
     """Watch the finds of one client while snapshots are taken one after the other."""
     require_descriptors(bench.cached)
     quiet, during, taken = [], [], []
-    note = ""
     for starter in (servers.ours(), servers.ours(file=True)):
-        with starter() as server, Client(server.path, timeout=30) as client:
+        with starter() as server, ThreadPoolExecutor(1) as threads:
             fill(bench, server, bench.cached)
             bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)  # a full audit trail
             quiet.append(bench.load.run(server, ms=10 * bench.milliseconds).find_worst / 1e3)
             enough = Event()
-
-            def take(client: Client = client, enough: Event = enough) -> Iterator[float]:
-                while not enough.is_set():
-                    began = time.monotonic()
-                    os.close(client.snapshot())
-                    yield (time.monotonic() - began) * 1e3
-
-            with ThreadPoolExecutor(1) as threads:
-                taking = threads.submit(lambda take=take: list(take()))
-                try:
-                    sample = bench.load.run(server, ms=20 * bench.milliseconds)
-                    during.append(sample.find_worst / 1e3)
-                finally:
-                    enough.set()
-                taken += taking.result()
+            taking = threads.submit(snapshots, server, enough)
+            try:
+                sample = bench.load.run(server, ms=20 * bench.milliseconds)
+            finally:
+                enough.set()
+            during.append(sample.find_worst / 1e3)
+            taken += taking.result()
     note = "a database in memory, and a file"
     yield Result(bench.row("snapshot"), Series(during, "worst"), Series(quiet, "worst"), note=note)
     yield Result(bench.row("snapshot-time"), Series(taken))
