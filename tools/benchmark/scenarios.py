@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Event
 from typing import NamedTuple, TypeVar
 
@@ -57,6 +56,10 @@ class Bench:
     def pairs(self, server: Server, **options: Option) -> Sample:
         """Measure pairs for one round."""
         return self.load.run(server, ms=self.milliseconds, warmup=self.warmup, **options)
+
+    def pairs_with(self, options: Mapping[str, Option]) -> Callable[[Server], Sample]:
+        """Return what measures pairs with these options."""
+        return lambda server: self.pairs(server, **options)
 
 
 class Contenders:
@@ -142,7 +145,7 @@ def audit(bench: Bench) -> Iterator[Result]:
         for server in both.running.values():
             bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)
         for name, options in (("audit", _CLIENTS_16), ("audit-deep", _CLIENTS_4_DEEP)):
-            samples = both.interleaved(bench.rounds, partial(bench.pairs, **options))
+            samples = both.interleaved(bench.rounds, bench.pairs_with(options))
             yield per_pair(bench.row(name), samples, OURS, AUDIT_OFF, "")
 
 
