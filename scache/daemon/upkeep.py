@@ -31,7 +31,7 @@ _CATCH_UP_ROUNDS = 3
 CATCH_UP_TIMEOUT = 0.05
 """Seconds for which clients wait, at the most, while the log is made ready to start over."""
 
-WATCH_INTERVAL = 1.0
+LOOK_INTERVAL = 1.0
 """Seconds between two looks at the files of the database."""
 
 RENEW_INTERVAL = 10.0
@@ -123,9 +123,9 @@ async def checkpoint(database: Database, readiness: Readiness, committed: Signal
 async def watch_files(database: Database) -> None:
     """Notice what others do to the files of the database, and mend what can be mended."""
     while database.is_file:
-        await anyio.sleep(WATCH_INTERVAL)
+        await anyio.sleep(LOOK_INTERVAL)
         if database.look_at_files() and not await database.renew():
-            await anyio.sleep(RENEW_INTERVAL - WATCH_INTERVAL)
+            await anyio.sleep(RENEW_INTERVAL - LOOK_INTERVAL)
 
 
 async def drop_overdue(

@@ -96,8 +96,11 @@ def ours(*, file: bool = False, audit: bool = True) -> Starter:
     return start
 
 
-def genuine() -> Starter:
-    """Return what starts Postfix's scache, under the least stand-in for master(8)."""
+def genuine(open_files: int | None = None) -> Starter:
+    """Return what starts Postfix's scache, under the least stand-in for master(8).
+
+    If ``open_files`` is given, it may have no more than these.
+    """
 
     @contextmanager
     def start() -> Iterator[Server]:
@@ -115,7 +118,8 @@ def genuine() -> Starter:
                 listener.listen(100)
                 listener.setblocking(False)
                 began = time.monotonic()
-                process = _spawn(program, directory, (*flow, status[1], listener.fileno()))
+                descriptors = (*flow, status[1], listener.fileno())
+                process = _spawn(program, directory, descriptors, open_files)
                 with _ended(process):
                     yield Server(path, process.pid, announced(path, process, began))
 
@@ -148,12 +152,15 @@ def _configure(directory: Path) -> None:
     os.utime(settings, (0, 0))  # Postfix waits until a file that has just been written settles
 
 
-def _spawn(program: Path, directory: Path, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+def _spawn(
+    program: Path, directory: Path, descriptors: Sequence[int], open_files: int | None
+) -> subprocess.Popen[bytes]:
     """Start it with these as its descriptors 3 to 6; first out of the way, as they overlap."""
     away = " ".join(f"{place}<&{source}" for place, source in enumerate(descriptors, 103))
     home = " ".join(f"{place}<&{place + 100} {place + 100}<&-" for place in range(3, 7))
+    limit = "" if open_files is None else f"ulimit -n {open_files};"
     return subprocess.Popen(
-        ["bash", "-c", f'exec {away}; exec "$0" -l -n scache -t unix -u {home}', program],
+        ["bash", "-c", f'exec {away}; {limit} exec "$0" -l -n scache -t unix -u {home}', program],
         cwd=directory,
         env={"MAIL_CONFIG": str(directory), "MAIL_LOGTAG": "postfix", "GENERATION": "0"},
         pass_fds=descriptors,

@@ -1,0 +1,1 @@
+"""tools/trials: what must hold in hard times, tried often."""
