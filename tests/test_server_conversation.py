@@ -199,6 +199,20 @@ def test_something_else_than_a_dummy() -> None:
     check_every_way(Case([(FINDING, ()), (nonsense, ())], [FIND, Abandoned()], HIT))
 
 
+@pytest.mark.parametrize(
+    ("size", "came"), [(MAX_MESSAGE_SIZE, True), (MAX_MESSAGE_SIZE + 1, False)]
+)
+def test_dummy_that_is_too_long(size: int, came: bool) -> None:
+    """A dummy with more to it is one up to 64 KiB, whole or in pieces; above, the hit goes back."""
+    head, tail = b"dummy\0\0name\0", b"\0\0"
+    dummy = head + b"x" * (size - len(head) - len(tail)) + tail
+    for sizes in ([], [1000] * (size // 1000)):
+        serving = Serving()
+        serving.feed([(FINDING, ())])
+        serving.feed(in_sizes(dummy, sizes))
+        assert serving.events == [FIND, Deliver() if came else Abandoned()]
+
+
 def test_pipelined_hits() -> None:
     """Requests sent ahead while a hit waits for its dummies are kept and answered in order."""
     other = FindEndp(b"hit 2")

@@ -311,7 +311,8 @@ class ServerConversation:
         end = self._message_end()
         if end is None:
             return None if not self._too_long else self._skip()
-        came = self._buffer.startswith(b"dummy\0", self._at)
+        fits = end - self._at <= MAX_MESSAGE_SIZE
+        came = fits and self._buffer.startswith(b"dummy\0", self._at)
         self._advance(end)
         return came
 
