@@ -74,10 +74,16 @@ def check_every_way(case: Case) -> None:
     _check(list(byte_by_byte(with_tail)), longer)
 
 
+def kinds(events: Sequence[Event]) -> list[type[Event]]:
+    """Return what they are: as tuples, two of different kinds may be equal."""
+    return list(map(type, events))
+
+
 def _check(chunks: list[Chunk], case: Case) -> None:
     serving = Serving()
     serving.feed(chunks)
     assert serving.events == case.events
+    assert kinds(serving.events) == kinds(case.events)
     assert serving.sent == case.sent
     assert serving.surplus == list(case.surplus)
     assert serving.machine.between_exchanges
@@ -210,7 +216,30 @@ def test_dummy_that_is_too_long(size: int, came: bool) -> None:
         serving = Serving()
         serving.feed([(FINDING, ())])
         serving.feed(in_sizes(dummy, sizes))
-        assert serving.events == [FIND, Deliver() if came else Abandoned()]
+        assert kinds(serving.events) == [FindEndp, Deliver if came else Abandoned]
+
+
+def test_request_ahead_that_is_too_long() -> None:
+    """It is answered in its turn, and its rest is taken for no dummy, whatever it looks like."""
+    for tail in (b"\0\0", b"\0" + DUMMY, b"\0dummy\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0"):
+        request = b"request\0find_endp\0label\0" + b"x" * MAX_MESSAGE_SIZE + tail
+        for cut in (len(request), len(request) - len(tail) + 1, len(request) - 1, 70000):
+            serving = Serving()
+            serving.feed(in_sizes(FINDING + request + DUMMY, [len(FINDING), cut]))
+            assert serving.events == [FIND, Deliver()]
+            serving.feed([(DUMMY, ())])
+            assert serving.events[2:] == [Delivered(), Malformed(b"find_endp")]
+            assert kinds(serving.events) == [FindEndp, Deliver, Delivered, Malformed]
+
+
+@pytest.mark.parametrize("rest", [b"request", b"request\0x", b"y"])
+def test_what_is_beyond_the_limit_does_not_count(rest: bytes) -> None:
+    """Of a message that is too long only what is within the limit says whether it is a request."""
+    message = b"name\0" + b"x" * MAX_MESSAGE_SIZE + b"\0name\0" + rest + b"\0\0"
+    for cut in (len(message), 70000, MAX_MESSAGE_SIZE + 1, len(message) - 1):
+        serving = Serving()
+        serving.feed(in_sizes(message, [cut]))
+        assert serving.events == []
 
 
 def test_pipelined_hits() -> None:
@@ -303,6 +332,8 @@ def test_largest_message() -> None:
         (FINDING + DUMMY + DUMMY, True),
         (encode_request(TAIL), True),
         (encode_request(TAIL) + b"r", False),
+        (b"label\0" + b"x" * MAX_MESSAGE_SIZE + b"\0", False),
+        (b"label\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0", True),
     ],
 )
 def test_between_exchanges(message: bytes, idle: bool) -> None:
@@ -345,6 +376,7 @@ def test_any_chunking_gives_the_same_events(stream: list[bytes], sizes: list[int
     whole.feed([(b"".join(stream), ())])
     cut.feed(in_sizes(b"".join(stream), sizes))
     assert cut.events == whole.events
+    assert kinds(cut.events) == kinds(whole.events)
     assert cut.sent == whole.sent
     assert cut.machine.between_exchanges == whole.machine.between_exchanges
 

@@ -164,7 +164,8 @@ class ServerConversation:
     @property
     def between_exchanges(self) -> bool:
         """Whether the client owes us nothing, so that it may be silent for as long as it likes."""
-        return self._state is _IDLE and self._at == len(self._buffer) and not self._held
+        idle = self._state is _IDLE and not self._held
+        return idle and self._at == len(self._buffer) and not self._skipping
 
     def surplus_descriptors(self) -> list[int]:
         """Return, to be closed, the descriptors that belong to no request.
@@ -282,6 +283,8 @@ class ServerConversation:
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""
+        if self._skipping:
+            return self._pass_over_rest()
         buffer = self._buffer
         sent = self._state is _AWAIT_RECEIPT
         if self._held and buffer.startswith(DESCRIPTOR_BYTE, self._at) and not sent:
@@ -291,7 +294,7 @@ class ServerConversation:
         if buffer.startswith(DUMMY, self._at):
             self._advance(self._at + len(DUMMY))
             came = True
-        elif buffer.startswith(REQUEST, self._at) and not self._skipping:
+        elif buffer.startswith(REQUEST, self._at):
             if not sent:
                 return self._hold_request()
             came = False
@@ -305,6 +308,16 @@ class ServerConversation:
             self._held_size = 0
             return _DELIVERED
         return _DELIVER if came else _ABANDONED
+
+    def _pass_over_rest(self) -> NeedData | None:
+        """Pass over the rest of a request that was sent ahead and is too long: it is no dummy."""
+        end = self._message_end()
+        if end is not None:
+            self._advance(end)
+            return None
+        if self._too_long:
+            self._skip()
+        return NEED_DATA
 
     def _take_odd_dummy(self) -> bool | None:
         """Take a message; return whether it is a dummy with something to it, None if it may be."""
@@ -349,14 +362,17 @@ class ServerConversation:
                 return self._next_request()
             if end is None and not self._too_long:
                 return NEED_DATA
-            tokens = self._buffer[self._at : end].split(NUL)
+            # Of a message that is too long its beginning counts, however much of it has come.
+            limit = self._at + MAX_MESSAGE_SIZE
+            complete = end is not None and end <= limit
+            tokens = self._buffer[self._at : end if complete else limit].split(NUL)
             skipping = self._skipping
             if end is None:
                 self._skip()
             else:
                 self._advance(end)
             if b"request" in tokens and not skipping:
-                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=end is not None)
+                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=complete)
 
     def _pass_over_messages(self) -> int:
         """Pass over whole messages that are no requests; return where a request may begin, or 0."""
