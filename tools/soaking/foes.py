@@ -20,8 +20,15 @@ PER_ROUND = {"connect and vanish": 100}
 """What a round does so many times."""
 
 
+AT_ONCE = {"connect and vanish": 10_000}
+"""How often each does what it does when all are there at once; without end if it is not here."""
+
+
 def run(path: Path, seed: int, pipe: Pipe) -> None:
-    """Do as the pipe says, ``in turn``, ``at once`` or ``end``; say first what was done so far."""
+    """Do as the pipe says; say first what was done so far.
+
+    The pipe says ``in turn``, ``at once``, a behaviour, ``nothing`` or ``end``.
+    """
     with suppress(PermissionError):
         os.nice(5)
     done: Counter[str] = Counter()
@@ -43,6 +50,7 @@ def run(path: Path, seed: int, pipe: Pipe) -> None:
             threads = [
                 threading.Thread(target=_again_and_again, args=(path, name, seed, enough, done))
                 for name in BEHAVIOURS
+                if order in (name, "at once")
             ]
         for thread in threads:
             thread.start()
@@ -60,7 +68,8 @@ def _again_and_again(
     path: Path, name: str, seed: int, enough: threading.Event, done: Counter[str]
 ) -> None:
     random = Random(f"{seed} {name}")
-    while not enough.is_set():
+    last = done[name] + AT_ONCE.get(name, 10**12)
+    while not enough.is_set() and done[name] < last:
         began = time.monotonic()
         BEHAVIOURS[name](path, random)
         done[name] += PER_ROUND.get(name, 1)

@@ -20,7 +20,7 @@ from soaking.clock import Clock
 from soaking.probe import Latency
 from soaking.report import Fact, judged
 from tests.support.daemon import Daemon
-from tests.support.hostile import connect_and_vanish
+from tests.support.hostile import BEHAVIOURS, connect_and_vanish
 
 PROCESSES = 2
 """Processes that the well-behaved clients share."""
@@ -39,7 +39,11 @@ RESTART_INTERVAL = 4.0
 SETTLE = 10.0
 """Seconds for what must come to pass when all have gone."""
 
-ALONE, AT_ONCE = "alone", "hostile at once"
+ALONE, AT_ONCE, BETWEEN = "alone", "hostile at once", "between"
+"""Phases that are more than a name."""
+
+SHORTEST = 0.5
+"""Seconds for which each hostile behaviour must be there alone for its times to mean anything."""
 
 MEDIAN_RATIO, WORST = 1.5, 50.0
 WARM = 60.0
@@ -137,7 +141,7 @@ class Leg:
             self._start_daemon()
             self._at_start = self._open_descriptors()
             self._probing = Helper(self._stack, probe.run, self._path)
-            self._phase(ALONE, max(2.0, plan.seconds * 0.07))
+            self._phase(ALONE, max(2.0, plan.seconds * 0.07), quiet=True)
             each = plan.clients // PROCESSES
             share = [each + (at < plan.clients % PROCESSES) for at in range(PROCESSES)]
             populations = [
@@ -158,8 +162,13 @@ class Leg:
             reports = [each.ask("end") for each in populations]
             in_turn = hostile.ask("at once")
             before = watch.resident(self._daemon.pid)
-            self._phase(AT_ONCE, plan.seconds * 0.15)
-            at_once = hostile.ask("end") - in_turn
+            self._phase(AT_ONCE, plan.seconds * 0.1, quiet=True)
+            at_once = hostile.ask("nothing") - in_turn
+            each_alone = plan.seconds * 0.08 / len(BEHAVIOURS)
+            for name in BEHAVIOURS if each_alone > SHORTEST else ():
+                hostile.ask(name)
+                self._phase(name, each_alone, quiet=True)
+            hostile.ask("end")
             latencies, wrong = self._probing.ask("")
             self._wrong += wrong
             self._settle(before, samples)
@@ -208,6 +217,7 @@ class Leg:
         seconds: float,
         *,
         restarts: bool = False,
+        quiet: bool = False,
     ) -> None:
         """Let time pass, and do now and then what there is to do."""
         plan = self._plan
@@ -217,12 +227,13 @@ class Leg:
         chores = [Chore(CHECK_INTERVAL, self._check_now), Chore(STEP_INTERVAL, self._step)]
         if restarts:
             chores.append(Chore(min(RESTART_INTERVAL, seconds / 3), self._restart))
-        if name in (ALONE, AT_ONCE):
+        if quiet:
             chores = []  # nobody else is to disturb
         while time.monotonic() < end:
             for chore in chores:
                 chore.do_if_due()
             time.sleep(0.05)
+        self._probing.pipe.send(BETWEEN)
 
     def _step(self) -> None:
         self._plan.clock.step(self._random)
@@ -318,6 +329,7 @@ class Leg:
     def _report_latencies(self, latencies: dict[str, Latency]) -> None:
         leg = self._plan.name
         alone = latencies[ALONE]
+        latencies.pop(BETWEEN, None)
         for name, each in latencies.items():
             worst = ", ".join(f"{value:.1f}" for value in each.worst)
             text = f"median {each.median:.3f}, p99 {each.p99:.2f}, worst {worst} ms"
