@@ -177,7 +177,8 @@ def nonsense(path: Path, random: Random) -> None:
             client.send(HELLO)
         for step in random_steps(random, 50):
             data = bytearray(b"".join(step.pieces) or random.choice(spoiled))
-            # Labels are its own, so that it takes nothing of anybody else's.
+            if len(data) > 1000:
+                continue  # the trail holds every label: a memory of its own would grow by them
             for _ in range(random.randrange(3)):
                 data[random.randrange(len(data))] = random.randrange(256)
             client.send(bytes(data), some[: random.choice((0, 0, 0, 1, 2))])
