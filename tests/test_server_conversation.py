@@ -74,10 +74,16 @@ def check_every_way(case: Case) -> None:
     _check(list(byte_by_byte(with_tail)), longer)
 
 
+def kinds(events: Sequence[Event]) -> list[type[Event]]:
+    """Return what they are: as tuples, two of different kinds may be equal."""
+    return list(map(type, events))
+
+
 def _check(chunks: list[Chunk], case: Case) -> None:
     serving = Serving()
     serving.feed(chunks)
     assert serving.events == case.events
+    assert kinds(serving.events) == kinds(case.events)
     assert serving.sent == case.sent
     assert serving.surplus == list(case.surplus)
     assert serving.machine.between_exchanges
@@ -199,6 +205,43 @@ def test_something_else_than_a_dummy() -> None:
     check_every_way(Case([(FINDING, ()), (nonsense, ())], [FIND, Abandoned()], HIT))
 
 
+@pytest.mark.parametrize(
+    ("size", "came"), [(MAX_MESSAGE_SIZE, True), (MAX_MESSAGE_SIZE + 1, False)]
+)
+def test_dummy_that_is_too_long(size: int, came: bool) -> None:
+    """A dummy with more to it is one up to 64 KiB, whole or in pieces; above, the hit goes back."""
+    head, tail = b"dummy\0\0name\0", b"\0\0"
+    dummy = head + b"x" * (size - len(head) - len(tail)) + tail
+    for sizes in ([], [1000] * (size // 1000)):
+        serving = Serving()
+        serving.feed([(FINDING, ())])
+        serving.feed(in_sizes(dummy, sizes))
+        assert kinds(serving.events) == [FindEndp, Deliver if came else Abandoned]
+
+
+def test_request_ahead_that_is_too_long() -> None:
+    """It is answered in its turn, and its rest is taken for no dummy, whatever it looks like."""
+    for tail in (b"\0\0", b"\0" + DUMMY, b"\0dummy\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0"):
+        request = b"request\0find_endp\0label\0" + b"x" * MAX_MESSAGE_SIZE + tail
+        for cut in (len(request), len(request) - len(tail) + 1, len(request) - 1, 70000):
+            serving = Serving()
+            serving.feed(in_sizes(FINDING + request + DUMMY, [len(FINDING), cut]))
+            assert serving.events == [FIND, Deliver()]
+            serving.feed([(DUMMY, ())])
+            assert serving.events[2:] == [Delivered(), Malformed(b"find_endp", too_long=True)]
+            assert kinds(serving.events) == [FindEndp, Deliver, Delivered, Malformed]
+
+
+@pytest.mark.parametrize("rest", [b"request", b"request\0x", b"y"])
+def test_what_is_beyond_the_limit_does_not_count(rest: bytes) -> None:
+    """Of a message that is too long only what is within the limit says whether it is a request."""
+    message = b"name\0" + b"x" * MAX_MESSAGE_SIZE + b"\0name\0" + rest + b"\0\0"
+    for cut in (len(message), 70000, MAX_MESSAGE_SIZE + 1, len(message) - 1):
+        serving = Serving()
+        serving.feed(in_sizes(message, [cut]))
+        assert serving.events == []
+
+
 def test_pipelined_hits() -> None:
     """Requests sent ahead while a hit waits for its dummies are kept and answered in order."""
     other = FindEndp(b"hit 2")
@@ -289,6 +332,8 @@ def test_largest_message() -> None:
         (FINDING + DUMMY + DUMMY, True),
         (encode_request(TAIL), True),
         (encode_request(TAIL) + b"r", False),
+        (b"label\0" + b"x" * MAX_MESSAGE_SIZE + b"\0", False),
+        (b"label\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0", True),
     ],
 )
 def test_between_exchanges(message: bytes, idle: bool) -> None:
@@ -331,6 +376,7 @@ def test_any_chunking_gives_the_same_events(stream: list[bytes], sizes: list[int
     whole.feed([(b"".join(stream), ())])
     cut.feed(in_sizes(b"".join(stream), sizes))
     assert cut.events == whole.events
+    assert kinds(cut.events) == kinds(whole.events)
     assert cut.sent == whole.sent
     assert cut.machine.between_exchanges == whole.machine.between_exchanges
 

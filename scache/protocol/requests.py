@@ -82,19 +82,17 @@ def parse(buffer: bytes, at: int, max_size: int) -> tuple[Request, int] | None:
     return _new(grammar.kind, values), end
 
 
-def read_odd(tokens: list[bytes], *, complete: bool, max_size: int) -> Request | Malformed:
+def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
     """Return the request that these strings are, of which the first is its name.
 
-    They are names and values in turn, as far as they have been received, and are
-    read as the genuine program reads them: what follows the last attribute that
+    They are names and values in turn, those of a message that is too long if they are not
+    complete, and are read as the genuine program reads them: what follows the last attribute that
     it expects is not looked at.
     """
     name = tokens[0] if tokens else b""
     grammar = GRAMMAR.get(name)
-    size = sum(map(len, tokens)) + len(tokens) + len(REQUEST)
-    too_long = not complete or size > max_size
-    if grammar is None or too_long:
-        return Malformed(name, too_long=too_long)
+    if grammar is None or not complete:
+        return Malformed(name, too_long=not complete)
     names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
     values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
     if names != grammar.names or len(values) < len(names):

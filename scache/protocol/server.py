@@ -23,7 +23,7 @@ first that is not the expected one, and never looks at what follows the last. A
 message has one reply at the most. Four things differ on purpose. A descriptor
 that arrives together with its ``save_endp`` is accepted. Requests sent ahead
 are kept and answered in order. A connection that was found and that the client
-turned away from goes back. A message above MAX_MESSAGE_SIZE is malformed.
+turned away from goes back. A message that is too long is malformed.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ class ServerConversation:
     @property
     def between_exchanges(self) -> bool:
         """Whether the client owes us nothing, so that it may be silent for as long as it likes."""
-        return self._state is _IDLE and self._at == len(self._buffer) and not self._held
+        idle = self._state is _IDLE and not self._held
+        return idle and self._at == len(self._buffer) and not self._skipping
 
     def surplus_descriptors(self) -> list[int]:
         """Return, to be closed, the descriptors that belong to no request.
@@ -291,6 +292,8 @@ class ServerConversation:
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""
+        if self._skipping:
+            return self._pass_over_rest()
         buffer = self._buffer
         sent = self._state is _AWAIT_RECEIPT
         if self._held and buffer.startswith(DESCRIPTOR_BYTE, self._at) and not sent:
@@ -300,7 +303,7 @@ class ServerConversation:
         if buffer.startswith(DUMMY, self._at):
             self._advance(self._at + len(DUMMY))
             came = True
-        elif buffer.startswith(REQUEST, self._at) and not self._skipping:
+        elif buffer.startswith(REQUEST, self._at):
             if not sent:
                 return self._hold_request()
             came = False
@@ -315,12 +318,23 @@ class ServerConversation:
             return _DELIVERED
         return _DELIVER if came else _ABANDONED
 
+    def _pass_over_rest(self) -> NeedData | None:
+        """Pass over the rest of a request that was sent ahead and is too long: it is no dummy."""
+        end = self._message_end()
+        if end is not None:
+            self._advance(end)
+            return None
+        if self._too_long:
+            self._skip()
+        return NEED_DATA
+
     def _take_odd_dummy(self) -> bool | None:
         """Take a message; return whether it is a dummy with something to it, None if it may be."""
         end = self._message_end()
         if end is None:
             return None if not self._too_long else self._skip()
-        came = self._buffer.startswith(b"dummy\0", self._at)
+        fits = end - self._at <= self._max_message_size
+        came = fits and self._buffer.startswith(b"dummy\0", self._at)
         self._advance(end)
         return came
 
@@ -357,18 +371,17 @@ class ServerConversation:
                 return self._next_request()
             if end is None and not self._too_long:
                 return NEED_DATA
-            tokens = self._buffer[self._at : end].split(NUL)
+            # Of a message that is too long its beginning counts, however much of it has come.
+            limit = self._at + self._max_message_size
+            complete = end is not None and end <= limit
+            tokens = self._buffer[self._at : end if complete else limit].split(NUL)
             skipping = self._skipping
             if end is None:
                 self._skip()
             else:
                 self._advance(end)
             if b"request" in tokens and not skipping:
-                return read_odd(
-                    tokens[tokens.index(b"request") + 1 :],
-                    complete=end is not None,
-                    max_size=self._max_message_size,
-                )
+                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=complete)
 
     def _pass_over_messages(self) -> int:
         """Pass over whole messages that are no requests; return where a request may begin, or 0."""

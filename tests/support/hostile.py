@@ -1,0 +1,201 @@
+"""Clients that mean no good, each a round at a time: a round leaves nothing of its own open.
+
+What the daemon does to them (hang up, refuse) is their business: a round goes on or ends, and only
+what nobody but a client in its right mind could notice is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from random import Random
+
+from tests.support.histories import (
+    find_dest,
+    find_endp,
+    random_steps,
+    save_dest,
+    save_endp,
+    spoil,
+)
+from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
+
+LABEL = b"hostile"
+MOST_DESCRIPTORS = 253
+"""What one sendmsg(2) takes."""
+
+HELLO = encode([(b"request", b"hello")])
+SAVE = encode(save_endp(LABEL, b"p", b"5"))
+FIND = encode(find_endp(LABEL))
+FIND_DEST = encode(find_dest(LABEL))
+BIND = encode(save_dest(LABEL, b"q", LABEL, b"5"))
+
+Round = Callable[[Path, Random], None]
+
+
+@contextmanager
+def something(count: int = 1) -> Iterator[list[int]]:
+    """Open a file that nobody needs, so many times."""
+    with ExitStack() as stack:
+        first = os.memfd_create("hostile")
+        stack.callback(os.close, first)
+        more = [os.dup(first) for _ in range(count - 1)]
+        for descriptor in more:
+            stack.callback(os.close, descriptor)
+        yield [first, *more]
+
+
+@contextmanager
+def undaunted() -> Iterator[None]:
+    """Take it that the daemon hangs up, is not there, or does not answer."""
+    with suppress(OSError, EOFError, AssertionError):  # half a message, at the end
+        yield
+
+
+def label_without_end(path: Path, random: Random) -> None:
+    """Send a message that never ends."""
+    beginning = random.choice(
+        (b"request\0find_endp\0label\0", b"", b"request\0", b"name\0", FIND + b"dummy\0")
+    )
+    with undaunted(), Wire(path) as client:
+        client.send(beginning)
+        for _ in range(64):
+            client.send(b"x" * 65536)
+
+
+def pipeline_without_end(path: Path, random: Random) -> None:
+    """Send very many requests ahead, and read all replies, but not before."""
+    requests = b"".join(random.choices((FIND, FIND_DEST, BIND), k=500))
+    with undaunted(), Wire(path) as client:
+        if random.random() < 0.5:
+            client.send(HELLO)
+        for _ in range(20):
+            client.send(requests)
+            for _ in range(500):
+                client.receive_message_bytes()
+
+
+def read_nothing(path: Path, random: Random, patience: float = 3.0) -> None:
+    """Send requests until there is no room, and read no reply."""
+    with undaunted(), Wire(path, patience) as client:
+        if random.random() < 0.5:
+            client.send(HELLO)
+        while True:
+            client.send((FIND + BIND) * 200)
+
+
+def byte_by_byte(path: Path, random: Random, pause: float = 1.0) -> None:
+    """Be many who each send a byte at a time, and take their time."""
+    exchange = random.choice((SAVE + DESCRIPTOR_BYTE, FIND + DUMMY + DUMMY, BIND))
+    with undaunted(), ExitStack() as stack:
+        clients = [stack.enter_context(Wire(path)) for _ in range(20)]
+        start = random.randrange(len(exchange))
+        for client in clients:
+            client.send(exchange[:start])
+        for at in range(start, min(start + 4, len(exchange))):
+            for client in clients:
+                with undaunted():
+                    client.send(exchange[at : at + 1])
+            time.sleep(pause)
+
+
+def descriptors_in_heaps(path: Path, random: Random) -> None:
+    """Send as many descriptors in a message as there can be, again and again."""
+    carrier = random.choice((b"\0", b"x", FIND, SAVE, SAVE + DESCRIPTOR_BYTE))
+    with something(MOST_DESCRIPTORS) as heap, undaunted(), Wire(path, 1.0) as client:
+        if random.random() < 0.5:
+            client.send(HELLO)
+        for _ in range(20):
+            client.send(carrier, heap)
+
+
+def descriptors_unasked(path: Path, random: Random) -> None:
+    """Send descriptors with what has no use for them, and read the replies."""
+    with something(3) as some, undaunted(), Wire(path) as client:
+        if random.random() < 0.5:
+            client.send(HELLO)
+            client.receive_message_bytes()
+        client.announcement()
+        for _ in range(100):
+            client.send(random.choice((FIND_DEST, BIND)), some[: random.randrange(1, 4)])
+            client.receive_message_bytes()
+            client.send(random.choice((b"\0", DUMMY)), some[:1])
+
+
+def connect_and_vanish(path: Path, random: Random, times: int = 100) -> None:
+    """Connect and go, at once."""
+    del random
+    for _ in range(times):
+        with undaunted(), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(str(path))
+
+
+Pieces = Sequence[tuple[bytes, int]]
+"""Bytes, and how many descriptors come with the first of them."""
+
+_BASE: Pieces = [(SAVE, 0), (DESCRIPTOR_BYTE, 1)]
+EXCHANGES: Sequence[Pieces] = (
+    [*_BASE, (FIND + DUMMY + DUMMY, 0)],
+    [(SAVE, 1), (DESCRIPTOR_BYTE, 0), (BIND + FIND_DEST + DUMMY + DUMMY, 0)],
+    [(HELLO, 0), (SAVE, 1), (BIND, 0), (FIND, 0)],
+    [(HELLO, 0), (BIND + SAVE + SAVE + FIND_DEST + FIND, 2)],
+)
+"""Every exchange, in both modes."""
+
+
+def abort_everywhere(path: Path, random: Random) -> None:
+    """Hang up after each byte of each exchange, having read what there is, or not."""
+    with something(2) as some:
+        for exchange in EXCHANGES:
+            for length in range(1, sum(len(data) for data, _ in exchange) + 1):
+                with undaunted(), Wire(path) as client:
+                    left = length
+                    for data, count in exchange:
+                        if left > 0:
+                            client.send(data[:left], some[:count])
+                            left -= len(data)
+                    if random.random() < 0.1:
+                        os_closed(client.receive_raw(0.01)[1])
+
+
+def os_closed(descriptors: Sequence[int]) -> None:
+    """Close what was received."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def nonsense(path: Path, random: Random) -> None:
+    """Send real exchanges with things done to them, and descriptors now and then."""
+    spoiled = list(spoil(save_endp(LABEL, b"p", b"5")))
+    with something(3) as some, undaunted(), Wire(path, 0.2) as client:
+        if random.random() < 0.5:
+            client.send(HELLO)
+        for step in random_steps(random, 50):
+            data = bytearray(b"".join(step.pieces) or random.choice(spoiled))
+            if len(data) > 1000:
+                continue  # the trail holds every label: a memory of its own would grow by them
+            for _ in range(random.randrange(3)):
+                data[random.randrange(len(data))] = random.randrange(256)
+            client.send(bytes(data), some[: random.choice((0, 0, 0, 1, 2))])
+            if random.random() < 0.2:
+                with suppress(TimeoutError):
+                    os_closed(client.receive_raw(0.001)[1])
+
+
+BEHAVIOURS: dict[str, Round] = {
+    "label without end": label_without_end,
+    "pipeline without end": pipeline_without_end,
+    "read nothing": read_nothing,
+    "byte by byte": byte_by_byte,
+    "descriptors in heaps": descriptors_in_heaps,
+    "descriptors unasked": descriptors_unasked,
+    "connect and vanish": connect_and_vanish,
+    "abort everywhere": abort_everywhere,
+    "nonsense": nonsense,
+}
+"""All of them, by name."""

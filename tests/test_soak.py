@@ -1,0 +1,117 @@
+"""The soak and the fuzzer: they run, they find nothing, and they would find what is planted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from scache import Client
+from tests.commands import clean_environment
+from tests.support.daemon import Daemon
+from tests.test_snapshots import opened
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python that knows the tools."""
+    return subprocess.run(
+        [sys.executable, "-P", *arguments],
+        env=clean_environment(PYTHONPATH=f"{TOOLS}{os.pathsep}{ROOT}"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_minute(tmp_path: Path) -> None:
+    """In a minute of good and hostile clients, restarts and clock steps everything holds."""
+    result = run("-m", "soaking", "--minutes", "1", "--json", tmp_path / "facts.json")
+    assert result.returncode == 0, result.stdout
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert {fact["leg"] for fact in facts} == {"file", "memory"}
+    assert all(fact["verdict"] != "FAILED" for fact in facts)
+    # Each thing that a soak is for was looked at, in both legs.
+    for what in ("wrong hits", "found twice", "checks of the audit trail"):
+        assert [fact["verdict"] for fact in facts if fact["what"] == what] == ["ok", "ok"]
+
+
+@pytest.mark.slow
+def test_fuzzing_finds_nothing() -> None:
+    """Twenty thousand inputs, as the same seed always makes them, show no bug."""
+    result = run("-m", "fuzzing", "--engine", "own", "--inputs", "20000")
+    assert result.returncode == 0, result.stdout
+    assert "20000 inputs" in result.stdout
+    assert "no bug" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "from scache.protocol.server import ServerConversation as S; S.close = lambda self: []",
+        "from scache.protocol.client import ClientConversation as C; C.close = lambda self: []",
+        "import scache.protocol.requests as r; r.decode_integer = int",
+        (
+            "import scache.protocol.server as s; s.EMPTY_REPLY = {k: s.STATUS_REPLY for k in"
+            " s.EMPTY_REPLY}"
+        ),
+    ],
+    ids=["leak in the server", "leak in the client", "ValueError", "wrong reply"],
+)
+def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
+    """It fails with 1, and keeps an input that shows the bug again."""
+    script = tmp_path / "planted.py"
+    script.write_text(f"{bug}\nfrom fuzzing.__main__ import main\nmain()\n")
+    result = run(script, "--engine", "own", "--inputs", "20000", "--keep", tmp_path)
+    assert result.returncode == 1, result.stdout
+    assert run(script, tmp_path / "scache-fuzz-failure").returncode == 1
+    assert run("-m", "fuzzing", tmp_path / "scache-fuzz-failure").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("tamper", "complaint"),
+    [
+        ("SELECT 1", None),
+        ("DELETE FROM connection", "saved, and neither live nor out"),
+        ("DELETE FROM event WHERE kind = 'found'", "saved, and neither live nor out"),
+        (("INSERT INTO event (at, kind, endpoint, connection_id) SELECT at, 'purged', endpoint,"
+         " connection_id FROM event WHERE kind = 'found'"), "two ways out"),
+        ("UPDATE event SET endpoint = 'x' WHERE kind = 'found'", "another endpoint"),
+        ("UPDATE counter SET value = 7 WHERE name = 'save_endp_ok'", "counters"),
+        (("UPDATE event SET ttl = ttl + 100 WHERE kind = 'save_endp';"
+         " UPDATE event SET kind = 'expired' WHERE kind = 'found'"), "expired too early"),
+    ],
+)  # fmt: skip
+def test_the_books_are_read_with_care(
+    path: Path, tamper: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trail that does not account for every connection is noticed."""
+    monkeypatch.syspath_prepend(TOOLS)
+    trail = importlib.import_module("soaking.trail")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Daemon(path), Client(path) as client:
+        for endpoint in ("e", "f"):
+            client.save_endp(60, endpoint, "", theirs)
+        found = client.find_endp("f")
+        assert found is not None
+        found.close()
+        with opened(client.snapshot()) as image, closing(sqlite3.connect(":memory:")) as copy:
+            image.backup(copy)
+            copy.text_factory = bytes
+            copy.executescript(tamper)
+            wrong = trail.check(copy).wrong
+    assert any(complaint in each for each in wrong) if complaint else wrong == []

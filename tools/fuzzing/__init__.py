@@ -1,0 +1,1 @@
+"""Fuzzing of both halves of the conversation (tools/fuzz)."""
