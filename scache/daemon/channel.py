@@ -102,7 +102,7 @@ class Channel:
                 self._tell(go_on)
 
         self._held = True
-        self._readiness.call_later(take_turn)
+        self._readiness.take_turn(take_turn)
 
     def hold(self) -> None:
         """Read nothing until `release`; to be called when everything has been sent."""
@@ -141,6 +141,8 @@ class Channel:
         except Exception:
             logger.exception(_A_BUG)
             self._hang_up()
+        if len(data) == fdpass.RECEIVE_SIZE and not self._held:
+            self.yield_turn(_nothing)  # whoever sends so much waits for the others
 
     def _tell(self, callback: Callable[[], None]) -> None:
         try:
@@ -162,3 +164,7 @@ class Channel:
         if self.open:
             self.close()
             self._receiver.disconnected()
+
+
+def _nothing() -> None:
+    """Do nothing in a turn but to let it come."""

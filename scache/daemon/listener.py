@@ -20,7 +20,9 @@ from scache.errors import SocketError
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
 
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 2
+"""Clients that are accepted before the others have their turn."""
+
 _ACCEPT_PAUSE = 0.1
 """Seconds until the next attempt when the process or the machine is out of descriptors."""
 

@@ -40,7 +40,10 @@ class Readiness:
         self._loop = loop
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
+        self._ready: deque[int] = deque()
+        """Those that were ready and have not been served yet."""
         self._later: deque[Callback] = deque()
+        self._turns: deque[Callback] = deque()
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -64,8 +67,13 @@ class Readiness:
         return [*self._callbacks, self._epoll.fileno()]
 
     def call_later(self, callback: Callback) -> None:
-        """Call back once, when those that are ready now have been served."""
+        """Call back once, for little, when those that are ready now have been served."""
         self._later.append(callback)
+        self._queue()
+
+    def take_turn(self, callback: Callback) -> None:
+        """Call back once, for as much as one turn allows, when it is this one's turn."""
+        self._turns.append(callback)
         self._queue()
 
     @contextmanager
@@ -78,7 +86,7 @@ class Readiness:
         finally:
             self._paused = False
             self._loop.add_reader(self._epoll.fileno(), self._serve)
-            if self._later:
+            if self._unfinished:
                 self._queue()
 
     def close(self) -> None:
@@ -108,22 +116,33 @@ class Readiness:
             except Exception:
                 # A bug there must not keep the others from being served: they are still ready.
                 logger.exception("cannot serve a socket as it should be, please report it")
-        if self._later:
+        if self._unfinished:
             self._queue()
 
+    @property
+    def _unfinished(self) -> bool:
+        return bool(self._ready or self._later or self._turns)
+
     def _serve_once(self, end: float) -> bool:
-        """Call back for whoever is ready; return whether there may be more to do at once."""
-        waiting = len(self._later)
-        for _ in range(waiting):
+        """Call back whoever is ready, then one of those who wait for another turn.
+
+        So whoever asks for little waits for one turn of one of those who ask for
+        much, however many these are. Return whether there may be more to do at once.
+        """
+        for _ in range(len(self._later)):
             self._later.popleft()()
-            if self._loop.time() >= end:
-                return False
-        ready = self._epoll.poll(0 if waiting else _LINGER)
-        for served, (descriptor, _) in enumerate(ready, 1):
+        if not self._ready:
+            ready = self._epoll.poll(0 if self._later or self._turns else _LINGER)
+            self._ready.extend(descriptor for descriptor, _ in ready)
+        served = 0
+        while self._ready:
             # One of those before may have closed it.
-            callback = self._callbacks.get(descriptor)
+            callback = self._callbacks.get(self._ready.popleft())
             if callback is not None:
                 callback()
+            served += 1
             if not served % _FEW and self._loop.time() >= end:
-                break  # the others are still ready at the next turn
-        return bool(ready or self._later)
+                return True  # the others come first in the next turn
+        if self._turns:
+            self._turns.popleft()()
+        return bool(served or self._unfinished)

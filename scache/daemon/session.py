@@ -34,8 +34,11 @@ from scache.protocol.server import (
     ServerConversation,
 )
 
-_EVENTS_PER_TURN = 64
+_EVENTS_PER_TURN = 16
 """Requests served for one client before the others have their turn."""
+
+_EVENTS_PER_MESSAGE = 64
+"""Requests whose replies are sent at once; no more descriptors than a message takes."""
 
 _OUTPUT_SIZE = 32768
 """Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
@@ -85,6 +88,7 @@ class Session:
         self.loans: list[Loan] = []
         """What it has found and not been sent, or not said that it has."""
         self._handed_over = False
+        self._flush_at = _EVENTS_PER_MESSAGE
         self.progress = 0
         """Steps that this client has made, of which a whole exchange has one to three."""
         self._finishing = False
@@ -171,6 +175,8 @@ class Session:
                     self._flush()
                 if self.progress >= turn_ends:
                     channel.yield_turn(self._serve)
+                    if self.progress < self._flush_at:
+                        return  # there is more to come
                     break
         except ProtocolError as error:
             self._cache.counts["limit_ahead_size"] += 1
@@ -186,6 +192,7 @@ class Session:
             self._leave_if_finished()
 
     def _flush(self) -> None:
+        self._flush_at = self.progress + _EVENTS_PER_MESSAGE
         data = self._conversation.data_to_send()
         if not self._conversation.inline:
             self._channel.send(data)
