@@ -156,15 +156,21 @@ class TestTooManyClients:
                     eventually(lambda: base.save_dest(60, "d", "", "e"))
             assert ("find_dest", "limit: clients") in refusals(client)
 
-    def test_the_next_ones_are_hung_up_on(self, path: Path) -> None:
-        """A flood is neither answered nor left waiting."""
-        with limited(path, "--max-clients", "1") as client, ExitStack() as wires:
+    @pytest.mark.parametrize("options", [("--max-clients", "1"), ("--allow-uids", f"{UID}")])
+    def test_of_too_many_the_first_are_hung_up_on(self, path: Path, options: list[str]) -> None:
+        """A flood is answered, one after the other, and keeps nobody from coming."""
+        with limited(path, *options) as client, ExitStack() as wires:
             assert client.find_endp("e") is None
-            for _ in range(16):
-                assert wires.enter_context(Wire(path)).announcement()
-            for _ in range(5):
-                assert wires.enter_context(Wire(path)).receive_raw()[0] == b""
-            assert count(client, "limit_clients") == 5
+            flood = [wires.enter_context(Wire(path)) for _ in range(20)]
+            for wire in flood:
+                assert wire.announcement()
+            refused = 20 if options[0] == "--max-clients" else 21
+            for wire in flood[: refused - 16 - (refused - 20)]:
+                assert wire.receive_raw()[0] == b""
+            with Client(path) as last:
+                assert not last.save_dest(60, "d", "", "e")
+            if options[0] == "--max-clients":
+                assert count(client, "limit_clients") >= 21
 
 
 def test_few_open_files(path: Path, database: str) -> None:

@@ -37,7 +37,7 @@ from scache.settings import UNCHANGED, Settings
 from scache.store import Database, Start, open_database
 
 MAX_REFUSED = 16
-"""Clients that are answered though nothing is done for them; the next are hung up on at once."""
+"""Clients that are answered though nothing is done for them; of more, the first are hung up on."""
 
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
@@ -73,7 +73,11 @@ class Server:
         self._administration = Administration(People(*settings.admin_ids), self._snapshots)
         self._allowed = People(*settings.allowed_ids)
         self._admitted: set[Session] = set()
-        """Those of `_sessions` for whom anything is done."""
+        """Those of `_sessions` for whom anything is done,"""
+        self._refused: dict[Session, None] = {}
+        """and those who are told no, the first first."""
+        self._crowded = False
+        """Whether there is no room, and that was logged."""
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
@@ -138,10 +142,6 @@ class Server:
         self._stop.set()
 
     def _connected(self, client: socket.socket) -> None:
-        if len(self._sessions) - len(self._admitted) >= MAX_REFUSED:
-            self._cache.counts["limit_clients"] += 1
-            client.close()
-            return
         settings = self._settings
         session = Session(
             Channel(client, self._readiness),
@@ -164,16 +164,36 @@ class Server:
         except OSError as error:
             logger.warning("cannot serve a client: %s", error)
             session.abort()
+        if len(self._refused) > MAX_REFUSED:
+            next(iter(self._refused)).abort()
 
     def _admit(self, session: Session) -> str | None:
         """Let a client have what it asks for; or return why it is told no, for the time being."""
         allowed = self._allowed
         if (allowed.uids or allowed.gids) and not allowed.include(session.peer, session.groups()):
+            self._refused.setdefault(session)
             return "not allowed: see allow_uids and allow_gids"
         if len(self._admitted) >= self._max_clients:
+            if session not in self._refused:
+                self._refused[session] = None
+                self._cache.counts["limit_clients"] += 1
+            self._say_crowded(crowded=True)
             return "limit: clients"
+        self._say_crowded(crowded=False)
+        self._refused.pop(session, None)
         self._admitted.add(session)
         return None
+
+    def _say_crowded(self, *, crowded: bool) -> None:
+        """Log when there is no room for clients any more, and when there is again."""
+        if crowded and not self._crowded:
+            logger.warning(
+                "%d clients are connected, as many as may be: further ones are told no",
+                len(self._admitted),
+            )
+        elif self._crowded and not crowded:
+            logger.warning("there is room for clients again")
+        self._crowded = crowded
 
     def _on_their_way(self) -> Iterator[Connection]:
         for session in self._sessions:
@@ -183,6 +203,7 @@ class Server:
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
         self._admitted.discard(session)
+        self._refused.pop(session, None)
         self._idle.disconnected()
         if not self._sessions:
             self._all_gone.set()
