@@ -32,6 +32,8 @@ _TRUNCATED = int(socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 _UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_LINGER = struct.Struct("2i")
+_SO_LINGER = int(socket.SO_LINGER)
 _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
@@ -75,6 +77,32 @@ def close(descriptors: Iterable[int]) -> None:
             os.close(descriptor)
         except OSError:
             continue
+
+
+def close_at_once(descriptors: Iterable[int]) -> None:
+    """Close each of them, of which nobody else is to make use, without waiting for anything.
+
+    close(2) of a socket waits for its peer if somebody has set SO_LINGER
+    (socket(7)), for hours if he likes: that is taken back.
+    """
+    for descriptor in descriptors:
+        _stop_lingering(descriptor)
+        close((descriptor,))
+
+
+def _stop_lingering(descriptor: int) -> None:
+    try:
+        sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
+    except OSError:
+        return
+    try:
+        lingers, _ = _LINGER.unpack(sock.getsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.size))
+        if lingers:
+            sock.setsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.pack(0, 0))
+    except OSError:
+        return
+    finally:
+        sock.detach()
 
 
 def peer(sock: socket.socket) -> Peer:

@@ -324,6 +324,12 @@ class Settings:
     )
     """Bindings; more are refused."""
 
+    max_bindings: int = field(
+        default=100_000,
+        metadata=_about(COUNT, "Keep so many bindings in all; 0: any number."),
+    )
+    """Bindings; more are refused."""
+
     max_message_size: int = field(
         default=65_536,
         metadata=_about(POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."),

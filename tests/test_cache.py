@@ -78,6 +78,7 @@ class Rig:
         self.clock = HandClock()
         self.descriptors = FakeDescriptors()
         patch.setattr(fdpass, "close", self.descriptors.close)
+        patch.setattr(fdpass, "close_at_once", self.descriptors.close)
         self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:

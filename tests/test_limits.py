@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_bindings_per_destination(path: Path, database: str) -> None:
         assert client.save_dest(60, "another", "", "c")
         assert count(client, "limit_bindings_per_destination") == 1
         assert refusals(client) == [("save_dest", "limit: bindings per destination")]
+
+
+def test_bindings_in_all(path: Path) -> None:
+    """Too many are refused, until some have gone."""
+    with limited(path, "--max-bindings", "2") as client:
+        assert [client.save_dest(60, d, "", "e") for d in "aabc"] == [True, True, True, False]
+        client.purge(destinations=["a"])
+        assert client.save_dest(60, "c", "", "e")
+        assert count(client, "limit_bindings") == 1
+        assert refusals(client) == [("save_dest", "limit: bindings")]
 
 
 def test_size_of_a_message(path: Path, pair: Pair) -> None:
@@ -282,6 +293,24 @@ class TestHangUps:
             found = client.find_endp("e")
             assert found is not None
             found.close()
+
+
+def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
+    """What would wait for its peer at its end, and has something for it, is closed at once."""
+    with limited(path) as client, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with socket.create_connection(listener.getsockname()) as lingers:
+            with listener.accept()[0]:
+                lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 3600))
+                lingers.setblocking(False)
+                with suppress(BlockingIOError):
+                    while True:
+                        lingers.send(bytes(65536))
+                assert client.save_endp(60, "e", "", lingers)
+                # Ours must not be the last to close it.
+                os.close(lingers.detach())
+                assert client.purge(["e"]).connections == 1
+                assert client.find_endp("e") is None
 
 
 class TestWhoMay:

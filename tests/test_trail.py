@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from scache.model import Loan, Status
+from scache.model import Event, Loan, Status
 from scache.store import trail
 from scache.store.trail import ROWS_AT_ONCE
-from tests.support.opened import NOW, locked, no_space, read
+from tests.support.opened import NOW, Opened, locked, no_space, read
 from tests.test_cache import Rig, rigged
 
 
@@ -193,3 +193,24 @@ def test_the_age_of_what_expires_while_the_database_is_locked_is_known(
         rig.sweep()
     assert rig.batch.commit()
     assert read(file, "SELECT age FROM event WHERE kind = 'expired'") == [(3,)]
+
+
+def test_long_labels_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of events with long labels fewer are kept, the newest, after a restart too."""
+    monkeypatch.setattr(trail, "MAX_LONG_SIZE", 100_000)
+    path, sizes = tmp_path / "cache.db", "SELECT count(*), sum(length(endpoint)) FROM event"
+    for run in range(2):
+        with Opened(path, audit_rows=1000) as opened:
+            for number in range(200):
+                label = b"%d " % number + b"x" * 5000 * (number % 2)
+                opened.database.trail.record(Event(NOW, "find_endp", Status.FAIL, endpoint=label))
+                if not number % 10:
+                    assert opened.database.batch.commit()
+            assert opened.database.batch.commit()
+            ((rows, size),) = opened.rows(sizes)
+            assert 0 < rows <= 100
+            assert 50_000 < size <= 100_000 + 100 * 10
+            ((last,),) = opened.rows("SELECT endpoint FROM event ORDER BY id DESC LIMIT 1")
+            assert last.startswith(b"199 "), run

@@ -65,18 +65,18 @@ class Cache:
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
             self.counts["limit_connections_per_endpoint"] += 1
-            fdpass.close((descriptor,))
+            fdpass.close_at_once((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
         if fdpass.peer_process(descriptor) == self._process_id:
             # The daemon would keep its own client, or itself, from going away.
-            fdpass.close((descriptor,))
+            fdpass.close_at_once((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
         granted = min(ttl, limits.ttl)
         row = Connection(self._ids.take(), endpoint, properties, now, now + granted, client_id)
         try:
             self._rows.save_connection(row)
         except DatabaseFault as fault:
-            fdpass.close((descriptor,))
+            fdpass.close_at_once((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) >= limits.connections:
             self._evict(now)
@@ -120,12 +120,13 @@ class Cache:
         labels = (destination, endpoint)
         event = Event(now, "save_dest", Status.OK, *labels, client_id=client_id, ttl=granted)
         try:
-            saved = self._rows.save_binding(row, may_add=self._room_for_binding(destination))
+            limit = self._binding_limit(destination)
+            saved = self._rows.save_binding(row, may_add=limit is None)
         except DatabaseFault as fault:
             return self._refuse(event, str(fault))
         if saved is None:
-            self.counts["limit_bindings_per_destination"] += 1
-            return self._refuse(event, "limit: bindings per destination")
+            self.counts[f"limit_{limit}"] += 1
+            return self._refuse(event, f"limit: {limit}".replace("_", " "))
         if saved.replaced is not None:
             self._binding_expired(saved.replaced, now)
         if saved.added or saved.replaced is not None:
@@ -163,9 +164,12 @@ class Cache:
         event = Event(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
         self._trail.record(event)
 
-    def delivered(self, loan: Loan) -> None:
-        """Close our copy of a descriptor that the client has been sent."""
-        self._descriptors.close_lent(loan.connection.id)
+    def delivered(self, loan: Loan, *, finder_left: bool = False) -> None:
+        """Close our copy of a descriptor that the client has been sent, who may have left since."""
+        if finder_left:
+            self._descriptors.close_lent(loan.connection.id)
+        else:
+            self._descriptors.close_delivered(loan.connection.id)
         self._count_hit(loan)
         self.counts["connections_found"] += 1
         self._trail.found(loan, self._clock.now())
@@ -241,8 +245,10 @@ class Cache:
         status, closed = Status.OK, 0
         try:
             for row_id in self._rows.connections_of_endpoint(endpoint, limit):
-                self._remove("purged", now, self._descriptors.parked(row_id), client_id)
-                closed += 1
+                parked = self._descriptors.parked(row_id)
+                if parked is not None:
+                    self._remove("purged", now, parked, client_id)
+                    closed += 1
         except DatabaseFault:
             status = Status.FAIL
         self._count("purge_endp", status)
@@ -301,10 +307,16 @@ class Cache:
         return Status.FAIL
 
     def _lend(self, row: Connection) -> int:
-        """Remove a connection from the cache; return its descriptor, lent to who asked for it."""
+        """Remove a connection from the cache; return its descriptor, lent to who asked for it.
+
+        Raises DatabaseFault if the database says no, or if its row is not one of ours.
+        """
+        parked = self._descriptors.parked(row.id)
         self._rows.take_connection(row)
-        self.statistics.connection_removed(row.endpoint)
-        self._agenda.remove(row.expires_at, row.id)
+        if parked is None:
+            raise DatabaseFault("somebody has put a row into the database")
+        self.statistics.connection_removed(parked.endpoint)
+        self._agenda.remove(parked.expires_at, parked.id)
         return self._descriptors.lend(row.id)
 
     def _count(self, kind: str, status: Status) -> None:
@@ -348,9 +360,15 @@ class Cache:
             Event(now, way, None, None, row.endpoint, row.id, None, client_id, age=age)
         )
 
-    def _room_for_binding(self, destination: bytes) -> bool:
-        most = self._limits.bindings_per_destination
-        return not most or self.statistics.bindings_of(destination) < most
+    def _binding_limit(self, destination: bytes) -> str | None:
+        """Return the name of the limit that is reached, if any is."""
+        limits, statistics = self._limits, self.statistics
+        if limits.bindings and statistics.bindings >= limits.bindings:
+            return "bindings"
+        most = limits.bindings_per_destination
+        if most and statistics.bindings_of(destination) >= most:
+            return "bindings_per_destination"
+        return None
 
     def _expire_earlier(self, expires_at: float) -> None:
         """Make sure that `expire` is called in time."""

@@ -91,9 +91,9 @@ class Descriptors:
         """Return up to ``limit`` that are watched and whose peers have hung up: close them."""
         return [self._watched[descriptor] for descriptor, _ in self._epoll.poll(0, limit)]
 
-    def parked(self, row_id: int) -> Parked:
-        """Return one that is parked."""
-        return self._parked[row_id]
+    def parked(self, row_id: int) -> Parked | None:
+        """Return one that is parked; None if somebody has put a row into the database."""
+        return self._parked.get(row_id)
 
     def lend(self, row_id: int) -> int:
         """Set one aside for delivery, and return it."""
@@ -106,21 +106,25 @@ class Descriptors:
         """Return one that was lent and never sent: it is to be parked again."""
         return self._lent.pop(row_id)
 
-    def close_lent(self, row_id: int) -> None:
-        """Close one that was delivered, or whose time ran out while it was lent."""
+    def close_delivered(self, row_id: int) -> None:
+        """Close one that its finder has as well."""
         fdpass.close((self._lent.pop(row_id),))
+
+    def close_lent(self, row_id: int) -> None:
+        """Close one whose finder has gone."""
+        fdpass.close_at_once((self._lent.pop(row_id),))
 
     def close_parked(self, parked: Parked) -> None:
         """Close one that leaves in another way than by being found."""
         del self._parked[parked.id]
         self._forget(parked)
-        fdpass.close((parked.descriptor,))
+        fdpass.close_at_once((parked.descriptor,))
 
     def close_all(self) -> None:
         """Close everything: the daemon ends."""
         self._epoll.close()
-        fdpass.close(parked.descriptor for parked in self._parked.values())
-        fdpass.close(self._lent.values())
+        fdpass.close_at_once(parked.descriptor for parked in self._parked.values())
+        fdpass.close_at_once(self._lent.values())
         for table in (self._parked, self._unwatched, self._watched, self._lent):
             table.clear()
 

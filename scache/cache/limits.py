@@ -16,3 +16,5 @@ class Limits(NamedTuple):
     """More are refused."""
     bindings_per_destination: int = 0
     """More are refused."""
+    bindings: int = 0
+    """More are refused."""

@@ -16,6 +16,8 @@ class Statistics:
         self._connections = 0
         self._endpoints: dict[bytes, int] = {}
         self._destinations: dict[bytes, int] = {}
+        self.bindings = 0
+        """How many there are."""
         self._reset(now)
 
     def _reset(self, now: float) -> None:
@@ -49,10 +51,12 @@ class Statistics:
     def bindings_added(self, destination: bytes, count: int = 1) -> None:
         """Count new bindings of a destination."""
         self._destinations[destination] = self._destinations.get(destination, 0) + count
+        self.bindings += count
 
     def binding_removed(self, destination: bytes) -> None:
         """Count a binding that is gone."""
         _decrease(self._destinations, destination)
+        self.bindings -= 1
 
     def saved(self) -> None:
         """Take note of the peaks; called after every save."""

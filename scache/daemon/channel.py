@@ -133,7 +133,7 @@ class Channel:
             self._hang_up()
             return
         if not data:
-            fdpass.close(descriptors)
+            fdpass.close_at_once(descriptors)
             self._hang_up()
             return
         try:

@@ -252,6 +252,7 @@ async def serve(settings: Settings) -> None:
                         room.connections,
                         settings.max_connections_per_endpoint,
                         settings.max_bindings_per_destination,
+                        settings.max_bindings,
                     ),
                     close_on_data=settings.on_data == "close",
                 )

@@ -135,7 +135,7 @@ class Session:
         if truncated:
             # Which of them the kernel dropped is unknown, so none can be told from another.
             logger.warning("out of descriptors: one that a client sent could not be received")
-            fdpass.close(descriptors)
+            fdpass.close_at_once(descriptors)
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)
         self._serve()
@@ -151,9 +151,10 @@ class Session:
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
-        fdpass.close(self._conversation.close())
+        fdpass.close_at_once(self._conversation.close())
         self._close_parcel()
-        self._end_loans(sent=self._handed_over and self._channel.sent_descriptors)
+        sent = self._handed_over and self._channel.sent_descriptors
+        self._end_loans(sent=sent, finder_left=True)
         self._cache.client_disconnected(self._client_id)
         self._on_end(self)
 
@@ -162,34 +163,40 @@ class Session:
         conversation, channel = self._conversation, self._channel
         if self._refusal is not None:
             self._refusal = self._admit(self)
-        answers = self._ANSWERS if self._refusal is None else self._REFUSALS
-        turn_ends = self.progress + _EVENTS_PER_TURN
         try:
-            while conversation.unread and channel.sent_all and not self._asking:
-                event = conversation.next_event()
-                if isinstance(event, NeedData):
-                    break
-                answers[type(event)](self, event)
-                self.progress += 1
-                if conversation.output_size > _OUTPUT_SIZE:
-                    self._flush()
-                if self.progress >= turn_ends:
-                    channel.yield_turn(self._serve)
-                    if self.progress < self._flush_at:
-                        return  # there is more to come
-                    break
+            more = self._answer(self._ANSWERS if self._refusal is None else self._REFUSALS)
         except ProtocolError as error:
             self._cache.counts["limit_ahead_size"] += 1
             self._cache.malformed("unknown", self._client_id, str(error))
             logger.warning("client with process id %d: %s: disconnected", self.peer.pid, error)
             self.abort()
             return
+        if more:
+            channel.yield_turn(self._serve)
+            if self.progress < self._flush_at:
+                return  # there will be more replies to send at once
         if conversation.output:
             self._flush()
         if conversation.descriptors and not channel.more_to_read():
-            fdpass.close(conversation.surplus_descriptors())
+            fdpass.close_at_once(conversation.surplus_descriptors())
         if self._finishing:
             self._leave_if_finished()
+
+    def _answer(self, answers: dict[type[Event], Callable[[Session, Any], None]]) -> bool:
+        """Answer a turn's worth; return whether the turn ended with that."""
+        conversation, channel = self._conversation, self._channel
+        turn_ends = self.progress + _EVENTS_PER_TURN
+        while conversation.unread and channel.sent_all and not self._asking:
+            event = conversation.next_event()
+            if isinstance(event, NeedData):
+                break
+            answers[type(event)](self, event)
+            self.progress += 1
+            if conversation.output_size > _OUTPUT_SIZE:
+                self._flush()
+            if self.progress >= turn_ends:
+                return True
+        return False
 
     def _flush(self) -> None:
         self._flush_at = self.progress + _EVENTS_PER_MESSAGE
@@ -226,7 +233,7 @@ class Session:
 
     def _refuse_save(self, event: Save) -> None:
         if event.descriptor is not None:
-            fdpass.close((event.descriptor,))
+            fdpass.close_at_once((event.descriptor,))
         self._conversation.reply_status(self._refuse("save_endp"))
 
     def _refuse_bind(self, _: SaveDest) -> None:
@@ -327,19 +334,19 @@ class Session:
         self._handed_over = True
         self._channel.send(data, [loan.descriptor for loan in self.loans])
 
-    def _end_loans(self, *, sent: bool) -> None:
+    def _end_loans(self, *, sent: bool, finder_left: bool = False) -> None:
         """Part with the connections that this client found."""
         loans, self.loans = self.loans, []
         self._handed_over = False
         for loan in loans:
             if sent:
-                self._cache.delivered(loan)
+                self._cache.delivered(loan, finder_left=finder_left)
             else:
                 self._cache.put_back(loan)
 
     def _malformed(self, event: Malformed) -> None:
         if event.descriptor is not None:
-            fdpass.close((event.descriptor,))
+            fdpass.close_at_once((event.descriptor,))
         kind = event.name.decode() if event.name in GRAMMAR else "unknown"
         if event.too_long:
             self._cache.counts["limit_message_size"] += 1

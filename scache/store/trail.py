@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import chain
 
@@ -15,11 +16,24 @@ ROWS_AT_ONCE = 64
 MAX_PENDING = 20_000
 """Events kept while the database refuses to grow; what comes then is dropped, and counted."""
 
+LONG_LABEL = 1024
+"""Bytes from which on a label counts towards MAX_LONG_SIZE."""
+
+MAX_LONG_SIZE = 32 * 2**20
+"""Bytes of long labels that are kept: events with more of them are trimmed earlier."""
+
 _ANY = """
     INSERT INTO event (at, kind, status, destination, endpoint,
         connection_id, binding_id, client_id, ttl, age, detail)
     VALUES (?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)
 """
+_LAST = "SELECT coalesce(max(id), 0) FROM event"
+_LONG_SIZE = f"""
+    SELECT coalesce(sum(length(CAST(label AS BLOB))), 0) FROM (
+        SELECT destination AS label FROM event UNION ALL SELECT endpoint FROM event
+    ) WHERE length(CAST(label AS BLOB)) > {LONG_LABEL}
+"""
+_TRIM_UP_TO = "DELETE FROM event WHERE id <= ?"
 _TRIM = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 
 
@@ -76,12 +90,21 @@ class Trail:
         self._others: list[Parameters] = []
         self._grown = False
         """Whether there may be rows to trim."""
+        self._long = 0
+        """Bytes of long labels that have not been written yet."""
+        self._long_written: deque[tuple[int, int]] = deque()
+        """Of those that were: up to which id, and how many bytes."""
+        self._long_kept = 0
+        """The sum of these bytes."""
+        self._count_long(batch, *batch.query(_LONG_SIZE, ())[0])
         batch.before_commit = self.write
 
     def saved(self, row: Connection, ttl: float) -> None:
         """Record a ``save_endp`` that was done."""
         if not self._limit:
             return
+        if len(row.endpoint) > LONG_LABEL:
+            self._long += len(row.endpoint)
         pending = self._saved.rows
         pending.append((row.saved_at, text(row.endpoint), row.id, row.client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
@@ -103,6 +126,8 @@ class Trail:
                 Event(at, "found", None, *labels, row.id, client_id=loan.client_id, age=age)
             )
             return
+        if len(row.endpoint) > LONG_LABEL:
+            self._long += 2 * len(row.endpoint)
         pending = self._found.rows
         times = (loan.found_at, at, row.saved_at)
         pending.append((text(row.endpoint), row.id, loan.client_id, *times))
@@ -133,6 +158,7 @@ class Trail:
             return
         at, kind, status, destination, endpoint, *others = event
         labels = [label if label is None else text(label) for label in (destination, endpoint)]
+        self._long += sum(len(label) for label in labels if label and len(label) > LONG_LABEL)
         self._others.append((at, kind, None if status is None else int(status), *labels, *others))
         if len(self._others) >= ROWS_AT_ONCE:
             self._try(self._write_all)
@@ -159,6 +185,20 @@ class Trail:
             self._others.clear()
         batch.execute(_TRIM, (self._limit,))
         self._grown = False
+        long, self._long = self._long, 0
+        self._count_long(batch, long)
+
+    def _count_long(self, batch: Batch, size: int) -> None:
+        """Take note of so many bytes of long labels, and trim for what is too much."""
+        if not size:
+            return
+        ((last,),) = batch.query(_LAST, ())
+        self._long_written.append((last, size))
+        self._long_kept += size
+        while self._long_kept > MAX_LONG_SIZE:
+            last, size = self._long_written.popleft()
+            self._long_kept -= size
+            batch.execute(_TRIM_UP_TO, (last,))
 
     def _write_forms(self, batch: Batch) -> None:
         # First what was saved, so that no connection seems to be found before that.
@@ -168,7 +208,8 @@ class Trail:
     def _bound(self) -> None:
         found = self._found.rows
         pending = len(self._saved.rows) + 2 * len(found) + len(self._others)
-        if pending > MAX_PENDING:
+        if pending > MAX_PENDING or self._long > MAX_LONG_SIZE:
+            self._long = 0
             self._batch.counts["events_dropped"] += pending
             for rows in (self._saved.rows, found, self._others):
                 rows.clear()
