@@ -206,7 +206,8 @@ async def serve(settings: Settings) -> None:
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.
-    sock = ListeningSocket(settings.socket, settings.socket_mode, settings.owner_ids)
+    owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
+    sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
     room = capacity(settings, open_files)
     with closing(sock):
         _become(*settings.user_ids)
