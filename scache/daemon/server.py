@@ -69,7 +69,13 @@ class Server:
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(self._loop)
-        self._snapshots = Snapshots(database, cache, self._readiness, self._on_their_way)
+        self._snapshots = Snapshots(
+            database,
+            cache,
+            self._readiness,
+            self._on_their_way,
+            lambda: [session.fileno() for session in self._sessions],
+        )
         self._administration = Administration(People(*settings.admin_ids), self._snapshots)
         self._allowed = People(*settings.allowed_ids)
         self._admitted: set[Session] = set()
