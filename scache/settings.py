@@ -169,9 +169,7 @@ def _switch(value: object) -> bool:
 
 
 def _on_corrupt(value: object) -> str:
-    if value in ON_CORRUPT:
-        return str(value)
-    raise _refusal(f"one of {', '.join(ON_CORRUPT)}", value)
+    return _choice(value, ON_CORRUPT)
 
 
 def _log_level(value: object) -> str:
@@ -304,7 +302,7 @@ class Settings:
         default=1000,
         metadata=_about(POSITIVE_COUNT, "Serve so many clients; the next are told no."),
     )
-    """Clients, at least 1; fewer if `Limits` of open files are low. See `daemon.limits`."""
+    """Clients, at least 1; fewer if few files may be open. See `scache.daemon.capacity`."""
 
     max_connections: int = field(
         default=0,
@@ -400,13 +398,13 @@ class Settings:
             "none",
         ),
     )
-    """Users, by name or number, with commas in between. See `admin_uid_numbers`."""
+    """Users, by name or number, with commas in between. See `admin_ids`."""
 
     admin_gids: tuple[str, ...] = field(
         default=(),
         metadata=_about(GROUPS, "The same for the members of groups.", "none"),
     )
-    """Groups, by name or number, with commas in between. See `admin_gid_numbers`."""
+    """Groups, by name or number, with commas in between. See `admin_ids`."""
 
     announce: bool = field(
         default=True,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import mmap
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,12 +17,20 @@ from pathlib import Path
 from random import Random
 from threading import Event
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from scache import Client, Refused
 from scache.client.exchanges import Purged
+from scache.daemon import snapshots
+from scache.daemon.channel import Channel
+from scache.daemon.readiness import Readiness
+from scache.daemon.session import Session
+from scache.daemon.snapshots import Snapshots
+from scache.model import Connection, Loan, Peer
 from scache.protocol.messages import PURGE_SLICE
+from scache.protocol.server import ServerConversation
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
@@ -323,6 +334,97 @@ def test_a_child_that_dies_costs_one_refusal(daemon: Daemon, client: Client, sto
         daemon.wait_for_log("cannot take a snapshot now")
         asked = "SELECT status, detail FROM event WHERE kind = 'snapshot'"
         assert snapshot(client, asked) == [(2, "see the log")]
+
+
+def no_descriptor(_: int) -> int:
+    """Fail as system calls do at the limit of open files."""
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_what_fails_for_one_asker_fails_for_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that goes wrong while a snapshot is handed out ends the task that does it."""
+    broken, whole = MagicMock(), MagicMock()
+    broken.snapshot_taken.side_effect = broken.abort.side_effect = RuntimeError
+    work: Any = Snapshots(*[MagicMock()] * 5)
+    monkeypatch.setattr(snapshots, "_reopened", no_descriptor)
+    for take in (lambda: os.open(os.devnull, os.O_RDONLY), MagicMock(side_effect=RuntimeError)):
+
+        async def taken(take: Any = take) -> int:  # noqa: ANN401 - a mock
+            return int(take())
+
+        monkeypatch.setattr(work, "_take", taken)
+        asyncio.run(work._serve([broken, whole]))
+        broken.abort.assert_called_with()
+        whole.snapshot_taken.assert_called_with(None)
+    assert whole.snapshot_taken.call_count == 2
+    assert "Too many open files" in caplog.text
+
+
+def test_a_child_that_cannot_be_watched_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither a process nor a descriptor stays when there is no descriptor for the process."""
+    pid = os.getpid()
+    before = descriptors_of(pid), children_of(pid)
+    monkeypatch.setattr(os, "pidfd_open", no_descriptor)
+    with pytest.raises(OSError, match="Too many"):
+        Snapshots(*[MagicMock()] * 5)._fork(-1)
+    assert (descriptors_of(pid), children_of(pid)) == before
+
+
+@pytest.mark.parametrize("image", [True, False], ids=["image", "none"])
+def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
+    """A descriptor that has left is not put back, though the client goes before the snapshot."""
+    cache = MagicMock()
+    cache.find_endp.return_value = Loan(Connection(1, b"e", b"p" * 30_000, 0, 9, 1), 0, 1, 0)
+
+    async def converse() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            readiness = Readiness(asyncio.get_running_loop())
+            conversation = ServerConversation(announce=False)
+            session = Session(
+                Channel(ours, readiness),
+                Peer(1, 0, 0),
+                cache,
+                MagicMock(),
+                conversation,
+                MagicMock(return_value=None),
+                MagicMock(),
+            )
+            session.start()
+            find = encode([(b"request", b"find_endp"), (b"label", b"e")])
+            ask = encode([(b"request", b"snapshot")])
+            theirs.sendall(encode([(b"request", b"hello")]) + find + ask)
+            await asyncio.sleep(0.05)
+            assert session._asking
+            session.snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
+            assert session.half_done
+            _, descriptors, *_ = socket.recv_fds(theirs, 10, 9)
+            assert len(descriptors) == 1
+            os.close(descriptors[0])
+        await asyncio.sleep(0.05)
+        readiness.close()
+
+    before = descriptors_of(os.getpid())
+    asyncio.run(converse())
+    cache.delivered.assert_called_once()
+    cache.put_back.assert_not_called()
+    assert descriptors_of(os.getpid()) == before
+
+
+def test_who_hangs_up_is_seen_at_once(client: Client, pair: Pair) -> None:
+    """A connection is watched soon after it was saved, and closed when its peer hangs up."""
+    client.save_endp(60, "e", "", pair[1])
+    pair[1].close()
+    time.sleep(0.2)
+    pair[0].close()
+    eventually(lambda: snapshot(client, "SELECT 1 FROM event WHERE kind = 'hung_up'"))
+    age = "SELECT age < 2 FROM event WHERE kind = 'hung_up'"
+    assert snapshot(client, age) == [(1,)]
 
 
 # Who may

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import anyio
 import pytest
@@ -29,7 +31,7 @@ from scache.store import (
     migrations,
     trail,
 )
-from scache.store.files import APPLICATION_ID
+from scache.store.files import APPLICATION_ID, Files
 from scache.store.live import Saved
 from tests.support.opened import NOW, Opened, locked, no_space, read
 
@@ -466,3 +468,50 @@ def test_what_was_written_before_the_committing_began_is_committed(file: Path) -
         LiveRows(opened.database.batch).save_connection(connection(1))
         opened.run(run_until_committed(opened.database))
         assert read(file, "SELECT id FROM connection") == [(1,)]
+
+
+def test_held_still_waits_for_what_nobody_waits_for_any_more(file: Path) -> None:
+    """A checkpoint that was given up on has ended before the database is held still."""
+    ended = Event()
+
+    def work() -> None:
+        time.sleep(0.3)
+        ended.set()
+
+    async def hold(database: Database) -> bool:
+        await database._control.create_function("slow", 0, work)
+        async with database.control_turn:
+            with anyio.move_on_after(0.05):
+                await database._control.execute_fetchall("SELECT slow()")
+        assert not ended.is_set()
+        async with database.held_still():
+            return ended.is_set()
+
+    with Opened(file) as opened:
+        assert opened.run(hold(opened.database))
+
+
+def test_a_file_that_is_made_anew_stays_though_the_daemon_stops(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Being asked to stop in the middle of it costs nothing of what is to last."""
+    give_way = Files.give_way_to
+
+    async def renew(database: Database) -> None:
+        with anyio.CancelScope() as scope:
+
+            def and_stop(files: Files, successor: str) -> None:
+                give_way(files, successor)
+                scope.cancel()
+
+            monkeypatch.setattr(Files, "give_way_to", and_stop)
+            await database.renew()
+
+    with Opened(file) as opened:
+        rows = LiveRows(opened.database.batch)
+        rows.save_binding(binding(1))
+        file.unlink()
+        opened.run(renew(opened.database))
+        assert opened.database.fault is None
+        opened.run(opened.database.stop(NOW))
+    assert read(file, "SELECT id FROM binding") == [(1,)]

@@ -57,6 +57,10 @@ class Channel:
         """Whether every descriptor given to `send` has reached the kernel."""
         return not any(descriptors for _, descriptors in self._unsent)
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._descriptor
+
     def groups(self) -> list[int]:
         """Return the supplementary groups of the client (see `fdpass.peer_groups`)."""
         return fdpass.peer_groups(self._socket)

@@ -86,10 +86,17 @@ class ListeningSocket:
     def close(self) -> None:
         """Listen no more; remove the socket's path, if it is still ours."""
         self.socket.close()
-        with suppress(OSError):
-            if self._identity is not None and _identity(self.path) == self._identity:
+        ours, self._identity = self._identity, None
+        if ours is None:
+            return
+        try:
+            if _identity(self.path) == ours:
                 self.path.unlink()
-        self._identity = None
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # Nothing is amiss: the next daemon that may, replaces it.
+            logger.info("the socket %s is left behind: %s", self.path, error.strerror)
 
 
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:

@@ -69,7 +69,13 @@ class Server:
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(self._loop)
-        self._snapshots = Snapshots(database, cache, self._readiness, self._on_their_way)
+        self._snapshots = Snapshots(
+            database,
+            cache,
+            self._readiness,
+            self._on_their_way,
+            lambda: [session.fileno() for session in self._sessions],
+        )
         self._administration = Administration(People(*settings.admin_ids), self._snapshots)
         self._allowed = People(*settings.allowed_ids)
         self._admitted: set[Session] = set()
@@ -227,7 +233,8 @@ async def serve(settings: Settings) -> None:
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.
-    sock = ListeningSocket(settings.socket, settings.socket_mode, settings.owner_ids)
+    owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
+    sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
     room = capacity(settings, open_files)
     with closing(sock):
         _become(*settings.user_ids)

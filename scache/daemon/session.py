@@ -84,7 +84,9 @@ class Session:
         self._asking = False
         """Whether the client waits for a snapshot, and nothing is read from it meanwhile."""
         self._parcel: int | None = None
-        """A snapshot that is being sent to it."""
+        """A snapshot that is being sent to it, or will be."""
+        self._answer_due = False
+        """Whether the client is to hear of its snapshot once it has taken what was sent before."""
         self.loans: list[Loan] = []
         """What it has found and not been sent, or not said that it has."""
         self._handed_over = False
@@ -142,9 +144,12 @@ class Session:
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
-        self._close_parcel()
         if self._conversation.inline:
             self._end_loans(sent=True)
+        if self._answer_due:
+            self._answer_snapshot()
+        else:
+            self._close_parcel()
         if self._asking:
             self._channel.hold()
         self._serve()
@@ -264,24 +269,32 @@ class Session:
 
     def snapshot_taken(self, descriptor: int | None) -> None:
         """Send the client its snapshot, which is ours to close, or say that there is none."""
-        self._cache.snapshot_taken(self._client_id, None if descriptor else "see the log")
+        self._parcel = descriptor
         if not self._channel.open:
-            if descriptor is not None:
-                fdpass.close((descriptor,))
+            self._close_parcel()
+        detail = "see the log" if descriptor is None else None
+        self._cache.snapshot_taken(self._client_id, detail)
+        if not self._channel.open:
             return
         self._asking = False
-        self._parcel = descriptor
-        if self._channel.sent_all:
-            self._channel.release()
-        if descriptor is None:
+        if not self._channel.sent_all:
+            # What it has found is on its way still, and whether that has been sent is to be known.
+            self._answer_due = True
+            return
+        self._channel.release()
+        self._answer_snapshot()
+        self._serve()
+
+    def _answer_snapshot(self) -> None:
+        self._answer_due = False
+        if self._parcel is None:
             self._conversation.reply_refusal("no snapshot can be taken now: see the daemon's log")
             self._flush()
         else:
             self._conversation.reply_status(Status.OK)
-            self._channel.send(self._conversation.data_to_send(), (descriptor,))
+            self._channel.send(self._conversation.data_to_send(), (self._parcel,))
             if self._channel.sent_all:
                 self._close_parcel()
-        self._serve()
 
     def _close_parcel(self) -> None:
         if self._parcel is not None:
@@ -314,6 +327,10 @@ class Session:
         else:
             self.progress += count  # each is as much work as a request
             self._conversation.reply_purged(count)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the client's socket."""
+        return self._channel.fileno()
 
     def groups(self) -> list[int]:
         """Return the supplementary groups of the client."""

@@ -11,9 +11,9 @@ interpreter's lock in hand, keeps clients waiting for many milliseconds.
 
 The child only reads, and leaves by _exit(2). SQLite forbids more: a connection
 must not be closed or written through after a fork ("How To Corrupt An SQLite
-Database File"). No other thread is inside SQLite at the moment of the fork,
-and as long as the child reads the daemon commits and checkpoints nothing, so
-the pages stay what they were in a file too.
+Database File"). No other thread is inside SQLite at the moment of the fork, for which
+`Database.held_still` waits, and as long as the child reads the daemon commits
+and checkpoints nothing, so the pages stay what they were in a file too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn, Protocol
 
 import anyio
@@ -35,7 +35,7 @@ from scache.cache import Cache
 from scache.cache.facts import facts_of
 from scache.daemon.readiness import Readiness
 from scache.daemon.upkeep import Signal
-from scache.model import Connection
+from scache.model import Connection, Facts
 from scache.store import FAULT, Database, complete
 
 TIMEOUT = 10.0
@@ -47,7 +47,10 @@ COPY_TIMEOUT = 3.0
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 _PATIENCE = 2.0
-"""Seconds for which the child runs only when nobody else wants to: then it gets its share."""
+"""Seconds for which root's child runs only when nobody else wants to: then it gets its share."""
+
+_NICENESS = 10
+"""Of the child of another user, who may not take it out of SCHED_IDLE again (sched(7))."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ class Asker(Protocol):
 
     def snapshot_taken(self, descriptor: int | None) -> None:
         """Take the descriptor of a sealed image, now yours to close; None if there is none."""
+
+    def abort(self) -> None:
+        """End, because that could not be done."""
 
 
 class SnapshotError(Exception):
@@ -80,12 +86,17 @@ class Snapshots:
         cache: Cache,
         readiness: Readiness,
         on_their_way: Callable[[], Iterable[Connection]],
+        clients: Callable[[], Iterable[int]],
     ) -> None:
-        """Include, besides what is in the cache, what is on its way to those who found it."""
+        """Include, besides what is in the cache, what is on its way to those who found it.
+
+        ``clients`` returns the descriptors of all clients' sockets, watched or not.
+        """
         self._database = database
         self._cache = cache
         self._readiness = readiness
         self._on_their_way = on_their_way
+        self._clients = clients
         self._askers: list[Asker] = []
         self._wanted = Signal()
 
@@ -109,9 +120,12 @@ class Snapshots:
                 image = await self._take()
         except (OSError, TimeoutError, SnapshotError) as error:
             logger.warning("cannot take a snapshot now: %s", error or type(error).__name__)
+        except Exception:
+            # A bug here must not end the daemon: what it serves needs no snapshots.
+            logger.exception("cannot take a snapshot now, please report it")
         try:
             for asker in askers:
-                asker.snapshot_taken(None if image is None else _reopened(image))
+                _hand_out(image, asker)
         finally:
             if image is not None:
                 os.close(image)
@@ -138,15 +152,25 @@ class Snapshots:
     def _fork(self, image: int) -> _Child:
         self._database.batch.gather()
         on_their_way = list(self._on_their_way())
-        copied, done_copying = os.pipe()
-        with warnings.catch_warnings():
-            # Python warns that another thread may hold a lock: ours does nothing just now.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            self._work(image, done_copying, on_their_way)
-        os.close(done_copying)
-        return _Child(pid, os.pidfd_open(pid), copied)
+        with ExitStack() as stack, warnings.catch_warnings():
+            copied, done_copying = os.pipe()
+            stack.callback(os.close, copied)
+            try:
+                # Python warns that another thread may hold a lock: ours does nothing just now.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+                if pid == 0:
+                    self._work(image, done_copying, on_their_way)
+            finally:
+                os.close(done_copying)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            stack.pop_all()
+        return _Child(pid, pidfd, copied)
 
     def _work(self, image: int, done_copying: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
@@ -155,23 +179,58 @@ class Snapshots:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             # What a client or another daemon waits for must not stay open with us.
-            fdpass.close(self._readiness.descriptors())
+            fdpass.close({*self._readiness.descriptors(), *self._clients()})
             self._database.let_go()
             copy = self._database.batch.serialize()
             os.write(done_copying, b".")
             # Commits wait no longer: from here on there is time.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            _stand_back()
             settings = {}
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
-            facts = ((row_id, facts_of(fd)) for row_id, fd in self._cache.descriptors())
             with os.fdopen(image, "wb") as file:
-                file.write(complete(copy, on_their_way, facts, settings))
+                file.write(complete(copy, on_their_way, self._facts(), settings))
             os._exit(0)
         except BaseException:
             logger.exception("cannot take a snapshot")
         finally:
             os._exit(1)
+
+    def _facts(self) -> Iterator[tuple[int, Facts]]:
+        """In the child: yield what is known of each cached connection, and part with it.
+
+        Its peer is to see the end of it when the daemon closes it, and not when the child ends.
+        """
+        for row_id, descriptor in self._cache.descriptors():
+            facts = facts_of(descriptor)
+            fdpass.close((descriptor,))
+            yield row_id, facts
+
+
+def _hand_out(image: int | None, asker: Asker) -> None:
+    """Give one of them its own descriptor; whatever goes wrong is no concern of the others."""
+    descriptor = None
+    if image is not None:
+        try:
+            descriptor = _reopened(image)
+        except OSError as error:
+            logger.warning("cannot hand a snapshot out now: %s", error)
+    try:
+        asker.snapshot_taken(descriptor)
+    except Exception:
+        logger.exception("cannot hand a snapshot out to a client, please report it")
+        try:
+            asker.abort()
+        except Exception:
+            logger.exception("cannot disconnect a client, please report it")
+
+
+def _stand_back() -> None:
+    """In the child: let everybody else go first."""
+    if os.geteuid() == 0:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(_NICENESS)
 
 
 def _reopened(image: int) -> int:
@@ -192,8 +251,9 @@ async def _expect_success(child: _Child) -> None:
     try:
         with anyio.move_on_after(_PATIENCE):
             await anyio.wait_readable(child.pidfd)
-        with suppress(OSError):  # which a child that has ended cannot
-            os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
+        if os.geteuid() == 0:
+            with suppress(OSError):  # it may have ended
+                os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
         await anyio.wait_readable(child.pidfd)
     finally:
         status = await _end(child)
@@ -205,9 +265,13 @@ async def _end(child: _Child) -> int:
     """Make sure that a child is gone; return its exit code, negative for a signal."""
     with suppress(OSError):
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-    with anyio.CancelScope(shield=True):
-        # Not on the loop's thread: what a large process leaves behind takes the kernel up to 20 ms.
-        _, status = await anyio.to_thread.run_sync(os.waitpid, child.pid, 0)
-    os.close(child.pidfd)
-    os.close(child.copied)
+    try:
+        with anyio.CancelScope(shield=True):
+            # Not on the loop's thread: what a large process leaves takes the kernel up to 20 ms.
+            _, status = await anyio.to_thread.run_sync(os.waitpid, child.pid, 0)
+    except RuntimeError:  # there is no thread to be had
+        _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it was killed
+    finally:
+        os.close(child.pidfd)
+        os.close(child.copied)
     return os.waitstatus_to_exitcode(status)

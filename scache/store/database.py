@@ -199,8 +199,14 @@ class Database:
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[None]:
         """Keep the database from commits and from whatever happens to it on another thread."""
-        async with self.control_turn, self._commit_turn:
-            yield
+        async with self.control_turn:
+            if self.is_file:
+                # A checkpoint that nobody waits for any more may be under way there still: what
+                # is asked of the thread now is done after it. Commits need not wait for that.
+                with suppress(sqlite3.Error):
+                    await self._control.execute_fetchall("SELECT 1")
+            async with self._commit_turn:
+                yield
 
     def let_go(self) -> None:
         """In a forked child: leave it to the daemon alone to keep others off the file."""
@@ -247,25 +253,33 @@ class Database:
 
         Requests are served meanwhile: the batch under way is kept, and done
         again in the new file. Another's file in its place is left alone.
+
+        Once begun it goes on to its end, though the daemon be asked to stop:
+        what outlives the daemon is to be found in the new file.
         """
         async with self.held_still():
-            # Somebody may have put it back, or something else there, while we waited.
-            if not self.look_at_files() or self._lost == "replaced":
-                return True
-            try:
-                fresh = await self._copied()
-            except (OSError, sqlite3.Error, DatabaseError) as error:
-                if not self._cannot_renew:
-                    self._cannot_renew = f", which fails ({error})"
-                    logger.warning("the database %s cannot be made anew: %s", self.path, error)
-                return False
-            old, self._handles = self._handles, fresh
-            self.batch.go_on_with(fresh.data)
-            with suppress(sqlite3.Error):
-                await old.close()
-            self._lost, self._cannot_renew = None, ""
-            logger.warning("the database %s was made anew; nothing was lost", self.path)
+            with anyio.CancelScope(shield=True):
+                renewed = await self._renew()
+        return renewed
+
+    async def _renew(self) -> bool:
+        # Somebody may have put it back, or something else there, while we waited.
+        if not self.look_at_files() or self._lost == "replaced":
             return True
+        try:
+            fresh = await self._copied()
+        except (OSError, sqlite3.Error, DatabaseError) as error:
+            if not self._cannot_renew:
+                self._cannot_renew = f", which fails ({error})"
+                logger.warning("the database %s cannot be made anew: %s", self.path, error)
+            return False
+        old, self._handles = self._handles, fresh
+        self.batch.go_on_with(fresh.data)
+        with suppress(sqlite3.Error):
+            await old.close()
+        self._lost, self._cannot_renew = None, ""
+        logger.warning("the database %s was made anew; nothing was lost", self.path)
+        return True
 
     async def _copied(self) -> _Handles:
         """Put a copy of what is committed in the place of the lost file, and open it."""
