@@ -44,6 +44,9 @@ TIMEOUT = 10.0
 COPY_TIMEOUT = 3.0
 """Seconds of them for which commits wait at the most."""
 
+_COPY_NICENESS = 5
+"""Of the child while commits wait for it: requests come first all the same."""
+
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 _PATIENCE = 2.0
@@ -181,6 +184,7 @@ class Snapshots:
             # What a client or another daemon waits for must not stay open with us.
             fdpass.close({*self._readiness.descriptors(), *self._clients()})
             self._database.let_go()
+            os.nice(_COPY_NICENESS)
             copy = self._database.batch.serialize()
             os.write(done_copying, b".")
             # Commits wait no longer: from here on there is time.

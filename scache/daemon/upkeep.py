@@ -28,8 +28,11 @@ CHECKPOINT_INTERVAL = 1.0
 _CATCH_UP_ROUNDS = 3
 """How often the log is copied before clients wait for the rest."""
 
-CATCH_UP_TIMEOUT = 0.05
+CATCH_UP_TIMEOUT = 0.008
 """Seconds for which clients wait, at the most, while the log is made ready to start over."""
+
+LONG_CATCH_UP_TIMEOUT = 0.05
+"""The same once the log is several times as long as it should be: it has to end some time."""
 
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at the files of the database."""
@@ -112,11 +115,12 @@ async def checkpoint(database: Database, readiness: Readiness, committed: Signal
         if not database.log_is_long:
             continue
         async with database.control_turn:
+            timeout = LONG_CATCH_UP_TIMEOUT if database.log_is_very_long else CATCH_UP_TIMEOUT
             for _ in range(_CATCH_UP_ROUNDS):
                 await database.checkpoint()  # each leaves less to the next
             with readiness.paused():
                 database.batch.commit()
-                with anyio.move_on_after(CATCH_UP_TIMEOUT):
+                with anyio.move_on_after(timeout):
                     await database.checkpoint()
 
 

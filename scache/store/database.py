@@ -176,6 +176,11 @@ class Database:
         """Whether it is time for a `checkpoint`."""
         return self._log_size() > WAL_LIMIT
 
+    @property
+    def log_is_very_long(self) -> bool:
+        """Whether a checkpoint is worth a moment without requests."""
+        return self._log_size() > 3 * WAL_LIMIT
+
     def _log_size(self) -> int:
         return 0 if self._handles.files is None else self._handles.files.log_size()
 
