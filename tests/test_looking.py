@@ -482,6 +482,28 @@ class TestEvents:
         code, said = failure(capsys, "events", "--database", filled, option)
         assert (code, sentence in said) == (errors.EXIT_SETTINGS, True)
 
+    def test_the_order_is_that_of_time(self, file: Path, capsys: Capture) -> None:
+        """Within one write ids are in another order, even within a millisecond."""
+        with filling(file) as cached:
+            for number, after in enumerate((0.0003, 0.0002, 5, 0.0002, 0), 1):
+                cached.event("lost", id=number, at=NOW + after)
+        for options, expected in (((), [5, 2, 4, 1, 3]), (("--limit", "2"), [1, 3])):
+            told = json.loads(run(capsys, "events", "--database", file, *options))
+            assert [row["id"] for row in told] == expected
+
+    def test_whoever_looks_is_no_news(self, file: Path, capsys: Capture) -> None:
+        """A snapshot that was taken is told to those who ask for it, one that was not to all."""
+        with filling(file) as cached:
+            for number, kind in enumerate(("lost", "snapshot", "snapshot", "unknown"), 1):
+                cached.event(kind, 2 if number == 3 else 0, id=number)
+        for options, expected in (
+            ((), [1, 3, 4]),
+            (("--limit", "2"), [3, 4]),
+            (("--kind", "snapshot"), [2, 3]),
+        ):
+            told = json.loads(run(capsys, "events", "--database", file, *options))
+            assert [row["id"] for row in told] == expected
+
     def test_lines_for_people(self, filled: Path, capsys: Capture) -> None:
         """An event is a line, under the day that it was on."""
         out = run(capsys, "events", "--database", filled, "--format", "table", "--limit", "3")

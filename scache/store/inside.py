@@ -51,6 +51,8 @@ _DESTINATIONS = """
 _ENDPOINTS_OF = """
     SELECT DISTINCT endpoint FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
 """
+_MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
+"""The time of a row of ``event_log``, which has it as text, to the millisecond."""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -81,7 +83,7 @@ class Filter:
     program: bytes | None = None
     """A pattern for the name of the client's program."""
     kinds: Sequence[str] = ()
-    """Any of these; none given stands for all."""
+    """Any of these; none given stands for all but `snapshot` that was done: looking is no news."""
     since: float | None = None
     """Seconds since the epoch."""
 
@@ -89,7 +91,8 @@ class Filter:
 def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
     """Return rows of the view ``event_log``, the oldest first, of events with a higher id.
 
-    If ``last`` is given, no more than the latest so many.
+    If ``last`` is given, no more than the latest so many. Ids are in the order
+    of writing, which is not that of time within one write.
     """
     conditions = ["id > :after"]
     parameters: dict[str, Value | str] = {"after": after}
@@ -108,11 +111,18 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         names = {f"kind{number}": kind for number, kind in enumerate(wanted.kinds)}
         conditions.append(f"kind IN ({', '.join(f':{name}' for name in names)})")
         parameters |= names
-    sql = f"SELECT * FROM event_log WHERE {' AND '.join(conditions)}"
+    else:
+        conditions.append("(kind <> 'snapshot' OR outcome IS NOT 'ok')")
+    fits = " AND ".join(conditions)
     if last is not None:
-        sql = f"SELECT * FROM ({sql} ORDER BY id DESC LIMIT :last)"
+        fits = f"""
+            id IN (
+                SELECT id FROM event_log WHERE {fits} ORDER BY {_MOMENT} DESC, id DESC LIMIT :last
+            )
+        """
         parameters["last"] = last
-    return image.execute(f"{sql} ORDER BY id", parameters)
+    sql = f"SELECT * FROM event_log WHERE {fits} ORDER BY {_MOMENT}, id"
+    return image.execute(sql, parameters)
 
 
 def labels_that_fit(
