@@ -184,6 +184,22 @@ class TestOrigin:
             code, sentence = failure(capsys, "stats", "--socket", tmp_path / "none")
         assert code == errors.EXIT_SOCKET
         assert sentence.startswith("no daemon answers at ")
+        assert sentence.endswith(": start `scache serve`, or name another --socket")
+
+    def test_a_socket_that_lets_nobody_in(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who may not even connect is refused as well, and told who may."""
+
+        def connect(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("socket.socket.connect", connect)
+        path = tmp_path / "socket"
+        assert failure(capsys, "stats", "--socket", path) == (
+            errors.EXIT_REFUSED,
+            f"you may not connect to {path}: ask as root or as its owner",
+        )
 
     @pytest.mark.parametrize("command", ["dump", "sql x", "stats", "events"])
     def test_one_of_both(self, file: Path, capsys: Capture, command: str) -> None:
@@ -209,6 +225,14 @@ class TestOrigin:
         path.write_text("nonsense" * 100)
         code, sentence = failure(capsys, *command.split(), "--database", path)
         assert (code, "is not a SQLite database" in sentence) == (errors.EXIT_DATABASE, True)
+
+    def test_an_empty_file(self, tmp_path: Path, capsys: Capture) -> None:
+        """A file that has just been made is nobody else's."""
+        path = tmp_path / "new"
+        path.touch()
+        code, sentence = failure(capsys, "stats", "--database", path)
+        assert code == errors.EXIT_DATABASE
+        assert sentence == f"the database {path} is empty: no daemon has used it yet"
 
     @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
     @pytest.mark.parametrize("command", ["dump event", "sql TABLE", "stats", "events"])
@@ -362,7 +386,8 @@ class TestSql:
         [
             ("SELEC 1", 'near "SELEC": syntax error'),
             ("SELECT * FROM absent", "no such table: absent"),
-            ("SELECT :absent", "absent"),
+            ("SELECT :absent", "the parameter absent has no value: add -p absent=..."),
+            ("SELECT @absent", "add -p absent=..."),
             ("ATTACH 'x.db' AS x", "ATTACH and VACUUM INTO are not allowed"),
             ("VACUUM INTO 'x.db'", "ATTACH and VACUUM INTO are not allowed"),
         ],
@@ -902,6 +927,35 @@ class TestPurge:
         if found:
             found.close()
         assert (r"what fits the endpoint a\nb" in output.out + output.err) == (not yes)
+
+
+class TestOutput:
+    @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
+    @pytest.mark.parametrize("command", ["dump event", "sql SELECT~1", "stats", "events", "check"])
+    def test_a_full_disk(self, filled: Path, command: str, layout: str) -> None:
+        """It is one line, and nobody is asked to report it."""
+        words = [word.replace("~", " ") for word in command.split()]
+        with Path("/dev/full").open("wb") as full:
+            result = run_command(
+                *SCACHE, *words, "--database", str(filled), "--format", layout, stdout=full
+            )
+        sentence = "scache: cannot write the output: No space left on device\n"
+        assert (result.returncode, result.stderr) == (errors.EXIT_FAILURE, sentence)
+
+    @pytest.mark.parametrize("line", ["--help", "--version", "sql 'SELECT 1'", "stats --watch 1"])
+    def test_closed(self, filled: Path, line: str) -> None:
+        """Nothing else takes the number of an output that is closed, and is written to."""
+        option = "" if line.startswith("--") else f"--database {filled}"
+        python = f"{sys.executable} -m scache {line} {option} >&- <&-"
+        result = run_command("sh", "-c", python)
+        sentence = "scache: cannot write the output: Bad file descriptor\n"
+        assert (result.returncode, result.stderr) == (errors.EXIT_FAILURE, sentence)
+
+    def test_closed_and_not_needed(self, filled: Path, tmp_path: Path) -> None:
+        """Who writes nothing does not care."""
+        option = f"--database {filled} --output {tmp_path}/copy"
+        result = run_command("sh", "-c", f"{sys.executable} -m scache dump {option} >&-")
+        assert (result.returncode, result.stderr) == (errors.EXIT_OK, "")
 
 
 class TestSurroundings:
