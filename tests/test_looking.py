@@ -20,8 +20,11 @@ import pytest
 from scache import ProtocolError, Refused, Unavailable, errors
 from scache.cli import EXIT_INTERRUPTED, execute
 from scache.cli.reach import Origin
+from scache.cli.screen import screen
+from scache.cli.stats import Meter
 from scache.client.blocking import Client
 from scache.settings import default_socket
+from scache.store.inside import REQUESTS
 from tests.commands import SCACHE, clean_environment, run_command
 from tests.support.cached import NOW, ODD, Cached, filling
 from tests.support.daemon import Daemon
@@ -740,6 +743,8 @@ class TestStats:
         assert figures["ways_out"]["found"] == 9
         assert figures["limits"]["audit_rows"] == {"now": 11, "limit": 100}
         assert figures["limits"]["ttl_limit"] == {"now": 60, "limit": 300}
+        assert "60.0" not in json.dumps(figures["limits"])
+        assert figures["counters"].items() >= {"snapshot_bad": 0, "limit_clients": 0}.items()
         assert figures["settings"]["database"] == "/var/cache.db"
         assert "per_second" not in figures
 
@@ -767,6 +772,51 @@ class TestStats:
         assert re.search(r"^find_dest +9 +1 +0 +90\.0%$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^expired +1,000,000 +0$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^audit_rows +11 +100 +11%$", "\n".join(lines), re.MULTILINE)
+
+    def test_limits(self, filled: Path, capsys: Capture) -> None:
+        """The fullest counts where each has its own limit; 0 is no limit, and is not shown."""
+        with filling(filled) as cached:
+            for number in range(100, 103):
+                cached.connection(number, b"e")
+                cached.binding(number + 10, b"d", b"%d" % number)
+            cached.descriptor(100, 7)
+            cached.setting(
+                max_clients="1000",
+                max_connections="0",
+                max_connections_per_endpoint="6",
+                max_bindings_per_destination="10",
+                open_files_limit="1024",
+            )
+            cached.count(limit_clients=5)
+        figures = json.loads(run(capsys, "stats", "--database", filled))
+        assert {name: tuple(each.values()) for name, each in figures["limits"].items()} == {
+            "max_clients": (1, 1000),
+            "max_connections_per_endpoint": (3, 6),
+            "max_bindings_per_destination": (3, 10),
+            "open_files_limit": (2, 1024),
+            "ttl_limit": (60, 300),
+            "audit_rows": (11, 100),
+        }
+        assert figures["limits_reached"]["clients"] == 5
+        assert figures["limits_reached"]["message_size"] == 0
+        out = run(capsys, "stats", "--database", filled, "--format", "table")
+        assert re.search(r"^open_files_limit +about 2 +1,024 +0%$", out, re.MULTILINE)
+        assert re.search(r"^limits reached +times\nclients +5$", out, re.MULTILINE)
+        assert "/s" not in out
+        assert "find_endp" not in out
+
+    def test_a_small_terminal(self, filled: Path) -> None:
+        """What matters most fits 24 lines of 60 columns, whatever there is to tell."""
+        with filling(filled) as cached:
+            limits = ("clients", "connections", "bindings_per_destination")
+            cached.setting(**{f"max_{name}": "1000" for name in limits}, open_files_limit="10")
+            cached.count(**{f"{kind}_ok": 5 for kind in REQUESTS if kind.endswith("p")})
+            cached.count(connections_expired=7, limit_clients=5)
+        meter = Meter(Origin(Path("s"), str(filled)))
+        meter.read()
+        text = screen(Origin(Path("s"), str(filled)), meter.read(), 60, 24).plain
+        assert len(text.splitlines()) <= 24
+        assert all(word in text for word in ("open_files_limit", "limits reached", "expired", "/s"))
 
     def test_a_daemon_that_has_stopped(self, file: Path, capsys: Capture) -> None:
         """How long it ran is told of a run that is over."""
