@@ -97,7 +97,7 @@ def socket_option(command: Command) -> Command:
         metavar="PATH",
         envvar=SOCKET.variable,
         callback=_socket,
-        help=f"The socket of a live daemon.  [default: {SOCKET.default}]",
+        help=f"The socket of a live daemon; or {SOCKET.variable}.  [default: {SOCKET.default}]",
     )
     return option(command)
 
