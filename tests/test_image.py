@@ -189,10 +189,10 @@ class TestRefusals:
         assert refusal(path) == "is of another program: name the file of a daemon"
 
     def test_empty(self, tmp_path: Path) -> None:
-        """An empty file, which SQLite takes for a database, is none of ours."""
+        """An empty file, which SQLite takes for a database, is nobody's yet."""
         path = tmp_path / "empty"
         path.touch()
-        assert "is of another program" in refusal(path)
+        assert "is empty: no daemon has used it yet" in refusal(path)
 
     def test_newer(self, file: Path) -> None:
         """A schema that a newer version made may mean something else."""

@@ -20,8 +20,11 @@ import pytest
 from scache import ProtocolError, Refused, Unavailable, errors
 from scache.cli import EXIT_INTERRUPTED, execute
 from scache.cli.reach import Origin
+from scache.cli.screen import screen
+from scache.cli.stats import Meter
 from scache.client.blocking import Client
 from scache.settings import default_socket
+from scache.store.inside import COUNTERS, REQUESTS
 from tests.commands import SCACHE, clean_environment, run_command
 from tests.support.cached import NOW, ODD, Cached, filling
 from tests.support.daemon import Daemon
@@ -184,6 +187,22 @@ class TestOrigin:
             code, sentence = failure(capsys, "stats", "--socket", tmp_path / "none")
         assert code == errors.EXIT_SOCKET
         assert sentence.startswith("no daemon answers at ")
+        assert sentence.endswith(": start `scache serve`, or name another --socket")
+
+    def test_a_socket_that_lets_nobody_in(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who may not even connect is refused as well, and told who may."""
+
+        def connect(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("socket.socket.connect", connect)
+        path = tmp_path / "socket"
+        assert failure(capsys, "stats", "--socket", path) == (
+            errors.EXIT_REFUSED,
+            f"you may not connect to {path}: ask as root or as its owner",
+        )
 
     @pytest.mark.parametrize("command", ["dump", "sql x", "stats", "events"])
     def test_one_of_both(self, file: Path, capsys: Capture, command: str) -> None:
@@ -209,6 +228,14 @@ class TestOrigin:
         path.write_text("nonsense" * 100)
         code, sentence = failure(capsys, *command.split(), "--database", path)
         assert (code, "is not a SQLite database" in sentence) == (errors.EXIT_DATABASE, True)
+
+    def test_an_empty_file(self, tmp_path: Path, capsys: Capture) -> None:
+        """A file that has just been made is nobody else's."""
+        path = tmp_path / "new"
+        path.touch()
+        code, sentence = failure(capsys, "stats", "--database", path)
+        assert code == errors.EXIT_DATABASE
+        assert sentence == f"the database {path} is empty: no daemon has used it yet"
 
     @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
     @pytest.mark.parametrize("command", ["dump event", "sql TABLE", "stats", "events"])
@@ -362,7 +389,8 @@ class TestSql:
         [
             ("SELEC 1", 'near "SELEC": syntax error'),
             ("SELECT * FROM absent", "no such table: absent"),
-            ("SELECT :absent", "absent"),
+            ("SELECT :absent", "the parameter absent has no value: add -p absent=..."),
+            ("SELECT @absent", "add -p absent=..."),
             ("ATTACH 'x.db' AS x", "ATTACH and VACUUM INTO are not allowed"),
             ("VACUUM INTO 'x.db'", "ATTACH and VACUUM INTO are not allowed"),
         ],
@@ -481,6 +509,28 @@ class TestEvents:
         """What no event can be, and what is no time, is named."""
         code, said = failure(capsys, "events", "--database", filled, option)
         assert (code, sentence in said) == (errors.EXIT_SETTINGS, True)
+
+    def test_the_order_is_that_of_time(self, file: Path, capsys: Capture) -> None:
+        """Within one write ids are in another order, even within a millisecond."""
+        with filling(file) as cached:
+            for number, after in enumerate((0.0003, 0.0002, 5, 0.0002, 0), 1):
+                cached.event("lost", id=number, at=NOW + after)
+        for options, expected in (((), [5, 2, 4, 1, 3]), (("--limit", "2"), [1, 3])):
+            told = json.loads(run(capsys, "events", "--database", file, *options))
+            assert [row["id"] for row in told] == expected
+
+    def test_whoever_looks_is_no_news(self, file: Path, capsys: Capture) -> None:
+        """A snapshot that was taken is told to those who ask for it, one that was not to all."""
+        with filling(file) as cached:
+            for number, kind in enumerate(("lost", "snapshot", "snapshot", "unknown"), 1):
+                cached.event(kind, 2 if number == 3 else 0, id=number)
+        for options, expected in (
+            ((), [1, 3, 4]),
+            (("--limit", "2"), [3, 4]),
+            (("--kind", "snapshot"), [2, 3]),
+        ):
+            told = json.loads(run(capsys, "events", "--database", file, *options))
+            assert [row["id"] for row in told] == expected
 
     def test_lines_for_people(self, filled: Path, capsys: Capture) -> None:
         """An event is a line, under the day that it was on."""
@@ -693,6 +743,8 @@ class TestStats:
         assert figures["ways_out"]["found"] == 9
         assert figures["limits"]["audit_rows"] == {"now": 11, "limit": 100}
         assert figures["limits"]["ttl_limit"] == {"now": 60, "limit": 300}
+        assert "60.0" not in json.dumps(figures["limits"])
+        assert figures["counters"].items() >= {"snapshot_bad": 0, "limit_clients": 0}.items()
         assert figures["settings"]["database"] == "/var/cache.db"
         assert "per_second" not in figures
 
@@ -720,6 +772,51 @@ class TestStats:
         assert re.search(r"^find_dest +9 +1 +0 +90\.0%$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^expired +1,000,000 +0$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^audit_rows +11 +100 +11%$", "\n".join(lines), re.MULTILINE)
+
+    def test_limits(self, filled: Path, capsys: Capture) -> None:
+        """The fullest counts where each has its own limit; 0 is no limit, and is not shown."""
+        with filling(filled) as cached:
+            for number in range(100, 103):
+                cached.connection(number, b"e")
+                cached.binding(number + 10, b"d", b"%d" % number)
+            cached.descriptor(100, 7)
+            cached.setting(
+                max_clients="1000",
+                max_connections="0",
+                max_connections_per_endpoint="6",
+                max_bindings_per_destination="10",
+                open_files_limit="1024",
+            )
+            cached.count(limit_clients=5)
+        figures = json.loads(run(capsys, "stats", "--database", filled))
+        assert {name: tuple(each.values()) for name, each in figures["limits"].items()} == {
+            "max_clients": (1, 1000),
+            "max_connections_per_endpoint": (3, 6),
+            "max_bindings_per_destination": (3, 10),
+            "open_files_limit": (2, 1024),
+            "ttl_limit": (60, 300),
+            "audit_rows": (11, 100),
+        }
+        assert figures["limits_reached"]["clients"] == 5
+        assert figures["limits_reached"]["message_size"] == 0
+        out = run(capsys, "stats", "--database", filled, "--format", "table")
+        assert re.search(r"^open_files_limit +about 2 +1,024 +0%$", out, re.MULTILINE)
+        assert re.search(r"^limits reached +times\nclients +5$", out, re.MULTILINE)
+        assert "/s" not in out
+        assert "find_endp" not in out
+
+    def test_a_small_terminal(self, filled: Path) -> None:
+        """What matters most fits 24 lines of 60 columns, whatever there is to tell."""
+        with filling(filled) as cached:
+            limits = ("clients", "connections", "bindings_per_destination")
+            cached.setting(**{f"max_{name}": "1000" for name in limits}, open_files_limit="10")
+            cached.count(**{f"{kind}_ok": 5 for kind in REQUESTS if kind.endswith("p")})
+            cached.count(connections_expired=7, limit_clients=5)
+        meter = Meter(Origin(Path("s"), str(filled)))
+        meter.read()
+        text = screen(Origin(Path("s"), str(filled)), meter.read(), 60, 24).plain
+        assert len(text.splitlines()) <= 24
+        assert all(word in text for word in ("open_files_limit", "limits reached", "expired", "/s"))
 
     def test_a_daemon_that_has_stopped(self, file: Path, capsys: Capture) -> None:
         """How long it ran is told of a run that is over."""
@@ -880,6 +977,46 @@ class TestPurge:
         if found:
             found.close()
         assert (r"what fits the endpoint a\nb" in output.out + output.err) == (not yes)
+
+
+def test_the_readme_lists_the_counters() -> None:
+    """Whoever reads the table can look up each name there."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    section = readme.split("The names in `counter`")[1].split("\n\nTimes are")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    for name in COUNTERS:
+        prefix, _, _ = name.partition("_")
+        stem, _, outcome = name.rpartition("_")
+        assert name in named or {stem, f"REQUEST_{outcome}"} <= named or f"{prefix}_WAY" in named
+
+
+class TestOutput:
+    @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
+    @pytest.mark.parametrize("command", ["dump event", "sql SELECT~1", "stats", "events", "check"])
+    def test_a_full_disk(self, filled: Path, command: str, layout: str) -> None:
+        """It is one line, and nobody is asked to report it."""
+        words = [word.replace("~", " ") for word in command.split()]
+        with Path("/dev/full").open("wb") as full:
+            result = run_command(
+                *SCACHE, *words, "--database", str(filled), "--format", layout, stdout=full
+            )
+        sentence = "scache: cannot write the output: No space left on device\n"
+        assert (result.returncode, result.stderr) == (errors.EXIT_FAILURE, sentence)
+
+    @pytest.mark.parametrize("line", ["--help", "--version", "sql 'SELECT 1'", "stats --watch 1"])
+    def test_closed(self, filled: Path, line: str) -> None:
+        """Nothing else takes the number of an output that is closed, and is written to."""
+        option = "" if line.startswith("--") else f"--database {filled}"
+        python = f"{sys.executable} -m scache {line} {option} >&- <&-"
+        result = run_command("sh", "-c", python)
+        sentence = "scache: cannot write the output: Bad file descriptor\n"
+        assert (result.returncode, result.stderr) == (errors.EXIT_FAILURE, sentence)
+
+    def test_closed_and_not_needed(self, filled: Path, tmp_path: Path) -> None:
+        """Who writes nothing does not care."""
+        option = f"--database {filled} --output {tmp_path}/copy"
+        result = run_command("sh", "-c", f"{sys.executable} -m scache dump {option} >&-")
+        assert (result.returncode, result.stderr) == (errors.EXIT_OK, "")
 
 
 class TestSurroundings:

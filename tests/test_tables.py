@@ -13,7 +13,8 @@ from rich.cells import cell_len
 
 from scache.cli import tables
 from scache.cli.output import csv_line, flat, json_array, json_objects, json_value
-from scache.cli.tables import shortened, shown, span
+from scache.cli.tables import shortened, shortened_inside, shown, span
+from scache.cli.trail import line as event_line
 from scache.store.image import Result, Value
 from tests.support.cached import ODD
 
@@ -60,6 +61,35 @@ class TestShown:
         text = shortened(shown(label), width)
         assert cell_len(text) <= width
         assert text == shown(label) or text.endswith("…")
+
+    @pytest.mark.parametrize("width", [1, 2, 5, 30])
+    @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
+    def test_text_shortened_inside_fits(self, label: bytes, width: int) -> None:
+        """Both its ends stay, of wide characters as well."""
+        text = shortened_inside(shown(label), width)
+        assert cell_len(text) <= width
+        assert text == shown(label) or "…" in text
+
+    @pytest.mark.parametrize(
+        ("destination", "endpoint", "expected"),
+        [
+            (r"smtp\n\nexample.org\n\n", r"smtp\n192.0.2.17\n25\n", "…example.org… > …192.0.2.17…"),
+            (r"", r"smtp\nmx1.example.org\n25\n", r"smtp\nmx1.example.org\n25\n"),
+            ("d.org", "mx1.one.example.org:25", "d.org > mx1.one.example.org:25"),
+            ("d.org", "mx1.one.two.three.example.org:25", "d.org > mx1.one.two…mple.org:25"),
+        ],
+    )
+    def test_labels_of_an_event_keep_what_tells_them_apart(
+        self, destination: str, endpoint: str, expected: str
+    ) -> None:
+        """In 60 columns one sees which destination and which endpoint it was."""
+        event = {"ttl": "60", "age": "", "pid": "7", "program": "smtp", "detail": ""} | {
+            "kind": "find_dest",
+            "outcome": "ok",
+            "destination": destination,
+            "endpoint": endpoint,
+        }
+        assert expected in event_line("22:22:20.000", event, 60)
 
     @pytest.mark.parametrize(
         ("seconds", "text"),

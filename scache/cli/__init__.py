@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import cast
 
@@ -18,6 +19,7 @@ import click
 
 from scache import __version__
 from scache.cli.logs import one_line
+from scache.cli.standard import OutputError, guard
 from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, ScacheError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -68,7 +70,13 @@ def main() -> int:
     """Run the command that the process was started with; return its exit code."""
     # A reader of our output that has seen enough (scache --help | head) ends us, silently.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    return execute(sys.argv[1:])
+    guard()
+    code = execute(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        return _fail(str(error), error.exit_code)
+    return code
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -99,5 +107,6 @@ def _fail_with(error: Exception) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    click.echo(f"scache: {one_line(text)}", err=True)
+    with suppress(OSError):  # where stderr takes nothing, the code says it all
+        click.echo(f"scache: {one_line(text)}", err=True)
     return code

@@ -39,7 +39,7 @@ Examples:
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write it all to a database file instead.",
+    help="Write it all to a database file instead, which may replace an earlier dump.",
 )
 @click.argument("names", nargs=-1, metavar="[TABLE_OR_VIEW]...")
 def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence[str]) -> None:

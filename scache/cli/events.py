@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from scache.store.image import Image, Result
     from scache.store.inside import Filter, Instance
 
-EPILOG = """A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
+EPILOG = """They are in the order of time. Ids are in the order of writing: within one
+write, of 50 ms or so, they may be in another.
+
+Whoever looks at a live daemon takes a snapshot, which is an event: those that
+succeeded are left out, unless --kind snapshot asks for them.
+
+A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
 these; case matters.
 
 \b
@@ -81,7 +87,10 @@ def events(
     follow: bool,
     interval: float,
 ) -> None:
-    """Tell what happened, the oldest first: every request, and every way out."""
+    """Tell what happened, the oldest first.
+
+    That is every request, and every way out.
+    """
     from scache.store.inside import Filter
 
     is_pid = client is not None and client.isascii() and client.isdecimal()

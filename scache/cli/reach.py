@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from scache.errors import ProtocolError, SettingsError, Unavailable
+from scache.errors import ProtocolError, Refused, SettingsError, Unavailable
 from scache.settings import SETTINGS, default_socket
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ TIMEOUT = 30.0
 
 @contextmanager
 def inside(socket: Path) -> Iterator[Client]:
-    """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no."""
+    """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no.
+
+    Refused also if the socket does not let us in.
+    """
     from scache.client.blocking import Client
 
     with Client(socket, timeout=TIMEOUT) as client:
@@ -41,6 +44,17 @@ def inside(socket: Path) -> Iterator[Client]:
             raise Unavailable(
                 f"what answers at {socket} cannot be looked into ({error}): name a scache daemon"
             ) from error
+        except Unavailable as error:
+            match error.__cause__:
+                case PermissionError():
+                    raise Refused(
+                        f"you may not connect to {socket}: ask as root or as its owner"
+                    ) from error
+                case FileNotFoundError() | ConnectionRefusedError():
+                    raise Unavailable(
+                        f"{error}: start `scache serve`, or name another --socket"
+                    ) from error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,7 @@ def socket_option(command: Command) -> Command:
         metavar="PATH",
         envvar=SOCKET.variable,
         callback=_socket,
-        help=f"The socket of a live daemon.  [default: {SOCKET.default}]",
+        help=f"The socket of a live daemon; or {SOCKET.variable}.  [default: {SOCKET.default}]",
     )
     return option(command)
 

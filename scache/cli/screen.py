@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from textwrap import wrap
 from typing import Any
 
@@ -13,8 +14,11 @@ from scache.cli.logs import one_line
 from scache.cli.reach import Origin
 from scache.cli.tables import Layout, make_console, shortened, span, width_of
 
-_ALWAYS = ("save_endp", "find_endp", "save_dest", "find_dest")
-"""Requests that have a line even if there was none."""
+_ABOUT = ("open_files_limit",)
+"""Limits that an image does not tell exactly how close they are."""
+
+_FEWEST_LIMITS = 3
+"""Limits that stay on a screen that has no room for all."""
 
 _Row = tuple[str, ...]
 
@@ -29,34 +33,65 @@ def live(origin: Origin, first: dict[str, Any], rest: Iterable[dict[str, Any]]) 
     """Show the screen, and again in its place with each of the figures that follow."""
     console = make_console()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
-        display.update(screen(origin, first, console.width), refresh=True)
-        for figures in rest:
-            display.update(screen(origin, figures, console.width), refresh=True)
+        for figures in chain([first], rest):
+            display.update(screen(origin, figures, console.width, console.height), refresh=True)
 
 
-def screen(origin: Origin, figures: dict[str, Any], width: int) -> Text:
-    """Return the figures as text, no line of which is wider than ``width``."""
+def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | None = None) -> Text:
+    """Return the figures as text, no line of which is wider than ``width``.
+
+    If they do not fit into ``height`` lines, what is 0 goes first, then blank
+    lines, and then the limits that are the farthest.
+    """
+    fault = figures["database"]["fault"]
+    alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
+    room = None if height is None else height - len(alarm) - bool(alarm)
+    sections = _sections(origin, figures)
+    lines = _joined(sections, blank=True)
+    if room is not None and len(lines) > room:
+        sections = _sections(origin, figures, brief=True)
+        lines = _joined(sections, blank=True)
+    if room is not None and len(lines) > room:
+        lines = _joined(sections, blank=False)
+    if room is not None and len(lines) > room:
+        most = max(len(figures["limits"]) - (len(lines) - room), _FEWEST_LIMITS)
+        lines = _joined(_sections(origin, figures, brief=True, limits=most), blank=False)
+    text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
+    if not alarm:
+        return text
+    return Text(no_wrap=True).append("\n".join(alarm), "bold red").append("\n\n").append(text)
+
+
+def _sections(
+    origin: Origin, figures: dict[str, Any], *, brief: bool = False, limits: int | None = None
+) -> list[list[str]]:
     rates = figures.get("per_second")
-    lines = [
-        *_heading(origin, figures),
-        "",
-        *_table(("", "now", "in all"), _populations(figures)),
-        "",
-        *_table(
-            ("requests", "ok", "fail", "bad", "hit rate", "/s"),
+    speed = () if rates is None else ("/s",)
+    tables: list[tuple[_Row, Iterable[_Row]]] = [
+        (("", "now", "in all"), _populations(figures)),
+        (
+            ("requests", "ok", "fail", "bad", "hit rate", *speed),
             _requests(figures["requests"], rates),
         ),
-        "",
-        *_table(("ways out", "connections", "bindings", "/s"), _ways_out(figures, rates)),
+        (
+            ("ways out", "connections", "bindings", *speed),
+            _ways_out(figures, rates, brief=brief),
+        ),
+        (("limits", "now", "limit", "used"), _limits(figures["limits"], limits)),
+        (("limits reached", "times"), _limits_reached(figures["limits_reached"])),
     ]
-    if figures["limits"]:
-        lines += ["", *_table(("limits", "now", "limit", "used"), _limits(figures["limits"]))]
-    text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
-    fault = figures["database"]["fault"]
-    if fault is None:
-        return text
-    alarm = "\n".join(wrap(one_line(f"DATABASE: {fault}"), width))
-    return Text(no_wrap=True).append(alarm, "bold red").append("\n\n").append(text)
+    sections = [list(_heading(origin, figures))]
+    for header, rows in tables:
+        if there := list(rows):
+            sections.append(list(_table(header, there)))
+    return sections
+
+
+def _joined(sections: Iterable[list[str]], *, blank: bool) -> list[str]:
+    lines: list[str] = []
+    for section in sections:
+        lines += [*[""] * (blank and bool(lines)), *section]
+    return lines
 
 
 def _heading(origin: Origin, figures: dict[str, Any]) -> Iterator[str]:
@@ -92,33 +127,45 @@ def _populations(figures: dict[str, Any]) -> Iterator[_Row]:
 def _requests(requests: dict[str, Any], rates: dict[str, float] | None) -> Iterator[_Row]:
     for kind, outcomes in requests.items():
         counts = [outcomes[each] for each in ("ok", "fail", "bad")]
-        if not any(counts) and kind not in _ALWAYS:
+        if not any(counts):
             continue
         hit_rate = outcomes.get("hit_rate")
         shown_rate = "" if hit_rate is None else f"{hit_rate:.1%}"
         rate = _rate(rates, *(f"{kind}_{each}" for each in ("ok", "fail", "bad")))
-        yield kind, *(f"{count:,}" for count in counts), shown_rate, rate
+        yield kind, *(f"{count:,}" for count in counts), shown_rate, *rate
 
 
-def _ways_out(figures: dict[str, Any], rates: dict[str, float] | None) -> Iterator[_Row]:
+def _ways_out(
+    figures: dict[str, Any], rates: dict[str, float] | None, *, brief: bool
+) -> Iterator[_Row]:
     bindings = figures["bindings_out"]
     for way, count in figures["ways_out"].items():
+        if brief and not count and not bindings.get(way):
+            continue
         of_bindings = f"{bindings[way]:,}" if way in bindings else ""
-        yield way, f"{count:,}", of_bindings, _rate(rates, f"connections_{way}", f"bindings_{way}")
+        yield way, f"{count:,}", of_bindings, *_rate(rates, f"connections_{way}", f"bindings_{way}")
 
 
-def _limits(limits: dict[str, Any]) -> Iterator[_Row]:
+def _limits(limits: dict[str, Any], most: int | None) -> Iterator[_Row]:
+    closest = sorted(limits, key=lambda name: -limits[name]["now"] / limits[name]["limit"])[:most]
     for name, each in limits.items():
-        now, limit = each["now"] or 0, each["limit"]
-        used = f"{now / limit:.0%}" if limit else ""
-        yield name, f"{now:,.0f}", f"{limit:,.0f}", used
+        if name in closest:
+            now, limit = each["now"], each["limit"]
+            about = "about " if name in _ABOUT else ""
+            yield name, f"{about}{now:,.0f}", f"{limit:,.0f}", f"{now / limit:.0%}"
 
 
-def _rate(rates: dict[str, float] | None, *counters: str) -> str:
+def _limits_reached(reached: dict[str, int]) -> Iterator[_Row]:
+    for name, count in reached.items():
+        if count:
+            yield name, f"{count:,}"
+
+
+def _rate(rates: dict[str, float] | None, *counters: str) -> _Row:
     """Return by how much these grew in a second; nothing if that is not known."""
     if rates is None:
-        return ""
-    return f"{sum(rates.get(counter, 0) for counter in counters):,.1f}"
+        return ()
+    return (f"{sum(rates.get(counter, 0) for counter in counters):,.1f}",)
 
 
 def _table(header: _Row, rows: Iterable[_Row]) -> Iterator[str]:

@@ -33,7 +33,7 @@ Examples:
     help="Repeat it so often, with rates per second, until Ctrl-C.",
 )
 def stats(*, origin: Origin, layout: Format, watch: float | None) -> None:
-    """Tell how much is cached, how well it serves, and how close its limits are."""
+    """Tell how much is cached, how well it serves, and its limits."""
     meter = Meter(origin)
     first = meter.read()
     if layout == "table" and watch is not None and sys.stdout.isatty():

@@ -24,7 +24,7 @@ WIDE = 200
 """Characters of the widest column where no terminal sets a limit."""
 
 _GAP = "  "
-_ELLIPSIS = "…"
+ELLIPSIS = "…"
 _SHORTEST_TEXT = 16
 """Characters that a column of text keeps, if it has them; with less room, rows become blocks."""
 _WHOLE = 24
@@ -42,7 +42,18 @@ def shortened(text: str, width: int) -> str:
     """Return the text, its end replaced by an ellipsis if it takes more than ``width`` columns."""
     if cell_len(text) <= width:
         return text
-    return set_cell_size(text, max(width - 1, 0)).rstrip() + _ELLIPSIS
+    return set_cell_size(text, max(width - 1, 0)).rstrip() + ELLIPSIS
+
+
+def shortened_inside(text: str, width: int) -> str:
+    """Return the text, its middle replaced by an ellipsis if it takes more than ``width``."""
+    if cell_len(text) <= width or width < 3:
+        return shortened(text, width)
+    begin = set_cell_size(text, width // 2).rstrip()
+    end = text[1 - width :]
+    while cell_len(begin) + 1 + cell_len(end) > width:
+        end = end[1:]
+    return begin + ELLIPSIS + end
 
 
 def span(seconds: float) -> str:

@@ -8,12 +8,24 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from scache.cli.tables import WIDE, make_console, shortened, shown, span, width_of
+from scache.cli.tables import (
+    ELLIPSIS,
+    WIDE,
+    make_console,
+    shortened,
+    shortened_inside,
+    shown,
+    span,
+    width_of,
+)
 from scache.store.image import Value
 
 _DAY = 10
 """Characters of a date."""
-_SHORTEST_LABEL = 8
+_SHORTEST_LABEL = 14
+"""Characters that a label of two keeps, if it has them; what comes after them gives way."""
+_NEWLINE = r"\n"
+"""As `shown` spells it."""
 
 
 class Trail:
@@ -39,7 +51,11 @@ class Trail:
 
 
 def line(clock: str, event: dict[str, str], width: int) -> str:
-    """Return an event as a line of at most ``width`` columns; labels give way first."""
+    """Return an event as a line of at most ``width`` columns.
+
+    Labels give way first: of several lines, as Postfix's have, the longest
+    stays, which names a host; of one line the middle goes.
+    """
     begin = f"{clock} {event['kind']:9} {event['outcome']:4}"
     labels = [event[name] for name in ("destination", "endpoint") if event[name]]
     details = [f"{name} {span(float(event[name]))}" for name in ("ttl", "age") if event[name]]
@@ -50,7 +66,24 @@ def line(clock: str, event: dict[str, str], width: int) -> str:
     end = "".join(f"  {each}" for each in details)
     arrow = " > "
     room = width - len(begin) - 1 - cell_len(end) - len(arrow) * (len(labels) - 1)
-    share = max(room // max(len(labels), 1), _SHORTEST_LABEL)
+    room = max(room, 2 * _SHORTEST_LABEL)
     if sum(map(cell_len, labels)) > room:
-        labels = [shortened(label, share) for label in labels]
+        # A short one leaves the rest to the other.
+        shares = [
+            max(room // len(labels), room - sum(map(cell_len, labels)) + cell_len(label))
+            for label in labels
+        ]
+        labels = [_shortened_label(*each) for each in zip(labels, shares, strict=True)]
     return shortened(f"{begin} {arrow.join(labels)}{end}".rstrip(), width)
+
+
+def _shortened_label(label: str, width: int) -> str:
+    if cell_len(label) > width and _NEWLINE in label:
+        parts = label.split(_NEWLINE)
+        longest = max(parts, key=cell_len)
+        begin = "" if longest == parts[0] else ELLIPSIS
+        end = "" if longest == parts[-1] else ELLIPSIS
+        label = f"{begin}{longest}{end}"
+        if cell_len(label) > width:
+            label = longest
+    return shortened_inside(label, width)

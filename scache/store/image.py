@@ -7,6 +7,7 @@ image: neither the daemon nor its database notices.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import tempfile
@@ -40,6 +41,9 @@ _RELATIONS = """
     ORDER BY type, rowid
 """
 _COLUMNS = "SELECT name FROM pragma_table_info(:name)"
+
+_WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
+"""What sqlite3 says of a parameter that it was given no value for; Python 3.13 as 3.11 does."""
 
 _NO_ATTACH = (
     "ATTACH and VACUUM INTO are not allowed: a statement works on a private copy of the cache "
@@ -222,6 +226,11 @@ class Image:
                     raise KeyboardInterrupt from None
                 case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                     raise _explain("the image", error) from error
+            missing = _WITHOUT_VALUE.search(str(error))
+            if missing and isinstance(error, sqlite3.ProgrammingError):
+                raise QueryError(
+                    f"the parameter {missing[1]} has no value: add -p {missing[1]}=..."
+                ) from error
             raise QueryError(self._refusal or str(error)) from error
 
 
@@ -249,14 +258,16 @@ def _readable(path: Path, what: str) -> Path:
     """Return the file that the path leads to; SQLite looks for the log beside that one."""
     try:
         file = path.resolve()
-        mode = file.stat().st_mode
+        status = file.stat()
     except FileNotFoundError:
         raise DatabaseError(f"{what} does not exist: name the file of a daemon") from None
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DatabaseError(f"{what} cannot be read: {reason}") from None
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(f"{what} is no regular file: name the file of a daemon")
+    if not status.st_size and not _has_log(file):
+        raise DatabaseError(f"{what} is empty: no daemon has used it yet")
     if not os.access(file, os.R_OK):
         raise DatabaseError(
             f"{what} cannot be read, permission denied: ask as the user of the daemon, or as root"

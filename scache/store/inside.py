@@ -23,6 +23,25 @@ WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
 """What the column ``kind`` of an event may be."""
 
+COUNTERS: Final = (
+    *(f"{kind}_{outcome}" for kind in REQUESTS for outcome in ("ok", "fail", "bad")),
+    *(f"connections_{way}" for way in WAYS_OUT),
+    *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
+    "clients_connected",
+    "clients_not_recorded",
+    "events_dropped",
+    "runs_not_recorded",
+    "limit_clients",
+    "limit_connections_per_endpoint",
+    "limit_bindings_per_destination",
+    "limit_message_size",
+    "limit_ahead_size",
+)
+"""Every total that a daemon may keep; the table ``counter`` has no row for one that is 0."""
+
+_LIMIT: Final = "limit_"
+"""What the names of those begin with that count how often a limit was reached."""
+
 _FINDS = ("find_endp", "find_dest")
 
 _NOW = """
@@ -36,7 +55,10 @@ _NOW = """
         (SELECT count(*) FROM binding),
         (SELECT count(DISTINCT destination) FROM binding),
         (SELECT count(*) FROM event),
-        (SELECT min(at) FROM event)
+        (SELECT min(at) FROM event),
+        (SELECT max(n) FROM (SELECT count(*) AS n FROM connection GROUP BY endpoint)),
+        (SELECT max(n) FROM (SELECT count(*) AS n FROM binding GROUP BY destination)),
+        (SELECT count(*) FROM descriptor)
 """
 _INSTANCE = """
     SELECT id, version, pid, started_at, stopped_at FROM instance ORDER BY id DESC LIMIT 1
@@ -51,6 +73,8 @@ _DESTINATIONS = """
 _ENDPOINTS_OF = """
     SELECT DISTINCT endpoint FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
 """
+_MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
+"""The time of a row of ``event_log``, which has it as text, to the millisecond."""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -81,7 +105,7 @@ class Filter:
     program: bytes | None = None
     """A pattern for the name of the client's program."""
     kinds: Sequence[str] = ()
-    """Any of these; none given stands for all."""
+    """Any of these; none given stands for all but `snapshot` that was done: looking is no news."""
     since: float | None = None
     """Seconds since the epoch."""
 
@@ -89,7 +113,8 @@ class Filter:
 def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
     """Return rows of the view ``event_log``, the oldest first, of events with a higher id.
 
-    If ``last`` is given, no more than the latest so many.
+    If ``last`` is given, no more than the latest so many. Ids are in the order
+    of writing, which is not that of time within one write.
     """
     conditions = ["id > :after"]
     parameters: dict[str, Value | str] = {"after": after}
@@ -108,11 +133,18 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         names = {f"kind{number}": kind for number, kind in enumerate(wanted.kinds)}
         conditions.append(f"kind IN ({', '.join(f':{name}' for name in names)})")
         parameters |= names
-    sql = f"SELECT * FROM event_log WHERE {' AND '.join(conditions)}"
+    else:
+        conditions.append("(kind <> 'snapshot' OR outcome IS NOT 'ok')")
+    fits = " AND ".join(conditions)
     if last is not None:
-        sql = f"SELECT * FROM ({sql} ORDER BY id DESC LIMIT :last)"
+        fits = f"""
+            id IN (
+                SELECT id FROM event_log WHERE {fits} ORDER BY {_MOMENT} DESC, id DESC LIMIT :last
+            )
+        """
         parameters["last"] = last
-    return image.execute(f"{sql} ORDER BY id", parameters)
+    sql = f"SELECT * FROM event_log WHERE {fits} ORDER BY {_MOMENT}, id"
+    return image.execute(sql, parameters)
 
 
 def labels_that_fit(
@@ -160,19 +192,25 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
     """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
 
     A section is a dictionary; ages and times to come are seconds, and None
-    where there is nothing of that age. Counters that are absent are 0.
+    where there is nothing of that age. Counters that are absent are 0, and limits
+    that are 0 are none.
     """
     (row,) = image.execute(_NOW).rows
     clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
-    bindings, destinations, kept, oldest_event = rest
-    counters: dict[str, Any] = _texts(image.execute(_COUNTERS).rows)
+    bindings, destinations, kept, oldest_event, of_endpoint, of_destination, files = rest
+    counters = dict.fromkeys(COUNTERS, 0) | _texts(image.execute(_COUNTERS).rows)
     settings = _texts(image.execute(_SETTINGS).rows)
     ((size,),) = image.execute(_SIZE).rows
     in_use = {
-        "audit_rows": kept,
-        # Besides these the daemon has some ten files of its own.
-        "open_files_limit": connections + clients,  # type: ignore[operator]
+        "max_clients": clients,
+        "max_connections": connections,
+        # Of the fullest.
+        "max_connections_per_endpoint": of_endpoint,
+        "max_bindings_per_destination": of_destination,
+        # About: what else the daemon has open is not in an image.
+        "open_files_limit": files + clients,  # type: ignore[operator]
         "ttl_limit": ttl,
+        "audit_rows": kept,
     }
     return {
         "daemon": _daemon(instance(image), now),
@@ -195,9 +233,14 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
             way: counters.get(f"bindings_{way}", 0) for way in ("expired", "evicted", "purged")
         },
         "limits": {
-            name: {"now": in_use[name], "limit": float(settings[name])}
-            for name in in_use
-            if _is_number(settings.get(name, ""))
+            name: {"now": _whole(now_used or 0), "limit": limit}
+            for name, now_used in in_use.items()
+            if (limit := _number(settings.get(name, "")))
+        },
+        "limits_reached": {
+            name.removeprefix(_LIMIT): count
+            for name, count in counters.items()
+            if name.startswith(_LIMIT)
         },
         "settings": settings,
         # The daemon alone knows: a file of which something is wrong does not say so.
@@ -238,9 +281,14 @@ def _text(value: Value) -> Any:  # noqa: ANN401 - whatever it is, bytes alone be
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
+    """Return the number in a text; 0 if it is none."""
     try:
-        float(text)
+        return _whole(float(text))
     except ValueError:
-        return False
-    return True
+        return 0
+
+
+def _whole(number: Any) -> float:  # noqa: ANN401 - of a row
+    number = round(number, 3)
+    return int(number) if number == int(number) else float(number)

@@ -20,7 +20,16 @@ TRIALS: dict[str, Trial] = {
 }
 
 
-@click.command()
+EPILOG = """\b
+open-files  saves without end with 160 open files, and what the original
+            does then
+dead-peers  peers that hang up while they are cached, and are asked for
+            100 ms later
+kills       kill -9 under load on one database file, again and again
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("names", nargs=-1, type=click.Choice(list(TRIALS)))
 @click.option(
     "--scale",
@@ -30,12 +39,7 @@ TRIALS: dict[str, Trial] = {
     help="This part of the tries: 1 is 10,000 dead peers and 100 kills.",
 )
 def main(names: tuple[str, ...], scale: float) -> None:
-    r"""Try what must hold in hard times; without NAMES, all of it.
-
-    \b
-    open-files  saves without end with 160 open files, and what the original does then
-    dead-peers  peers that hang up while they are cached, and are asked for 100 ms later
-    kills       kill -9 under load on one database file, again and again
+    """Try what must hold in hard times; without NAMES, all of it.
 
     Exits with 1 if anything does not hold.
     """
