@@ -126,7 +126,6 @@ class Accounts:
         self.cache, self.batch = self.rig.cache, self.rig.batch
         self.loans: dict[int, Loan] = {}
         self.descriptor_of: dict[int, int] = {}
-        self.put_back_in_the_dark: set[int] = set()
         self.lookups: Counter[str] = Counter()
         self.connected: dict[int, Peer] = {}
         self.connect(1)
@@ -144,12 +143,10 @@ class Accounts:
         if self.audit_rows:
             self.ledger.pending.append(entry)
 
-    def left(
-        self, kind: str, row: Connection, client_id: int | None = None, *, dark: bool = False
-    ) -> None:
-        """Write off a connection, whose row nobody could look at if it was ``dark``."""
+    def left(self, kind: str, row: Connection, client_id: int | None = None) -> None:
+        """Write off a connection."""
         self.ledger.counters[f"connections_{kind}"] += 1
-        age = None if dark else self.now - row.saved_at
+        age = self.now - row.saved_at
         entry = Entry(self.now, kind, None, None, row.endpoint, row.id, None, client_id, age=age)
         self.record(entry._replace(detailed=kind == "lost"))
 
@@ -321,8 +318,6 @@ class Accounts:
             self.left("expired", row)
             return
         self.ledger.live[row.id] = row
-        if self.locked:
-            self.put_back_in_the_dark.add(row.id)
         entry = Entry(self.now, "put_back", None, None, row.endpoint, row.id)
         self.record(entry._replace(client_id=loan.client_id, age=self.now - row.saved_at))
 
@@ -358,7 +353,7 @@ class Accounts:
             if row.id not in self.cache._descriptors._parked:
                 assert row.expires_at <= self.now
                 del self.ledger.live[row.id]
-                self.left("expired", row, dark=row.id in self.put_back_in_the_dark)
+                self.left("expired", row)
             else:
                 assert row.expires_at > self.now - GRAIN
         for binding in list(self.ledger.bindings.values()):
@@ -393,7 +388,6 @@ class Accounts:
         """The database can be written again, and the next commit catches up."""
         self.fault.close()
         self.locked = self.full = False
-        self.put_back_in_the_dark.clear()
         self.commit()
 
     def restart(self, audit_rows: int, seconds: float, crash: bool) -> None:

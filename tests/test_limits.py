@@ -297,20 +297,21 @@ class TestHangUps:
 
 def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
     """What would wait for its peer at its end, and has something for it, is closed at once."""
-    with limited(path) as client, socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with socket.create_connection(listener.getsockname()) as lingers:
-            with listener.accept()[0]:
-                lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 3600))
-                lingers.setblocking(False)
-                with suppress(BlockingIOError):
-                    while True:
-                        lingers.send(bytes(65536))
-                assert client.save_endp(60, "e", "", lingers)
-                # Ours must not be the last to close it.
-                os.close(lingers.detach())
-                assert client.purge(["e"]).connections == 1
-                assert client.find_endp("e") is None
+    with (
+        limited(path) as client,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as lingers,
+        listener.accept()[0],
+    ):
+        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 3600))
+        lingers.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                lingers.send(bytes(65536))
+        assert client.save_endp(60, "e", "", lingers)
+        lingers.close()  # the daemon is to be the last that closes it
+        assert client.purge(["e"]).connections == 1
+        assert client.find_endp("e") is None
 
 
 class TestWhoMay:
