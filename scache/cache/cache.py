@@ -117,16 +117,14 @@ class Cache:
         expires_at = now + granted
         binding_id = self._ids.take()
         row = Binding(binding_id, destination, endpoint, properties, now, expires_at, client_id)
-        labels = (destination, endpoint)
-        event = Event(now, "save_dest", Status.OK, *labels, client_id=client_id, ttl=granted)
+        limit = self._binding_limit(destination)
         try:
-            limit = self._binding_limit(destination)
             saved = self._rows.save_binding(row, may_add=limit is None)
         except DatabaseFault as fault:
-            return self._refuse(event, str(fault))
+            return self._refuse_dest(row, granted, str(fault))
         if saved is None:
             self.counts[f"limit_{limit}"] += 1
-            return self._refuse(event, f"limit: {limit}".replace("_", " "))
+            return self._refuse_dest(row, granted, f"limit: {limit}".replace("_", " "))
         if saved.replaced is not None:
             self._binding_expired(saved.replaced, now)
         if saved.added or saved.replaced is not None:
@@ -135,7 +133,7 @@ class Cache:
         if expires_at < self._next_expiry:
             self._expire_earlier(expires_at)
         self.counts["save_dest_ok"] += 1
-        self._trail.record(event._replace(binding_id=saved.binding_id))
+        self._trail.bound(destination, endpoint, saved.binding_id, client_id, now, granted)
         return Status.OK
 
     def find_dest(self, destination: bytes, client_id: int) -> Loan | None:
@@ -299,6 +297,10 @@ class Cache:
 
     def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
         return self._refuse(Event(now, "save_endp", endpoint=endpoint, client_id=client_id), why)
+
+    def _refuse_dest(self, row: Binding, ttl: float, why: str) -> Status:
+        event = Event(row.saved_at, "save_dest", None, row.destination, row.endpoint)
+        return self._refuse(event._replace(client_id=row.client_id, ttl=ttl), why)
 
     def _refuse(self, event: Event, why: str) -> Status:
         """Count and record a request that fails, and say so."""

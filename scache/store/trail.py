@@ -87,6 +87,11 @@ class Trail:
             "({4}, 'found', NULL, CAST({0} AS TEXT), {1}, {2}, {4} - {5})",
             6,
         )
+        self._bindings = _Form(
+            "at, kind, status, destination, endpoint, binding_id, client_id, ttl",
+            "({0}, 'save_dest', 0, CAST({1} AS TEXT), CAST({2} AS TEXT), {3}, {4}, {5})",
+            6,
+        )
         self._others: list[Parameters] = []
         self._grown = False
         """Whether there may be rows to trim."""
@@ -103,10 +108,11 @@ class Trail:
         """Record a ``save_endp`` that was done."""
         if not self._limit:
             return
-        if len(row.endpoint) > LONG_LABEL:
-            self._long += len(row.endpoint)
+        row_id, endpoint, _, saved_at, _, client_id = row
+        if len(endpoint) > LONG_LABEL:
+            self._long += len(endpoint)
         pending = self._saved.rows
-        pending.append((row.saved_at, text(row.endpoint), row.id, row.client_id, ttl))
+        pending.append((saved_at, text(endpoint), row_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._saved.write)
 
@@ -117,20 +123,39 @@ class Trail:
             self._batch.on_pending()
         if not self._limit:
             return
-        row = loan.connection
-        if loan.destination is not None:
+        row, _, client_id, found_at, destination, _, _ = loan
+        row_id, endpoint, _, saved_at, _, _ = row
+        if destination is not None:
             self.hit(loan)
-            age = at - row.saved_at
-            labels = (None, row.endpoint)
+            age = at - saved_at
             self.record(
-                Event(at, "found", None, *labels, row.id, client_id=loan.client_id, age=age)
+                Event(at, "found", None, None, endpoint, row_id, client_id=client_id, age=age)
             )
             return
-        if len(row.endpoint) > LONG_LABEL:
-            self._long += 2 * len(row.endpoint)
+        if len(endpoint) > LONG_LABEL:
+            self._long += 2 * len(endpoint)
         pending = self._found.rows
-        times = (loan.found_at, at, row.saved_at)
-        pending.append((text(row.endpoint), row.id, loan.client_id, *times))
+        pending.append((text(endpoint), row_id, client_id, found_at, at, saved_at))
+        if len(pending) >= ROWS_AT_ONCE:
+            self._try(self._write_forms)
+
+    def bound(
+        self,
+        destination: bytes,
+        endpoint: bytes,
+        binding_id: int,
+        client_id: int,
+        at: float,
+        ttl: float,
+    ) -> None:
+        """Record a ``save_dest`` that was done."""
+        if not self._limit:
+            return
+        if len(destination) + len(endpoint) > LONG_LABEL:
+            self._long += len(destination) + len(endpoint)
+        pending = self._bindings.rows
+        labels = (text(destination), text(endpoint))
+        pending.append((at, *labels, binding_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._write_forms)
 
@@ -168,7 +193,7 @@ class Trail:
 
         Never raises: what the database refuses now it gets later.
         """
-        if self._grown or self._saved.rows or self._found.rows or self._others:
+        if self._grown or any(map(len, self._pending())):
             self._try(self._write_all)
 
     def _try(self, write: Callable[[Batch], None]) -> None:
@@ -176,7 +201,7 @@ class Trail:
         try:
             write(self._batch)
         except DatabaseFault:
-            self._bound()
+            self._drop_what_is_too_much()
 
     def _write_all(self, batch: Batch) -> None:
         self._write_forms(batch)
@@ -203,13 +228,16 @@ class Trail:
     def _write_forms(self, batch: Batch) -> None:
         # First what was saved, so that no connection seems to be found before that.
         self._saved.write(batch)
+        self._bindings.write(batch)
         self._found.write(batch)
 
-    def _bound(self) -> None:
-        found = self._found.rows
-        pending = len(self._saved.rows) + 2 * len(found) + len(self._others)
+    def _pending(self) -> tuple[list[Parameters], ...]:
+        return self._saved.rows, self._bindings.rows, self._found.rows, self._others
+
+    def _drop_what_is_too_much(self) -> None:
+        pending = sum(map(len, self._pending())) + len(self._found.rows)  # two events each
         if pending > MAX_PENDING or self._long > MAX_LONG_SIZE:
             self._long = 0
             self._batch.counts["events_dropped"] += pending
-            for rows in (self._saved.rows, found, self._others):
+            for rows in self._pending():
                 rows.clear()
