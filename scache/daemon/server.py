@@ -28,7 +28,7 @@ from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
-from scache.daemon.snapshots import Snapshots
+from scache.daemon.snapshots import Snapshots, bury_children
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault, SettingsError
 from scache.model import Connection
@@ -230,6 +230,7 @@ async def serve(settings: Settings) -> None:
     Raises StartupError when it cannot start.
     """
     open_files = _raise_descriptor_limit()
+    bury_children()
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.

@@ -28,7 +28,6 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn, Protocol
 
 import anyio
-import anyio.to_thread
 
 from scache import fdpass
 from scache.cache import Cache
@@ -75,9 +74,8 @@ class SnapshotError(Exception):
 class _Child(NamedTuple):
     pid: int
     pidfd: int
-    """Readable when it has ended."""
-    copied: int
-    """A pipe that has a byte when the child has read the database."""
+    told: int
+    """A pipe that has a byte when it has read the database, and another when all is done."""
 
 
 class Snapshots:
@@ -141,9 +139,9 @@ class Snapshots:
                 child = self._fork(image)
                 try:
                     with anyio.fail_after(COPY_TIMEOUT):
-                        await _expect_byte(child.copied)
+                        await _expect_byte(child)
                 except BaseException:
-                    await _end(child)
+                    _end(child)
                     raise
             await _expect_success(child)
             fcntl.fcntl(image, fcntl.F_ADD_SEALS, _SEALS)
@@ -156,26 +154,27 @@ class Snapshots:
         self._database.batch.gather()
         on_their_way = list(self._on_their_way())
         with ExitStack() as stack, warnings.catch_warnings():
-            copied, done_copying = os.pipe()
-            stack.callback(os.close, copied)
+            told, tell = os.pipe()
+            stack.callback(os.close, told)
             try:
                 # Python warns that another thread may hold a lock: ours does nothing just now.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
                 if pid == 0:
-                    self._work(image, done_copying, on_their_way)
+                    self._work(image, tell, on_their_way)
             finally:
-                os.close(done_copying)
+                os.close(tell)
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                with suppress(ChildProcessError):  # it is buried already
+                    os.waitpid(pid, 0)
                 raise
             stack.pop_all()
-        return _Child(pid, pidfd, copied)
+        return _Child(pid, pidfd, told)
 
-    def _work(self, image: int, done_copying: int, on_their_way: list[Connection]) -> NoReturn:
+    def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
         try:
             signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
@@ -186,7 +185,7 @@ class Snapshots:
             self._database.let_go()
             os.nice(_COPY_NICENESS)
             copy = self._database.batch.serialize()
-            os.write(done_copying, b".")
+            os.write(tell, b".")
             # Commits wait no longer: from here on there is time.
             _stand_back()
             settings = {}
@@ -194,6 +193,7 @@ class Snapshots:
                 settings[FAULT] = fault
             with os.fdopen(image, "wb") as file:
                 file.write(complete(copy, on_their_way, self._facts(), settings))
+            os.write(tell, b".")
             os._exit(0)
         except BaseException:
             logger.exception("cannot take a snapshot")
@@ -245,37 +245,37 @@ def _reopened(image: int) -> int:
         return os.dup(image)
 
 
-async def _expect_byte(pipe: int) -> None:
-    await anyio.wait_readable(pipe)
-    if not os.read(pipe, 1):
+async def _expect_byte(child: _Child) -> None:
+    await anyio.wait_readable(child.told)
+    if not os.read(child.told, 1):
         raise SnapshotError("the child ended early")
 
 
 async def _expect_success(child: _Child) -> None:
     try:
         with anyio.move_on_after(_PATIENCE):
-            await anyio.wait_readable(child.pidfd)
+            await _expect_byte(child)
+            return
         if os.geteuid() == 0:
             with suppress(OSError):  # it may have ended
                 os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
-        await anyio.wait_readable(child.pidfd)
+        await _expect_byte(child)
     finally:
-        status = await _end(child)
-    if status != 0:
-        raise SnapshotError(f"the child ended with {status}")
+        _end(child)
 
 
-async def _end(child: _Child) -> int:
-    """Make sure that a child is gone; return its exit code, negative for a signal."""
+def _end(child: _Child) -> None:
+    """Make sure that a child is gone, or soon will be; `bury_children` does the rest."""
     with suppress(OSError):
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-    try:
-        with anyio.CancelScope(shield=True):
-            # Not on the loop's thread: what a large process leaves takes the kernel up to 20 ms.
-            _, status = await anyio.to_thread.run_sync(os.waitpid, child.pid, 0)
-    except RuntimeError:  # there is no thread to be had
-        _, status = os.waitpid(child.pid, 0)  # noqa: ASYNC222 - it was killed
-    finally:
-        os.close(child.pidfd)
-        os.close(child.copied)
-    return os.waitstatus_to_exitcode(status)
+    os.close(child.pidfd)
+    os.close(child.told)
+
+
+def bury_children() -> None:
+    """Let children of this process be gone when they end, without a wait(2).
+
+    To wait for one that had thousands of descriptors takes up to 20 ms, in which nobody is
+    served; this way it takes them from the child.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
