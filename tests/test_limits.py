@@ -198,6 +198,7 @@ def test_few_open_files(path: Path, database: str) -> None:
             at_once = client.save_many([(60, "many", "", something) for _ in range(1000)])
             assert len(at_once) == 1000
             assert descriptors_of(daemon.pid) < OPEN_FILES
+            daemon.wait_for_log("24 clients and 72 connections at the most")
             assert client.save_endp(60, "last", "", something)
             found = client.find_endp("last")
             assert found is not None

@@ -237,6 +237,13 @@ async def serve(settings: Settings) -> None:
     owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
     sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
     room = capacity(settings, open_files)
+    if room.clients < settings.max_clients or room.connections < settings.max_connections:
+        logger.warning(
+            "%d clients and %d connections at the most: there are only %d open files (ulimit -n)",
+            room.clients,
+            room.connections,
+            open_files,
+        )
     with closing(sock):
         _become(*settings.user_ids)
         clock = Clock()
