@@ -304,7 +304,7 @@ def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
         socket.create_connection(listener.getsockname()) as lingers,
         listener.accept()[0],
     ):
-        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 3600))
+        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 20))
         lingers.setblocking(False)
         with suppress(BlockingIOError):
             while True:
