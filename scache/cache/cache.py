@@ -126,7 +126,7 @@ class Cache:
             self.counts[f"limit_{limit}"] += 1
             return self._refuse_dest(row, granted, f"limit: {limit}".replace("_", " "))
         if saved.replaced is not None:
-            self._binding_expired(saved.replaced, now)
+            self._binding_left("expired", now, saved.replaced)
         if saved.added or saved.replaced is not None:
             self.statistics.bindings_added(destination)
         self.statistics.saved()
@@ -263,12 +263,7 @@ class Cache:
         try:
             for gone in self._rows.bindings_of_destination(destination, limit):
                 self._rows.remove_binding(destination, gone.id)
-                self.statistics.binding_removed(destination)
-                self.counts["bindings_purged"] += 1
-                age = now - gone.saved_at
-                labels = (destination, gone.endpoint)
-                event = Event(now, "purged", None, *labels, None, gone.id, client_id, age=age)
-                self._trail.record(event)
+                self._binding_left("purged", now, gone, client_id)
                 removed += 1
         except DatabaseFault:
             status = Status.FAIL
@@ -386,12 +381,13 @@ class Cache:
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
         for gone in bindings:
             if self._rows.remove_binding(gone.destination, gone.id):
-                self._binding_expired(gone, now)
+                self._binding_left("expired", now, gone)
         return len(bindings) == EXPIRY_SLICE
 
-    def _binding_expired(self, gone: Gone, now: float) -> None:
+    def _binding_left(self, way: str, now: float, gone: Gone, client_id: int | None = None) -> None:
+        """Count and record that a binding has left."""
         self.statistics.binding_removed(gone.destination)
-        self.counts["bindings_expired"] += 1
+        self.counts[f"bindings_{way}"] += 1
         age = now - gone.saved_at
         labels = (gone.destination, gone.endpoint)
-        self._trail.record(Event(now, "expired", None, *labels, None, gone.id, age=age))
+        self._trail.record(Event(now, way, None, *labels, None, gone.id, client_id, age=age))
