@@ -12,29 +12,19 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 
 from tests.support.clients import KINDS, Connect, Pair, connecting
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE
 
 settings.register_profile("scache", deadline=None)  # no test depends on how fast a machine is
 settings.load_profile("scache")
 
 
-def open_descriptors() -> dict[int, str]:
-    """Return this process's open descriptors, and what each is."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - Path.iterdir holds a descriptor
-        try:
-            found[int(name)] = str(Path(f"/proc/self/fd/{name}").readlink())
-        except FileNotFoundError:  # the one that listed the directory
-            continue
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_descriptor_left_behind() -> Iterator[None]:
     """Fail a test after which the process of the tests holds another set of descriptors."""
-    before = open_descriptors()
+    before = descriptors_of(os.getpid())
     yield
-    assert open_descriptors() == before
+    assert descriptors_of(os.getpid()) == before
 
 
 @pytest.fixture(params=["memory", "file"])

@@ -21,9 +21,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from scache import Client, Found, ProtocolError
-from tests.conftest import open_descriptors
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.daemon import Daemon
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE
 from tests.support.genuine import GenuineScache
 
@@ -315,7 +315,7 @@ def descriptors_left(count: int) -> Iterator[None]:
     """Let this process open so many descriptors, and no more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # The limit is on the numbers: those below the highest must all be in use.
-    highest = max(open_descriptors())
+    highest = max(descriptors_of(os.getpid()))
     fillers = [os.open(os.devnull, os.O_RDONLY)]
     while fillers[-1] < highest:
         fillers.append(os.dup(fillers[0]))

@@ -26,6 +26,7 @@ from scache.protocol.messages import (
     encode_request,
 )
 from tests.support.daemon import Daemon
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import (
     DEADLINE,
     MISS_DEST,
@@ -47,17 +48,6 @@ from tests.support.stops import (
 
 OK, BAD, FAIL = map(encode_reply, Status)
 _numbers = itertools.count()
-
-
-def descriptors_of(pid: int) -> dict[int, str]:
-    """Return the open descriptors of a process, and what each is."""
-    found = {}
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found[int(link.name)] = str(link.readlink())
-        except FileNotFoundError:
-            continue
-    return found
 
 
 CONNECTED = "03"

@@ -11,9 +11,10 @@ import pytest
 from scache import Client
 from tests.support.clients import Pair, expect_other_end
 from tests.support.daemon import Daemon
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import eventually
 from tests.support.hostile import BEHAVIOURS, LABEL, Round, byte_by_byte, read_nothing
-from tests.test_snapshots import descriptors_of, snapshot
+from tests.support.snapshots import snapshot
 
 ROUNDS = 3
 
@@ -41,7 +42,7 @@ def test_hostile_client(daemon: Daemon, behaviour: str, pair: Pair) -> None:
     with Client(daemon.path) as client:
         client.purge([LABEL], [LABEL])
         assert client.save_endp(60, "e", "p", theirs)
-        before = descriptors_of(daemon.pid)
+        before = len(descriptors_of(daemon.pid))
         for seed in range(ROUNDS):
             QUICK[behaviour](daemon.path, Random(seed))
         found = client.find_endp("e")
@@ -59,4 +60,4 @@ def leftovers_are_cached(daemon: Daemon, client: Client, before: int) -> bool:
         row[0] for row in snapshot(client, "SELECT CAST(endpoint AS BLOB) FROM connection")
     ]
     client.purge(endpoints, [])
-    return descriptors_of(daemon.pid) == before
+    return len(descriptors_of(daemon.pid)) == before

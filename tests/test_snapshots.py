@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import mmap
 import os
 import socket
 import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -33,8 +32,10 @@ from scache.protocol.messages import PURGE_SLICE
 from scache.protocol.server import ServerConversation
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import eventually
 from tests.support.genuine import private_directory
+from tests.support.snapshots import opened, snapshot
 from tests.support.somebody import GID, GROUP, UID, as_somebody
 from tests.support.wire import Wire, encode
 
@@ -53,30 +54,6 @@ def client(daemon: Daemon) -> Iterator[Client]:
     """Be a client."""
     with Client(daemon.path) as client:
         yield client
-
-
-@contextmanager
-def opened(descriptor: int) -> Iterator[sqlite3.Connection]:
-    """Open a snapshot, and close its descriptor."""
-    try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
-            image = data[:]
-    finally:
-        os.close(descriptor)
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.deserialize(image)
-        yield connection
-
-
-def snapshot(client: Client, sql: str) -> list[tuple[Any, ...]]:
-    """Return what a query gives in a snapshot."""
-    with opened(client.snapshot()) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def descriptors_of(pid: int) -> int:
-    """Return how many a process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def children_of(pid: int) -> str:

@@ -17,7 +17,7 @@ import pytest
 from scache import Client
 from tests.commands import clean_environment
 from tests.support.daemon import Daemon
-from tests.test_snapshots import opened
+from tests.support.snapshots import opened
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools"

@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
-from scache.store.image import Image
+from scache.cli.reach import Origin
+from scache.store import MEMORY
 from tests.commands import clean_environment
 from tests.support.daemon import Daemon
+from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import Dialogue, eventually
 from tests.support.opened import read
 from tests.support.traffic import BIND, FIND, LOOK, SAVE, SPOIL, Diary
@@ -36,14 +38,12 @@ AUDIT_ROWS = ("--audit-rows", "1000000")
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 
-def rows_of_file(_: Path, database: str) -> Query:
-    """Return what asks one image of a database file."""
-    image = Image.from_file(Path(database))
-    return lambda sql: list(image.execute(sql).rows)
-
-
-LOOK_INSIDE: dict[str, Callable[[Path, str], Query]] = {"file": rows_of_file}
-"""For each kind of database, what looks inside by way of the socket or the file."""
+@contextmanager
+def looking(socket: Path, database: str) -> Iterator[Query]:
+    """Look into one image of a database: a live one in memory, or what is in the file by now."""
+    origin = Origin(socket, None if database == MEMORY else database)
+    with origin.image() as image:
+        yield lambda sql: list(image.execute(sql).rows)
 
 
 @contextmanager
@@ -241,45 +241,39 @@ class Books:
             assert tuple(map(int, match.groups())) == (counts[kind, 0], counts[kind, 2])
 
 
-def descriptors(daemon: Daemon) -> int:
-    """Return how many descriptors a daemon has open."""
-    return len(os.listdir(f"/proc/{daemon.pid}/fd"))  # noqa: PTH208 - Path.iterdir holds one
-
-
-@pytest.mark.parametrize("kind", LOOK_INSIDE)
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_everything_is_accounted_for(kind: str, seed: int, path: Path, tmp_path: Path) -> None:
+def test_everything_is_accounted_for(seed: int, path: Path, tmp_path: Path, database: str) -> None:
     """After the traffic of clients that died at every step, all agree about what happened."""
-    database = ":memory:" if kind == "memory" else str(tmp_path / "cache.db")
     diaries = tmp_path / "diaries"
     diaries.mkdir()
     with Daemon(path, *AUDIT_ROWS, database=database) as daemon:
         with Dialogue(path) as first:
             assert first.take_endp(b"nothing") is None
-            constant = descriptors(daemon) - 1
+            constant = len(descriptors_of(daemon.pid)) - 1
         with processes(path, diaries, seed, seconds=2.5):
             pass
 
         def quiet() -> bool:
-            query = LOOK_INSIDE[kind](path, database)
-            ((live,),) = query("SELECT count(*) FROM connection")
-            ((connected,),) = query("SELECT count(*) FROM client WHERE disconnected_at IS NULL")
-            clients = kind == "memory"  # the one that looks
-            return bool(connected == clients and descriptors(daemon) == constant + live)
+            with looking(path, database) as query:
+                ((live,),) = query("SELECT count(*) FROM connection")
+                ((connected,),) = query("SELECT count(*) FROM client WHERE disconnected_at IS NULL")
+            clients = database == MEMORY  # the one that looks
+            return bool(connected == clients and len(descriptors_of(daemon.pid)) == constant + live)
 
         eventually(quiet)
         os.kill(daemon.pid, signal.SIGHUP)
         daemon.wait_for_log("statistics: max")
-        books = Books(LOOK_INSIDE[kind](path, database), diaries)
         log = daemon.log()
-    books.check_connections()
-    books.check_bindings()
-    books.check_counters()
-    books.check_ages()
-    books.check_finders(all_on_record=True)
-    books.check_requests()
-    books.check_statistics(log)
-    kinds = {each.decode() for (each,) in books.query("SELECT DISTINCT kind FROM event")}
+        with looking(path, database) as query:
+            books = Books(query, diaries)
+            books.check_connections()
+            books.check_bindings()
+            books.check_counters()
+            books.check_ages()
+            books.check_finders(all_on_record=True)
+            books.check_requests()
+            books.check_statistics(log)
+            kinds = {kind.decode() for (kind,) in query("SELECT DISTINCT kind FROM event")}
     assert kinds >= {SAVE, BIND, FIND, LOOK, "found", "expired", "put_back"}
     assert not [line for line in log if "report" in line]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,19 +73,14 @@ class Origin:
 
         Raises Unavailable, Refused or DatabaseError.
         """
+        from scache.store import snapshot
         from scache.store.image import Image
 
         if self.database is not None:
             return Image.from_file(self.database, sound=sound)
         with inside(self.socket) as client:
-            descriptor = client.snapshot()
-        try:
-            # The offset of the descriptor is shared with the daemon: it is neither used nor moved.
-            # A private mapping, because Linux before 6.7 refuses a shared one of a sealed memfd.
-            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
-                return Image.from_bytes(data[:], f"the image of the {self}")
-        finally:
-            os.close(descriptor)
+            data = snapshot.read(client.snapshot())
+        return Image.from_bytes(data, f"the image of the {self}")
 
 
 def socket_option(command: Command) -> Command:

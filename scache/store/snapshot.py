@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -27,6 +29,17 @@ _ADD_DESCRIPTOR = """
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
+
+
+def read(descriptor: int) -> bytes:
+    """Return the image that `scache.Client.snapshot` has got, and close its descriptor."""
+    try:
+        # The offset of the descriptor is shared with the daemon: it is neither used nor moved.
+        # A private mapping, because Linux before 6.7 refuses a shared one of a sealed memfd.
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
+            return data[:]
+    finally:
+        os.close(descriptor)
 
 
 def load(image: bytes) -> sqlite3.Connection:

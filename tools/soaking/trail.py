@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
+
+from scache.store.snapshot import load, read
 
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 
@@ -63,14 +63,8 @@ class Books(NamedTuple):
 
 @contextmanager
 def opened(descriptor: int) -> Iterator[sqlite3.Connection]:
-    """Open a snapshot, and close its descriptor."""
-    try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
-            image = data[:]
-    finally:
-        os.close(descriptor)
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.deserialize(image)
+    """Open a snapshot, whose text is bytes, and close its descriptor."""
+    with closing(load(read(descriptor))) as connection:
         connection.text_factory = bytes
         yield connection
 
