@@ -94,7 +94,8 @@ class Wire:
         if fds:
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             data = data[self._socket.sendmsg([data], control) :]
-        self._socket.sendall(data)
+        if data:  # nothing cannot be sent either to somebody who has left
+            self._socket.sendall(data)
 
     def receive_raw(self, timeout: float | None = None) -> tuple[bytes, list[int]]:
         """Return what was received and not taken, or else what comes first; no bytes at the end.
