@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from scache.model import Peer
 
@@ -26,6 +25,8 @@ _SO_PEERGROUPS = 59
 """Which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
 _MAX_GROUPS = 256
 """As many as Python's getsockopt has room for; who has more is as good as in none."""
+_MAX_PROGRAM_SIZE = 64
+"""Bytes that the name of a program may have: the kernel keeps 15, and of its own threads more."""
 _UCRED = struct.Struct("3i")
 # Plain numbers: arithmetic with the enumeration's members costs as much as a system call.
 _TRUNCATED = int(socket.MSG_CTRUNC)
@@ -141,7 +142,14 @@ def peer_groups(sock: socket.socket) -> list[int]:
 
 
 def _program(pid: int) -> bytes | None:
+    # Without a file object, which would be the dearest part of connecting.
     try:
-        return Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n")
+        descriptor = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(descriptor, _MAX_PROGRAM_SIZE).removesuffix(b"\n")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

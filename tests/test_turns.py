@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,82 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
 
     runner.run(call())
     assert "please report it" in caplog.text
+
+
+def turns_and_services(runner: asyncio.Runner, *, waiting: int, company: bool) -> tuple[int, int]:
+    """Let so many ask for turn after turn, and perhaps one for little, again and again.
+
+    Return how many turns there were and how often that one was served in a tenth of a second
+    of a clock that goes on by 0.05 ms whenever somebody looks at it.
+    """
+    counts = Counter[str]()
+    ticks = itertools.count()
+
+    async def count() -> None:
+        loop = asyncio.get_running_loop()
+        loop.time = lambda: 1000 + next(ticks) * 5e-5  # type: ignore[method-assign]
+        readiness = Readiness(loop)
+        reading, writing = socket.socketpair()
+        writing.send(b"x")  # never read, so there is always something to serve
+
+        def turn(descriptor: int) -> None:
+            counts["turns"] += 1
+            readiness.take_turn(descriptor, partial(turn, descriptor))
+
+        with reading, writing, closing(readiness):
+            if company:
+                readiness.add(reading.fileno(), lambda: counts.update(["services"]))
+            for descriptor in range(10_000, 10_000 + waiting):
+                readiness.take_turn(descriptor, partial(turn, descriptor))
+            while loop.time() < 1000.1:  # noqa: ASYNC110 - turns of the loop are what is wanted
+                await asyncio.sleep(0)
+            readiness.remove(reading.fileno())
+
+    runner.run(count())
+    return counts["turns"], counts["services"]
+
+
+@pytest.mark.parametrize("waiting", [1, 64])
+def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner, waiting: int) -> None:
+    """A turn comes every few milliseconds while others are served: more of them if many wait."""
+    turns, services = turns_and_services(runner, waiting=waiting, company=True)
+    batches = turns / (1 + waiting // 8)
+    assert 20 <= batches <= 50
+    assert services >= 5 * batches
+
+
+def test_who_asks_for_much_has_all_the_time_that_nobody_else_wants(
+    runner: asyncio.Runner,
+) -> None:
+    """Turn follows turn when there is nobody else to be served."""
+    turns, _ = turns_and_services(runner, waiting=1, company=False)
+    assert turns >= 300
+
+
+def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None:
+    """Those who send much in pieces, small ones among them, do not slow each other down."""
+    counts = Counter[str]()
+
+    async def count() -> None:
+        loop = asyncio.get_running_loop()
+        readiness = Readiness(loop)
+        reading, writing = socket.socketpair()
+        descriptor = reading.fileno()
+        writing.send(b"x")
+
+        def turn() -> None:
+            counts["turns"] += 1
+            readiness.take_turn(descriptor, turn)
+
+        with reading, writing, closing(readiness):
+            readiness.add(descriptor, lambda: counts.update(["services"]))
+            readiness.take_turn(descriptor, turn)
+            while counts["services"] < 1000:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+            readiness.remove(descriptor)
+
+    runner.run(count())
+    assert counts["turns"] >= 900
 
 
 def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:

@@ -10,6 +10,10 @@ from typing import Protocol
 from scache import fdpass
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
 
+_MUCH_SIZE = 4096
+_MANY_DESCRIPTORS = 16
+"""Bytes and descriptors of one read from which on whoever sent them has to wait for a turn."""
+
 _PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
@@ -42,7 +46,9 @@ class Channel:
         self._readiness = readiness
         self._receiver: Receiver
         self._unsent: list[tuple[bytes, Sequence[int]]] = []
-        self._held = False
+        self._watched = self._held = False
+        self.waiting = False
+        """Whether the client's turn is still to come, and nothing is read from it meanwhile."""
         self.open = True
         self.sent_all = True
         """Whether everything given to `send` has reached the kernel."""
@@ -50,7 +56,7 @@ class Channel:
     def start(self, receiver: Receiver) -> None:
         """Begin to read, and tell this receiver."""
         self._receiver = receiver
-        self._readiness.add(self._descriptor, self._on_ready)
+        self._watch()
 
     @property
     def sent_descriptors(self) -> bool:
@@ -101,20 +107,25 @@ class Channel:
         """Let others have their turn, then call ``go_on``; read nothing in between."""
 
         def take_turn() -> None:
-            self._held = False
+            self.waiting = False
             if self.open:
+                if not self._held:
+                    self._watch()
                 self._tell(go_on)
 
-        self._held = True
-        self._readiness.take_turn(take_turn)
+        if not self.waiting:
+            self.waiting = True
+            self._readiness.take_turn(self._descriptor, take_turn)
 
     def hold(self) -> None:
         """Read nothing until `release`; to be called when everything has been sent."""
-        self._readiness.remove(self._descriptor)
+        self._held = True
+        self._watch_no_more()
 
     def release(self) -> None:
         """Read again."""
-        self._readiness.add(self._descriptor, self._on_ready)
+        self._held = False
+        self._watch()
 
     def close(self) -> None:
         """Hang up. The receiver is not told: whoever calls this knows."""
@@ -123,11 +134,21 @@ class Channel:
             self._readiness.remove(self._descriptor)
             self._socket.close()
 
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._readiness.add(self._descriptor, self._on_ready)
+
+    def _watch_no_more(self) -> None:
+        self._watched = False
+        self._readiness.remove(self._descriptor)
+
     def _on_ready(self) -> None:
         if not self.sent_all:
             self._on_writable()
             return
-        if self._held:
+        if self.waiting:
+            self._watch_no_more()  # or it would be ready all the time
             return
         try:
             data, descriptors, truncated = fdpass.receive(self._socket)
@@ -145,8 +166,8 @@ class Channel:
         except Exception:
             logger.exception(_A_BUG)
             self._hang_up()
-        if len(data) == fdpass.RECEIVE_SIZE and not self._held:
-            self.yield_turn(_nothing)  # whoever sends so much waits for the others
+        if len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS:
+            self.yield_turn(self._on_ready)
 
     def _tell(self, callback: Callable[[], None]) -> None:
         try:
@@ -168,7 +189,3 @@ class Channel:
         if self.open:
             self.close()
             self._receiver.disconnected()
-
-
-def _nothing() -> None:
-    """Do nothing in a turn but to let it come."""

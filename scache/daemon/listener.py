@@ -20,7 +20,7 @@ from scache.errors import SocketError
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
 
-_ACCEPTS_PER_TURN = 2
+_ACCEPTS_PER_TURN = 8
 """Clients that are accepted before the others have their turn."""
 
 _ACCEPT_PAUSE = 0.1
@@ -177,12 +177,14 @@ class Listener:
         self._on_client = on_client
         self._open = True
         self._accepting = False
+        self._waiting = False
         self._paused = False
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
-        self._readiness.add(self._listening.socket.fileno(), self._accept)
-        self._accepting = True
+        if not self._accepting:
+            self._accepting = True
+            self._readiness.add(self._listening.socket.fileno(), self._on_ready)
 
     def close(self) -> None:
         """Accept nobody any more, and close the socket."""
@@ -192,7 +194,19 @@ class Listener:
         self._stop_accepting()
         self._listening.close()
 
+    def _on_ready(self) -> None:
+        """Wait for a turn: clients that are there come before those that want to be."""
+        if self._waiting:
+            self._stop_accepting()  # or it would be ready all the time
+            return
+        self._waiting = True
+        self._readiness.take_turn(self._listening.socket.fileno(), self._accept, soon=True)
+
     def _accept(self) -> None:
+        self._waiting = False
+        if not self._open:
+            return
+        self.start()
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 client, _ = self._listening.socket.accept()

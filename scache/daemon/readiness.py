@@ -25,6 +25,16 @@ _LINGER = 0.001
 """Seconds to wait for the next message within a slice: the shortest that epoll can wait.
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
+_COMPANY = 0.05
+"""Seconds for which somebody who asked for little counts as being there. Meanwhile those who ask
+for much have a turn when nobody else has asked for anything while the daemon lingered,"""
+
+_PATIENCE = 0.002
+"""or when so many seconds have gone by since the last one."""
+
+_WAITING_PER_TURN = 8
+"""For each so many who wait for a turn, one more has it at the same time."""
+
 _FEW = 8
 """Sockets that are served between two looks at the time."""
 
@@ -44,6 +54,13 @@ class Readiness:
         """Those that were ready and have not been served yet."""
         self._later: deque[Callback] = deque()
         self._turns: deque[Callback] = deque()
+        """Those who ask for much."""
+        self._asked_much: dict[int, float] = {}
+        """By descriptor, when its client asked for much; at most one for each there ever was."""
+        self._company_until = 0.0
+        """Until when these have to leave time to others,"""
+        self._patient_until = 0.0
+        """and until when they do that in any case."""
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -71,9 +88,16 @@ class Readiness:
         self._later.append(callback)
         self._queue()
 
-    def take_turn(self, callback: Callback) -> None:
-        """Call back once, for as much as one turn allows, when it is this one's turn."""
-        self._turns.append(callback)
+    def take_turn(self, descriptor: int, callback: Callback, *, soon: bool = False) -> None:
+        """Call back once, for as much as one turn allows, when it is this descriptor's turn.
+
+        Or ``soon``: when the one whose turn is next has had it.
+        """
+        self._asked_much[descriptor] = self._loop.time()
+        if soon:
+            self._turns.insert(1, callback)
+        else:
+            self._turns.append(callback)
         self._queue()
 
     @contextmanager
@@ -127,22 +151,44 @@ class Readiness:
         """Call back whoever is ready, then one of those who wait for another turn.
 
         So whoever asks for little waits for one turn of one of those who ask for
-        much, however many these are. Return whether there may be more to do at once.
+        much at the most, however many these are. Return whether there may be more
+        to do at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
+        linger = 0.0
         if not self._ready:
-            ready = self._epoll.poll(0 if self._later or self._turns else _LINGER)
-            self._ready.extend(descriptor for descriptor, _ in ready)
+            if not (self._later or self._turns_are_due()):
+                linger = _LINGER
+            self._ready.extend(descriptor for descriptor, _ in self._epoll.poll(linger))
+        quiet = bool(linger) and not self._ready
         served = 0
         while self._ready:
+            descriptor = self._ready.popleft()
             # One of those before may have closed it.
-            callback = self._callbacks.get(self._ready.popleft())
+            callback = self._callbacks.get(descriptor)
             if callback is not None:
                 callback()
+                if self._turns:
+                    self._note_company(descriptor)
             served += 1
             if not served % _FEW and self._loop.time() >= end:
                 return True  # the others come first in the next turn
         if self._turns:
-            self._turns.popleft()()
+            self._take_turns(quiet=quiet)
         return bool(served or self._unfinished)
+
+    def _turns_are_due(self) -> bool:
+        return bool(self._turns) and self._loop.time() >= self._company_until
+
+    def _note_company(self, descriptor: int) -> None:
+        now = self._loop.time()
+        if now > self._asked_much.get(descriptor, 0) + _COMPANY:
+            self._company_until = now + _COMPANY
+
+    def _take_turns(self, *, quiet: bool) -> None:
+        now = self._loop.time()
+        if quiet or now >= min(self._company_until, self._patient_until):
+            for _ in range(1 + len(self._turns) // _WAITING_PER_TURN):
+                self._turns.popleft()()
+            self._patient_until = self._loop.time() + _PATIENCE

@@ -152,7 +152,8 @@ class Session:
             self._close_parcel()
         if self._asking:
             self._channel.hold()
-        self._serve()
+        if not self._channel.waiting:
+            self._serve()
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
