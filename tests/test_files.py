@@ -18,7 +18,7 @@ import pytest
 from scache import Client
 from scache.errors import DatabaseError
 from scache.model import Event, Status
-from scache.store import Database, LiveRows, complete, database, files
+from scache.store import Database, LiveRows, complete, database, files, load
 from scache.store.image import Image
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
@@ -633,6 +633,7 @@ def test_a_snapshot_during_a_lock_has_what_is_on_its_way_once() -> None:
     """A connection that was taken, though the database does not know it yet, is no obstacle."""
     with Opened(":memory:") as opened:
         LiveRows(opened.database.batch).save_connection(connection(1))
-        image = complete(opened.database.batch.serialize(), [connection(1)], [], {})
-    with Image.from_bytes(image) as copy:
-        assert list(copy.execute("SELECT id FROM connection").rows) == [(1,)]
+        with closing(load(opened.database.batch.serialize())) as copy:
+            data = complete(copy, [connection(1)], [], {})
+    with Image.from_bytes(data) as image:
+        assert list(image.execute("SELECT id FROM connection").rows) == [(1,)]

@@ -8,6 +8,8 @@ import fcntl
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -311,6 +313,27 @@ def test_a_child_that_dies_costs_one_refusal(daemon: Daemon, client: Client, sto
         daemon.wait_for_log("cannot take a snapshot now")
         asked = "SELECT status, detail FROM event WHERE kind = 'snapshot'"
         assert snapshot(client, asked) == [(2, "see the log")]
+
+
+OUT_OF_THE_WAY = """if True:
+    import os, sys, time
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    while os.sched_getscheduler(0) == os.SCHED_IDLE:
+        time.sleep(0.001)
+    os.write(int(sys.argv[1]), b".")
+"""
+
+
+def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor() -> None:
+    """On a machine that is never idle, a snapshot comes all the same."""
+    told, tell = os.pipe()
+    command = [sys.executable, "-c", OUT_OF_THE_WAY, str(tell)]
+    with subprocess.Popen(command, pass_fds=[tell]) as process:
+        os.close(tell)
+        eventually(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
+        child = snapshots._Child(process.pid, -1, told)
+        asyncio.run(snapshots._expect_byte(child, 0.0))
+    os.close(told)
 
 
 def no_descriptor(_: int) -> int:

@@ -22,6 +22,7 @@ import fcntl
 import logging
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -35,7 +36,7 @@ from scache.cache.facts import facts_of
 from scache.daemon.readiness import Readiness
 from scache.daemon.upkeep import Signal
 from scache.model import Connection, Facts
-from scache.store import FAULT, Database, complete
+from scache.store import FAULT, Database, complete, load
 
 TIMEOUT = 10.0
 """Seconds that a snapshot may take."""
@@ -43,13 +44,21 @@ TIMEOUT = 10.0
 COPY_TIMEOUT = 3.0
 """Seconds of them for which commits wait at the most."""
 
-_COPY_NICENESS = 5
-"""Of the child while commits wait for it: requests come first all the same."""
-
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
+_NAP = 0.0002
+"""Seconds for which the child sleeps again and again. A request may have to wait for a processor
+though there is another one on which only the child runs: when that one falls idle, Linux looks for
+who waits elsewhere."""
+
+_STINT = 64
+_WRITE_SIZE = 65536
+"""Descriptors and bytes that it deals with in between."""
+
+_COPY_PATIENCE = 0.2
 _PATIENCE = 2.0
-"""Seconds for which root's child runs only when nobody else wants to: then it gets its share."""
+"""Seconds for which root's child runs only when nobody else wants to, while commits wait for it and
+after that: then it gets its share."""
 
 _NICENESS = 10
 """Of the child of another user, who may not take it out of SCHED_IDLE again (sched(7))."""
@@ -139,7 +148,7 @@ class Snapshots:
                 child = self._fork(image)
                 try:
                     with anyio.fail_after(COPY_TIMEOUT):
-                        await _expect_byte(child)
+                        await _expect_byte(child, _COPY_PATIENCE)
                 except BaseException:
                     _end(child)
                     raise
@@ -177,22 +186,23 @@ class Snapshots:
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
         try:
+            _stand_back()
             signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             # What a client or another daemon waits for must not stay open with us.
             fdpass.close({*self._readiness.descriptors(), *self._clients()})
             self._database.let_go()
-            os.nice(_COPY_NICENESS)
-            copy = self._database.batch.serialize()
+            copy = load(self._database.batch.serialize())
             os.write(tell, b".")
-            # Commits wait no longer: from here on there is time.
-            _stand_back()
+            # Commits wait no longer: from here on there is more time.
             settings = {}
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
-            with os.fdopen(image, "wb") as file:
-                file.write(complete(copy, on_their_way, self._facts(), settings))
+            data = complete(copy, on_their_way, self._facts(), settings)
+            copy.close()
+            _write(image, data)
+            del data
             os.write(tell, b".")
             os._exit(0)
         except BaseException:
@@ -205,10 +215,24 @@ class Snapshots:
 
         Its peer is to see the end of it when the daemon closes it, and not when the child ends.
         """
-        for row_id, descriptor in self._cache.descriptors():
+        for number, (row_id, descriptor) in enumerate(self._cache.descriptors()):
+            if not number % _STINT:
+                time.sleep(_NAP)
             facts = facts_of(descriptor)
             fdpass.close((descriptor,))
             yield row_id, facts
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """In the child: write little at a time.
+
+    Kernels that are built for servers let whoever has a processor keep it through a system call,
+    or until the next tick of the clock.
+    """
+    rest = memoryview(data)
+    while rest:
+        time.sleep(_NAP)
+        rest = rest[os.write(descriptor, rest[:_WRITE_SIZE]) :]
 
 
 def _hand_out(image: int | None, asker: Asker) -> None:
@@ -245,21 +269,26 @@ def _reopened(image: int) -> int:
         return os.dup(image)
 
 
-async def _expect_byte(child: _Child) -> None:
-    await anyio.wait_readable(child.told)
+async def _expect_byte(child: _Child, patience: float) -> None:
+    with anyio.move_on_after(patience) as waiting:
+        await anyio.wait_readable(child.told)
+    if waiting.cancelled_caught:
+        _urge(child)
+        await anyio.wait_readable(child.told)
     if not os.read(child.told, 1):
         raise SnapshotError("the child ended early")
 
 
+def _urge(child: _Child) -> None:
+    """Let a child have its share of the processor from now on."""
+    if os.geteuid() == 0:
+        with suppress(OSError):  # it may have ended
+            os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
+
+
 async def _expect_success(child: _Child) -> None:
     try:
-        with anyio.move_on_after(_PATIENCE):
-            await _expect_byte(child)
-            return
-        if os.geteuid() == 0:
-            with suppress(OSError):  # it may have ended
-                os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
-        await _expect_byte(child)
+        await _expect_byte(child, _PATIENCE)
     finally:
         _end(child)
 

@@ -3,7 +3,7 @@
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live import Binding, Gone, LiveRows
-from scache.store.snapshot import FAULT, complete
+from scache.store.snapshot import FAULT, complete, load
 from scache.store.trail import Trail
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Start",
     "Trail",
     "complete",
+    "load",
     "open_database",
 ]

@@ -6,7 +6,6 @@ import mmap
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from typing import Final
 
 from scache.model import Connection, Facts
@@ -44,11 +43,11 @@ def read(descriptor: int) -> bytes:
 
 def load(image: bytes) -> sqlite3.Connection:
     """Return a database in memory that is this image; sqlite3.Error if it is none."""
-    ours = bytearray(image)
-    ours[FORMAT_VERSIONS] = ROLLBACK_JOURNAL  # a database in memory has no write-ahead log
+    if image[FORMAT_VERSIONS] != ROLLBACK_JOURNAL:  # in memory there is no write-ahead log
+        image = image[: FORMAT_VERSIONS.start] + ROLLBACK_JOURNAL + image[FORMAT_VERSIONS.stop :]
     connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        connection.deserialize(ours)
+        connection.deserialize(image)
     except BaseException:
         connection.close()
         raise
@@ -56,20 +55,19 @@ def load(image: bytes) -> sqlite3.Connection:
 
 
 def complete(
-    image: bytes,
+    copy: sqlite3.Connection,
     on_their_way: Iterable[Connection],
     descriptors: Iterable[tuple[int, Facts]],
     settings: Mapping[str, str],
 ) -> bytes:
-    """Return an image with what only the process knows.
+    """Return an image of a database, which is ours, with what only the process knows.
 
     That is connections that were found and not sent yet, for they are still
     here; the facts of the descriptor of each connection, by its id; and rows of ``setting``.
     """
-    with closing(load(image)) as connection:
-        connection.execute("BEGIN")
-        connection.executemany(_ADD_CONNECTION, on_their_way)
-        connection.executemany(_ADD_DESCRIPTOR, ((row_id, *facts) for row_id, facts in descriptors))
-        connection.executemany(_ADD_SETTING, settings.items())
-        connection.execute("COMMIT")
-        return connection.serialize()
+    copy.execute("BEGIN")
+    copy.executemany(_ADD_CONNECTION, on_their_way)
+    copy.executemany(_ADD_DESCRIPTOR, ((row_id, *facts) for row_id, facts in descriptors))
+    copy.executemany(_ADD_SETTING, settings.items())
+    copy.execute("COMMIT")
+    return copy.serialize()
