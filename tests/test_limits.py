@@ -149,6 +149,17 @@ def test_what_is_sent_ahead(path: Path, pair: Pair) -> None:
     assert Settings().max_ahead_size == MAX_AHEAD_SIZE
 
 
+def test_stopping_half_way_for_too_long(path: Path) -> None:
+    """It is on record who was disconnected for that."""
+    with limited(path, "--exchange-timeout", "0.1") as client:
+        with Wire(path) as stopped:
+            stopped.announcement()
+            stopped.send(b"request\0")
+            assert stopped.receive_raw()[0] == b""
+        assert count(client, "limit_exchange_timeout") == 1
+        assert refusals(client) == [("unknown", "limit: exchange timeout")]
+
+
 class TestTooManyClients:
     def test_are_told_no_until_there_is_room(self, path: Path, pair: Pair) -> None:
         """They are answered, in either protocol, and served as soon as somebody leaves."""
@@ -219,6 +230,7 @@ def test_descriptors_that_cannot_be_received(path: Path) -> None:
                     hostile.announcement()
                     hostile.send(encode([(b"request", b"hello")]), [something.fileno()] * 253)
                     assert hostile.receive_message()[0] == (b"status", b"0")
+            assert count(client, "limit_open_files") == 20
             found = client.find_endp("e")
             assert found is not None
             found.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -16,10 +18,11 @@ import pytest
 
 from scache import Client, Found
 from scache.daemon import listener
+from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
-from tests.support.dialogue import eventually
+from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import NOW, Opened, locked, read
 from tests.support.parked import Parked
 
@@ -173,6 +176,55 @@ class TestSocket:
             assert os.umask(umask) == 0o027
         assert modes == [mode, mode]
         assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_client_that_cannot_be_accepted_waits(
+    number: int, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Be it for the limit of the process or of the machine: it is accepted once it can be."""
+    said: list[str] = []
+
+    class Full:
+        """The socket of a machine that has no descriptor left, three times."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._socket = sock
+            self.fileno = sock.fileno
+            self.close = sock.close
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if len(said) < 3:
+                raise OSError(number, os.strerror(number))
+            return self._socket.accept()
+
+    async def accept() -> bytes:
+        accepted = asyncio.Event()
+        clients = []
+
+        def on_client(client: socket.socket) -> None:
+            clients.append(client)
+            accepted.set()
+
+        loop = asyncio.get_running_loop()
+        listening = listener.ListeningSocket(path, 0o600, (-1, -1))
+        listening.socket = Full(listening.socket)  # type: ignore[assignment]
+        readiness = Readiness(loop)
+        accepting = listener.Listener(
+            listening, loop, readiness, on_client, lambda: said.append("full")
+        )
+        accepting.start()
+        with closing(readiness), closing(accepting), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.send(b"hello")
+            async with asyncio.timeout(DEADLINE):
+                await accepted.wait()
+            with clients[0] as served:
+                return served.recv(10)
+
+    assert asyncio.run(accept()) == b"hello"
+    assert said == ["full"] * 3
+    assert caplog.text.count("cannot accept a client now") == 1
 
 
 @pytest.mark.parametrize("shared", ["socket", "database"])

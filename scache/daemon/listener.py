@@ -170,11 +170,14 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         readiness: Readiness,
         on_client: Callable[[socket.socket], None],
+        on_pause: Callable[[], None],
     ) -> None:
+        """Pass clients on, and tell whenever there is no descriptor for one."""
         self._listening = sock
         self._loop = loop
         self._readiness = readiness
         self._on_client = on_client
+        self._on_pause = on_pause
         self._open = True
         self._accepting = False
         self._waiting = False
@@ -225,6 +228,7 @@ class Listener:
         if not self._paused:
             logger.warning("cannot accept a client now (%s): trying again", error.strerror)
         self._paused = True
+        self._on_pause()
         self._stop_accepting()
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
 

@@ -89,7 +89,7 @@ class Server:
 
     async def serve(self, sock: ListeningSocket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
-        listener = Listener(sock, self._loop, self._readiness, self._connected)
+        listener = Listener(sock, self._loop, self._readiness, self._connected, self._not_accepted)
         # What is there by now stays: the collector need never look at it, which takes it
         # milliseconds for which everybody waits.
         gc.freeze()
@@ -172,6 +172,9 @@ class Server:
             session.abort()
         if len(self._refused) > MAX_REFUSED:
             next(iter(self._refused)).abort()
+
+    def _not_accepted(self) -> None:
+        self._cache.counts["limit_open_files"] += 1
 
     def _admit(self, session: Session) -> str | None:
         """Let a client have what it asks for; or return why it is told no, for the time being."""

@@ -123,6 +123,8 @@ class Session:
             "client with process id %d stopped in the middle of an exchange: disconnected",
             self.peer.pid,
         )
+        self._cache.counts["limit_exchange_timeout"] += 1
+        self._cache.malformed("unknown", self._client_id, "limit: exchange timeout")
         self.abort()
 
     @property
@@ -137,6 +139,7 @@ class Session:
         if truncated:
             # Which of them the kernel dropped is unknown, so none can be told from another.
             logger.warning("out of descriptors: one that a client sent could not be received")
+            self._cache.counts["limit_open_files"] += 1
             fdpass.close_at_once(descriptors)
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)

@@ -146,10 +146,11 @@ class Batch:
 
         If the earlier one waits to be committed, neither of them has to be kept.
         """
-        if done not in self._operations:
+        try:
+            self._operations.remove(done)
+        except ValueError:
             self.execute_eventually(*undoing)
             return
-        self._operations.remove(done)
         if self._connection.in_transaction:
             try:
                 self._connection.execute(*undoing)

@@ -33,9 +33,12 @@ COUNTERS: Final = (
     "runs_not_recorded",
     "limit_clients",
     "limit_connections_per_endpoint",
+    "limit_bindings",
     "limit_bindings_per_destination",
     "limit_message_size",
     "limit_ahead_size",
+    "limit_exchange_timeout",
+    "limit_open_files",
 )
 """Every total that a daemon may keep; the table ``counter`` has no row for one that is 0."""
 
