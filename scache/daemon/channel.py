@@ -47,6 +47,7 @@ class Channel:
         self._receiver: Receiver
         self._unsent: list[tuple[bytes, Sequence[int]]] = []
         self._watched = self._held = False
+        self._go_on: Callable[[], None]
         self.waiting = False
         """Whether the client's turn is still to come, and nothing is read from it meanwhile."""
         self.open = True
@@ -104,18 +105,25 @@ class Channel:
             self._readiness.modify(self._descriptor, WRITABLE)
 
     def yield_turn(self, go_on: Callable[[], None]) -> None:
-        """Let others have their turn, then call ``go_on``; read nothing in between."""
+        """Let others have their turn, then call ``go_on``; read nothing in between.
 
-        def take_turn() -> None:
-            self.waiting = False
-            if self.open:
-                if not self._held:
-                    self._watch()
-                self._tell(go_on)
-
+        Of several the last is called, and none if reading is on `hold` by then.
+        """
+        self._go_on = go_on
         if not self.waiting:
             self.waiting = True
-            self._readiness.take_turn(self._descriptor, take_turn)
+            self._readiness.take_turn(self._descriptor, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self.waiting = False
+        if self.open and not self._held:
+            try:
+                self._watch()
+            except OSError as error:
+                logger.warning("cannot watch a client, which is disconnected: %s", error)
+                self._hang_up()
+                return
+            self._tell(self._go_on)
 
     def hold(self) -> None:
         """Read nothing until `release`; to be called when everything has been sent."""
@@ -136,8 +144,8 @@ class Channel:
 
     def _watch(self) -> None:
         if not self._watched:
-            self._watched = True
             self._readiness.add(self._descriptor, self._on_ready)
+            self._watched = True
 
     def _watch_no_more(self) -> None:
         self._watched = False
@@ -166,7 +174,8 @@ class Channel:
         except Exception:
             logger.exception(_A_BUG)
             self._hang_up()
-        if len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS:
+        much = len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS
+        if much and self.open and not self.waiting:
             self.yield_turn(self._on_ready)
 
     def _tell(self, callback: Callable[[], None]) -> None:

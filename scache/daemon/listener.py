@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scache.daemon.readiness import Readiness
+from scache.daemon.readiness import READABLE, Readiness
 from scache.errors import SocketError
 
 MAX_PATH_SIZE = 107
@@ -179,28 +179,25 @@ class Listener:
         self._on_client = on_client
         self._on_pause = on_pause
         self._open = True
-        self._accepting = False
         self._waiting = False
         self._paused = False
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
-        if not self._accepting:
-            self._accepting = True
-            self._readiness.add(self._listening.socket.fileno(), self._on_ready)
+        self._readiness.add(self._listening.socket.fileno(), self._on_ready)
 
     def close(self) -> None:
         """Accept nobody any more, and close the socket."""
         if not self._open:
             return
         self._open = False
-        self._stop_accepting()
+        self._readiness.remove(self._listening.socket.fileno())
         self._listening.close()
 
     def _on_ready(self) -> None:
         """Wait for a turn: clients that are there come before those that want to be."""
         if self._waiting:
-            self._stop_accepting()  # or it would be ready all the time
+            self._heed(0)  # or it would be ready all the time
             return
         self._waiting = True
         self._readiness.take_turn(self._listening.socket.fileno(), self._accept, soon=True)
@@ -209,7 +206,7 @@ class Listener:
         self._waiting = False
         if not self._open:
             return
-        self.start()
+        self._heed(READABLE)
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 client, _ = self._listening.socket.accept()
@@ -229,17 +226,16 @@ class Listener:
             logger.warning("cannot accept a client now (%s): trying again", error.strerror)
         self._paused = True
         self._on_pause()
-        self._stop_accepting()
+        self._heed(0)
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
-
-    def _stop_accepting(self) -> None:
-        if self._accepting:
-            self._accepting = False
-            self._readiness.remove(self._listening.socket.fileno())
 
     def _resume(self) -> None:
         if self._open:
-            self.start()
+            self._heed(READABLE)
+
+    def _heed(self, events: int) -> None:
+        """Be told of these events; the socket stays among those that are watched."""
+        self._readiness.modify(self._listening.socket.fileno(), events)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -25,15 +25,18 @@ _LINGER = 0.001
 """Seconds to wait for the next message within a slice: the shortest that epoll can wait.
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
-_COMPANY = 0.05
+_COMPANY = 0.02
 """Seconds for which somebody who asked for little counts as being there. Meanwhile those who ask
-for much have a turn when nobody else has asked for anything while the daemon lingered,"""
+for much have a turn only"""
 
-_PATIENCE = 0.002
-"""or when so many seconds have gone by since the last one."""
+_REST = 0.001
+"""when so many seconds have gone by since the last, so that most requests meet none of them;"""
 
-_WAITING_PER_TURN = 8
-"""For each so many who wait for a turn, one more has it at the same time."""
+_TURNS = 0.0003
+"""so many seconds of turns, one after the other,"""
+
+_WAITING = 8
+"""and as many again for each so many of those who wait, but no more than a slice."""
 
 _FEW = 8
 """Sockets that are served between two looks at the time."""
@@ -59,8 +62,8 @@ class Readiness:
         """By descriptor, when its client asked for much; at most one for each there ever was."""
         self._company_until = 0.0
         """Until when these have to leave time to others,"""
-        self._patient_until = 0.0
-        """and until when they do that in any case."""
+        self._rest_until = 0.0
+        """and until when they do."""
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -148,20 +151,18 @@ class Readiness:
         return bool(self._ready or self._later or self._turns)
 
     def _serve_once(self, end: float) -> bool:
-        """Call back whoever is ready, then one of those who wait for another turn.
+        """Call back whoever is ready, then some of those who wait for a turn.
 
-        So whoever asks for little waits for one turn of one of those who ask for
-        much at the most, however many these are. Return whether there may be more
-        to do at once.
+        So whoever asks for little waits for those who ask for much for a slice and
+        one turn at the most, however many these are, and mostly for none. Return
+        whether there may be more to do at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
-        linger = 0.0
         if not self._ready:
-            if not (self._later or self._turns_are_due()):
-                linger = _LINGER
-            self._ready.extend(descriptor for descriptor, _ in self._epoll.poll(linger))
-        quiet = bool(linger) and not self._ready
+            at_once = self._later or self._turns_are_due()
+            ready = self._epoll.poll(0 if at_once else _LINGER)
+            self._ready.extend(descriptor for descriptor, _ in ready)
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
@@ -172,23 +173,26 @@ class Readiness:
                 if self._turns:
                     self._note_company(descriptor)
             served += 1
-            if not served % _FEW and self._loop.time() >= end:
+            if self._ready and not served % _FEW and self._loop.time() >= end:
                 return True  # the others come first in the next turn
-        if self._turns:
-            self._take_turns(quiet=quiet)
+        if self._turns_are_due():
+            self._take_turns()
         return bool(served or self._unfinished)
 
     def _turns_are_due(self) -> bool:
-        return bool(self._turns) and self._loop.time() >= self._company_until
+        if not self._turns:
+            return False
+        return self._loop.time() >= min(self._company_until, self._rest_until)
 
     def _note_company(self, descriptor: int) -> None:
         now = self._loop.time()
         if now > self._asked_much.get(descriptor, 0) + _COMPANY:
             self._company_until = now + _COMPANY
 
-    def _take_turns(self, *, quiet: bool) -> None:
+    def _take_turns(self) -> None:
         now = self._loop.time()
-        if quiet or now >= min(self._company_until, self._patient_until):
-            for _ in range(1 + len(self._turns) // _WAITING_PER_TURN):
-                self._turns.popleft()()
-            self._patient_until = self._loop.time() + _PATIENCE
+        end = now + min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))
+        while self._turns and now < end:
+            self._turns.popleft()()
+            now = self._loop.time()
+        self._rest_until = now + _REST

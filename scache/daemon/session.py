@@ -132,7 +132,8 @@ class Session:
         """Whether the client owes us the rest of an exchange, or does not take what we sent."""
         if self._asking:
             return False
-        return not (self._conversation.between_exchanges and self._channel.sent_all)
+        conversation, channel = self._conversation, self._channel
+        return not (conversation.between_exchanges and channel.sent_all and not conversation.output)
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Serve what the client sent."""
@@ -155,7 +156,9 @@ class Session:
             self._close_parcel()
         if self._asking:
             self._channel.hold()
-        if not self._channel.waiting:
+        if self._channel.waiting:
+            self._channel.yield_turn(self._serve)
+        else:
             self._serve()
 
     def disconnected(self) -> None:

@@ -60,8 +60,9 @@ _PATIENCE = 2.0
 """Seconds for which root's child runs only when nobody else wants to, while commits wait for it and
 after that: then it gets its share."""
 
-_NICENESS = 10
-"""Of the child of another user, who may not take it out of SCHED_IDLE again (sched(7))."""
+_NICENESS = 5
+"""Of the child of another user, who may not take it out of SCHED_IDLE again (sched(7)): once while
+commits wait for it, and as much again after that."""
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class Snapshots:
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
-            # Commits wait no longer: from here on there is more time.
+            _stand_back()  # the more so: commits wait no longer
             settings = {}
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
@@ -254,7 +255,7 @@ def _hand_out(image: int | None, asker: Asker) -> None:
 
 
 def _stand_back() -> None:
-    """In the child: let everybody else go first."""
+    """In the child: let others go first; twice, root's child does so again if it was urged."""
     if os.geteuid() == 0:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
@@ -295,6 +296,7 @@ async def _expect_success(child: _Child) -> None:
 
 def _end(child: _Child) -> None:
     """Make sure that a child is gone, or soon will be; `bury_children` does the rest."""
+    _urge(child)  # or it would keep its descriptors as long as the machine is busy
     with suppress(OSError):
         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
     os.close(child.pidfd)
