@@ -36,6 +36,7 @@ class BaseClient:
         self._socket: socket.socket | None = None
         self._conversation = ClientConversation()
         self._process_id = os.getpid()
+        self._buffer = fdpass.new_buffer()
         self._told = False
         """Whether the server may have acted on what it was sent of the request under way."""
         self._heard = False
@@ -88,7 +89,7 @@ class BaseClient:
     def _receive_some(self, sock: socket.socket) -> None:
         """Give the conversation what one recvmsg(2) brings."""
         try:
-            data, descriptors, truncated = fdpass.receive(sock)
+            data, descriptors, truncated = fdpass.receive(sock, self._buffer)
         except ConnectionResetError:
             # It closed without having read what it was sent.
             self._told = self._heard

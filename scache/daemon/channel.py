@@ -14,6 +14,9 @@ _MUCH_SIZE = 4096
 _MANY_DESCRIPTORS = 16
 """Bytes and descriptors of one read from which on whoever sent them has to wait for a turn."""
 
+_BUFFER = fdpass.new_buffer()
+"""For all clients: they are served in one thread, one after the other."""
+
 _PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
@@ -159,7 +162,7 @@ class Channel:
             self._watch_no_more()  # or it would be ready all the time
             return
         try:
-            data, descriptors, truncated = fdpass.receive(self._socket)
+            data, descriptors, truncated = fdpass.receive(self._socket, _BUFFER)
         except BlockingIOError:
             return
         except OSError:
