@@ -9,8 +9,11 @@ from __future__ import annotations
 import _socket
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
+from queue import SimpleQueue
+from threading import Thread
 
 from scache.model import Peer
 
@@ -98,26 +101,60 @@ def close_at_once(descriptors: Iterable[int]) -> None:
     """Close each of them, of which nobody else is to make use, without waiting for anything.
 
     close(2) of a socket waits for its peer if somebody has set SO_LINGER
-    (socket(7)), for hours if he likes: that is taken back.
+    (socket(7)), for hours if he likes: that is taken back. That of a file may
+    wait for a server: another thread does it.
     """
     for descriptor in descriptors:
-        _stop_lingering(descriptor)
+        if _waits(descriptor, stop=True):
+            _close_elsewhere(descriptor)
+        else:
+            close((descriptor,))
+
+
+def close_shared(descriptor: int) -> None:
+    """Close one that somebody else may make use of, without waiting for anything.
+
+    He may have closed it meanwhile, so that close(2) waits, but if he has not,
+    it is not for us to change what he shares: another thread waits.
+    """
+    if _waits(descriptor, stop=False):
+        _close_elsewhere(descriptor)
+    else:
         close((descriptor,))
 
 
-def _stop_lingering(descriptor: int) -> None:
+def _waits(descriptor: int, *, stop: bool) -> bool:
+    """Return whether close(2) may wait; ``stop`` keeps it from that, if it is a socket."""
     try:
         sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
     except OSError:
-        return
+        return False
     try:
         lingers, _ = _LINGER.unpack(sock.getsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.size))
-        if lingers:
+        if lingers and stop:
             sock.setsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.pack(0, 0))
     except OSError:
-        return
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
     finally:
         sock.detach()
+    return bool(lingers) and not stop
+
+
+def _close_elsewhere(descriptor: int) -> None:
+    """Let a thread close a descriptor, one after the other: those that keep it waiting wait."""
+    if not _closing:
+        _closing.append(SimpleQueue())
+        Thread(target=_close_all, args=_closing, name="closing", daemon=True).start()
+    _closing[0].put(descriptor)
+
+
+def _close_all(descriptors: SimpleQueue[int]) -> None:
+    while True:
+        close((descriptors.get(),))
+
+
+_closing: list[SimpleQueue[int]] = []
+"""The queue of the thread that closes what may keep it waiting, once there is one."""
 
 
 def peer(sock: socket.socket) -> Peer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -484,6 +485,30 @@ def test_a_connection_that_expired_on_its_way_is_closed_when_put_back(rig: Rig) 
     assert loan.descriptor not in rig.descriptors.open
     assert rig.opened.rows("SELECT * FROM connection") == []
     assert counters(rig)["connections_expired"] == 1
+
+
+def test_a_connection_whose_peer_has_gone_is_passed_over() -> None:
+    """It is never found, though thousands hang up at once and it has not had its turn."""
+    with Opened(MEMORY) as opened, ExitStack() as stack:
+        cached = Cache(opened.database, HandClock(), Limits(TTL_LIMIT))
+        stack.callback(cached.close)
+        peers, descriptors = [], []
+        for _ in range(3):
+            reader, writer = os.pipe()
+            peers.append(stack.enter_context(os.fdopen(writer, "wb")))
+            descriptors.append(reader)
+            assert cached.save_endp(5, b"e", b"", descriptors[-1], 1) is Status.OK
+        assert cached.save_dest(5, b"d", b"", b"e", 1) is Status.OK
+        while cached.watch():
+            pass
+        peers[0].close()
+        loan = cached.find_endp(b"e", 1)
+        assert loan is not None
+        assert loan.descriptor == descriptors[1]
+        cached.delivered(loan)
+        peers[2].close()
+        assert cached.find_dest(b"d", 1) is None
+        assert cached.counts["connections_hung_up"] == 2
 
 
 def test_a_save_without_a_descriptor_is_refused(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, GROUP, UID, as_somebody
-from tests.support.wire import Wire, encode
+from tests.support.wire import DUMMY, Wire, encode
 
 OPEN_FILES = 160
 
@@ -38,6 +39,11 @@ def count(client: Client, name: str) -> int:
     """Return a counter."""
     rows = snapshot(client, f"SELECT value FROM counter WHERE name = '{name}'")
     return rows[0][0] if rows else 0
+
+
+def pid_of(client: Client) -> int:
+    """Return the daemon's process id."""
+    return int(snapshot(client, "SELECT pid FROM instance")[0][0])
 
 
 def refusals(client: Client) -> list[tuple[str, str]]:
@@ -326,6 +332,48 @@ def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
         lingers.close()  # the daemon is to be the last that closes it
         assert client.purge(["e"]).connections == 1
         assert client.find_endp("e") is None
+
+
+def test_a_socket_that_lingers_and_was_found_holds_up_nobody(path: Path) -> None:
+    """Its finder has closed it first, so that the daemon's copy is the one that waits."""
+    with (
+        limited(path) as client,
+        Wire(path) as finder,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as lingers,
+        listener.accept()[0],
+    ):
+        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 600))
+        lingers.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                lingers.send(bytes(65536))
+        assert client.save_endp(60, "e", "", lingers)
+        lingers.close()
+        finder.announcement()
+        finder.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+        assert finder.receive_message()[0] == (b"status", b"0")
+        finder.send(DUMMY)
+        os.close(finder.receive_descriptor())
+        finder.send(DUMMY)
+        assert client.find_endp("e") is None
+
+
+def test_a_client_that_was_never_there_is_nobody(path: Path) -> None:
+    """Who hangs up before it is accepted leaves no row, unless it has said something."""
+    with limited(path) as client:
+        before = count(client, "clients_connected")
+        with ExitStack() as stack:
+            os.kill(pid := pid_of(client), signal.SIGSTOP)
+            try:
+                for _ in range(100):
+                    stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+                with Wire(path) as wire:
+                    wire.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+                stack.close()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            eventually(lambda: count(client, "clients_connected") == before + 1)
 
 
 class TestWhoMay:

@@ -394,6 +394,7 @@ def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
                 conversation,
                 MagicMock(return_value=None),
                 MagicMock(),
+                MagicMock(),
             )
             session.start()
             find = encode([(b"request", b"find_endp"), (b"label", b"e")])

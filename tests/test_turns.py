@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -89,62 +90,82 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
     assert "please report it" in caplog.text
 
 
-def turns_and_services(runner: asyncio.Runner, *, waiting: int, company: bool) -> tuple[int, int]:
+def served(
+    runner: asyncio.Runner, *, waiting: int, company: bool = True, soon: int | None = None
+) -> str:
     """Let so many ask for turn after turn, and perhaps one for little, again and again.
 
-    Return how many turns there were and how often that one was served in a tenth of a second
-    of a clock that goes on by 0.05 ms whenever somebody looks at it.
+    Return, for a tenth of a second of a clock that goes on by 0.05 ms whenever somebody looks at
+    it, a T for each turn, t for those of the one who asks for it ``soon``, and s for the others.
     """
-    counts = Counter[str]()
+    record: list[str] = []
     ticks = itertools.count()
 
-    async def count() -> None:
+    async def serve() -> None:
         loop = asyncio.get_running_loop()
         loop.time = lambda: 1000 + next(ticks) * 5e-5  # type: ignore[method-assign]
         readiness = Readiness(loop)
         reading, writing = socket.socketpair()
         writing.send(b"x")  # never read, so there is always something to serve
 
-        def turn(descriptor: int) -> None:
-            counts["turns"] += 1
-            readiness.take_turn(descriptor, partial(turn, descriptor))
+        def turn(number: int) -> None:
+            record.append("t" if number == soon else "T")
+            ask(number)
+
+        def ask(number: int) -> None:
+            readiness.take_turn(10_000 + number, partial(turn, number), soon=number == soon)
 
         with reading, writing, closing(readiness):
             if company:
-                readiness.add(reading.fileno(), lambda: counts.update(["services"]))
-            for descriptor in range(10_000, 10_000 + waiting):
-                readiness.take_turn(descriptor, partial(turn, descriptor))
+                readiness.add(reading.fileno(), lambda: record.append("s"))
+            for number in range(waiting):
+                ask(number)
             while loop.time() < 1000.1:  # noqa: ASYNC110 - turns of the loop are what is wanted
                 await asyncio.sleep(0)
             readiness.remove(reading.fileno())
 
-    runner.run(count())
-    return counts["turns"], counts["services"]
+    runner.run(serve())
+    return "".join(record)
 
 
-@pytest.mark.parametrize("waiting", [1, 64])
-def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner, waiting: int) -> None:
-    """A turn comes every few milliseconds while others are served: more of them if many wait."""
-    turns, services = turns_and_services(runner, waiting=waiting, company=True)
-    batches = turns / (1 + waiting // 8)
-    assert 20 <= batches <= 50
-    assert services >= 5 * batches
+def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner) -> None:
+    """While others are served, a millisecond of theirs comes after each few turns."""
+    turns, others = (re.findall(f"{each}+", served(runner, waiting=1)) for each in "Ts")
+    assert 30 <= len(turns) <= 100
+    assert max(map(len, turns)) <= 10
+    assert min(map(len, others[1:-1])) >= 3
+
+
+def test_if_many_ask_for_much_they_have_more_of_the_time(runner: asyncio.Runner) -> None:
+    """They have more turns one after the other, and the others have theirs all the same."""
+    turns, others = (re.findall(f"{each}+", served(runner, waiting=64)) for each in "Ts")
+    assert len(turns) >= 20
+    assert 15 <= max(map(len, turns)) <= 50
+    assert min(map(len, others[1:-1])) >= 3
+
+
+def test_who_asks_for_a_turn_soon_waits_for_one_other(runner: asyncio.Runner) -> None:
+    """However many are waiting, every second turn is there for new clients."""
+    turns = served(runner, waiting=10, soon=9).replace("s", "")
+    assert "Tt" * 20 in turns
+    assert "tt" not in turns
 
 
 def test_who_asks_for_much_has_all_the_time_that_nobody_else_wants(
     runner: asyncio.Runner,
 ) -> None:
     """Turn follows turn when there is nobody else to be served."""
-    turns, _ = turns_and_services(runner, waiting=1, company=False)
-    assert turns >= 300
+    assert len(served(runner, waiting=1, company=False)) >= 500
 
 
 def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None:
     """Those who send much in pieces, small ones among them, do not slow each other down."""
     counts = Counter[str]()
+    ticks = itertools.count()
 
     async def count() -> None:
         loop = asyncio.get_running_loop()
+        loop.time = lambda: 1000 + next(ticks) * 5e-5  # type: ignore[method-assign]
         readiness = Readiness(loop)
         reading, writing = socket.socketpair()
         descriptor = reading.fileno()
@@ -163,6 +184,56 @@ def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None
 
     runner.run(count())
     assert counts["turns"] >= 900
+
+
+@pytest.mark.parametrize("ready", [7, 8, 16])
+def test_turns_come_however_many_are_ready(runner: asyncio.Runner, ready: int) -> None:
+    """Those who are always ready, and take longer than a slice, keep nobody from his turn."""
+    turned = asyncio.Event()
+    ticks = itertools.count()
+
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        loop.time = lambda: 1000 + next(ticks) * 5e-4  # type: ignore[method-assign]
+        readiness = Readiness(loop)
+
+        def look() -> None:
+            loop.time()
+
+        with ExitStack() as stack:
+            stack.callback(readiness.close)
+            for _ in range(ready):
+                reading, writing = map(stack.enter_context, socket.socketpair())
+                writing.send(b"x")
+                readiness.add(reading.fileno(), look)
+            readiness.take_turn(10_000, turned.set)
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+    runner.run(wait())
+    assert turned.is_set()
+
+
+def test_a_client_goes_on_when_its_replies_have_been_taken(path: Path) -> None:
+    """Much that is sent at once, and whose replies do not fit, is answered to its end."""
+    hit = encode([(b"request", b"find_endp"), (b"label", b"e")])
+    miss = encode([(b"request", b"find_endp"), (b"label", b"n" * 30)])
+    with Daemon(path) as daemon, ExitStack() as stack:
+        other = stack.enter_context(Wire(path))
+        other.announcement()
+        for _ in range(20):
+            with Wire(path) as client, Path(os.devnull).open("rb") as something:
+                client.announcement()
+                for _ in range(8):
+                    client.save_endp(60, b"e", b"p" * 60_000, something.fileno())
+                client.send(encode([(b"request", b"hello")]))
+                client.receive_message()
+                client.send(hit * 8 + miss * 120)
+                for _ in range(128):
+                    other.send(miss)
+                    other.receive_message()
+                    client.receive_message()
+        assert not [line for line in daemon.log() if "stopped" in line]
 
 
 def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:

@@ -20,6 +20,11 @@ EXPIRY_SLICE = 64
 """What is cleared away or looked at in one go, so that requests come in between."""
 
 
+_TRIES = 16
+"""Connections that a find looks at until one has a peer: of thousands that hung up at the same time
+it may have to say no, rather than hold up everybody."""
+
+
 class Cache:
     """What is cached: rows in the database, descriptors in the process, joined by row id.
 
@@ -91,8 +96,12 @@ class Cache:
         now = self._clock.now()
         detail = None
         try:
-            row = self._rows.oldest_of_endpoint(endpoint, now)
-            if row is not None:
+            for _ in range(_TRIES):
+                row = self._rows.oldest_of_endpoint(endpoint, now)
+                if row is None:
+                    break
+                if self._has_left(row, now):
+                    continue
                 loan = Loan(row, self._lend(row), client_id, now)
                 self.statistics.address_hits += 1
                 return loan
@@ -141,9 +150,13 @@ class Cache:
         now = self._clock.now()
         detail = None
         try:
-            hit = self._rows.oldest_of_destination(destination, now)
-            if hit is not None:
+            for _ in range(_TRIES):
+                hit = self._rows.oldest_of_destination(destination, now)
+                if hit is None:
+                    break
                 row, properties, binding_id = hit
+                if self._has_left(row, now):
+                    continue
                 binding = (destination, properties, binding_id)
                 loan = Loan(row, self._lend(row), client_id, now, *binding)
                 self.statistics.domain_hits += 1
@@ -302,6 +315,14 @@ class Cache:
         self._count(event.kind, Status.FAIL)
         self._trail.record(event._replace(status=Status.FAIL, detail=why))
         return Status.FAIL
+
+    def _has_left(self, row: Connection, now: float) -> bool:
+        """Close a connection if its peer has hung up, of which we are told when it is our turn."""
+        parked = self._descriptors.parked(row.id)
+        if parked is None or not self._descriptors.has_hung_up(parked):
+            return False
+        self._remove("hung_up", now, parked)
+        return True
 
     def _lend(self, row: Connection) -> int:
         """Remove a connection from the cache; return its descriptor, lent to who asked for it.

@@ -91,6 +91,14 @@ class Descriptors:
         """Return up to ``limit`` that are watched and whose peers have hung up: close them."""
         return [self._watched[descriptor] for descriptor, _ in self._epoll.poll(0, limit)]
 
+    def has_hung_up(self, parked: Parked) -> bool:
+        """Return whether one that is watched has nobody at its other end any more."""
+        if parked.descriptor not in self._watched or not self._epoll.poll(0, 1):
+            return False  # most are found before they are watched, at the cost of no system call
+        look = select.poll()
+        look.register(parked.descriptor, self._events)
+        return bool(look.poll(0))
+
     def parked(self, row_id: int) -> Parked | None:
         """Return one that is parked; None if somebody has put a row into the database."""
         return self._parked.get(row_id)
@@ -107,8 +115,8 @@ class Descriptors:
         return self._lent.pop(row_id)
 
     def close_delivered(self, row_id: int) -> None:
-        """Close one that its finder has as well."""
-        fdpass.close((self._lent.pop(row_id),))
+        """Close one that its finder has been sent."""
+        fdpass.close_shared(self._lent.pop(row_id))
 
     def close_lent(self, row_id: int) -> None:
         """Close one whose finder has gone."""

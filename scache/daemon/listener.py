@@ -23,6 +23,11 @@ MAX_PATH_SIZE = 107
 _ACCEPTS_PER_TURN = 8
 """Clients that are accepted before the others have their turn."""
 
+_VANISHED = 0.25
+"""As what part of a client one counts that has gone already, and takes less time."""
+
+_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
 _ACCEPT_PAUSE = 0.1
 """Seconds until the next attempt when the process or the machine is out of descriptors."""
 
@@ -170,17 +175,16 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         readiness: Readiness,
         on_client: Callable[[socket.socket], None],
-        on_pause: Callable[[], None],
+        on_shortage: Callable[[str], None],
     ) -> None:
-        """Pass clients on, and tell whenever there is no descriptor for one."""
+        """Pass clients on, and tell what cannot be done for want of a descriptor."""
         self._listening = sock
         self._loop = loop
         self._readiness = readiness
         self._on_client = on_client
-        self._on_pause = on_pause
+        self._on_shortage = on_shortage
         self._open = True
         self._waiting = False
-        self._paused = False
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
@@ -207,25 +211,28 @@ class Listener:
         if not self._open:
             return
         self._heed(READABLE)
-        for _ in range(_ACCEPTS_PER_TURN):
+        left: float = _ACCEPTS_PER_TURN
+        while left > 0:
             try:
                 client, _ = self._listening.socket.accept()
             except BlockingIOError:
-                break
+                return
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 self._pause(error)
-                break
-            self._paused = False
-            self._on_client(client)
+                return
+            if _has_vanished(client):
+                client.close()
+                left -= _VANISHED
+            else:
+                self._on_client(client)
+                left -= 1
+        self._on_ready()  # there may be more
 
     def _pause(self, error: OSError) -> None:
         """Wait a little when there is no descriptor to be had: the client waits in the backlog."""
-        if not self._paused:
-            logger.warning("cannot accept a client now (%s): trying again", error.strerror)
-        self._paused = True
-        self._on_pause()
+        self._on_shortage(f"cannot accept a client now ({error.strerror}), trying again")
         self._heed(0)
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
 
@@ -236,6 +243,16 @@ class Listener:
     def _heed(self, events: int) -> None:
         """Be told of these events; the socket stays among those that are watched."""
         self._readiness.modify(self._listening.socket.fileno(), events)
+
+
+def _has_vanished(client: socket.socket) -> bool:
+    """Whether a client has hung up already, without a word; nobody else need know of it."""
+    try:
+        return not client.recv(1, _LOOK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _identity(path: Path) -> tuple[int, int]:

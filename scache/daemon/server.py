@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from operator import attrgetter
 
 import anyio
 from anyio.abc import TaskGroup
@@ -38,6 +39,9 @@ from scache.store import Database, Start, open_database
 
 MAX_REFUSED = 16
 """Clients that are answered though nothing is done for them; of more, the first are hung up on."""
+
+SHORTAGE_LOG_INTERVAL = 10.0
+"""Seconds for which it is said once that there are no descriptors."""
 
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
@@ -82,6 +86,8 @@ class Server:
         """Those of `_sessions` for whom anything is done,"""
         self._refused: dict[Session, None] = {}
         """and those who are told no, the first first."""
+        self._silent_until = 0.0
+        """When to log that there are no descriptors, at the earliest."""
         self._crowded = False
         """Whether there is no room, and that was logged."""
         self._stop = anyio.Event()
@@ -89,7 +95,9 @@ class Server:
 
     async def serve(self, sock: ListeningSocket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
-        listener = Listener(sock, self._loop, self._readiness, self._connected, self._not_accepted)
+        listener = Listener(
+            sock, self._loop, self._readiness, self._connected, self._out_of_descriptors
+        )
         # What is there by now stays: the collector need never look at it, which takes it
         # milliseconds for which everybody waits.
         gc.freeze()
@@ -161,6 +169,7 @@ class Server:
             ),
             self._admit,
             self._disconnected,
+            self._out_of_descriptors,
         )
         self._sessions.add(session)
         self._idle.connected()
@@ -173,8 +182,16 @@ class Server:
         if len(self._refused) > MAX_REFUSED:
             next(iter(self._refused)).abort()
 
-    def _not_accepted(self) -> None:
+    def _out_of_descriptors(self, what: str) -> None:
+        """Say so now and then, and hang up on who has most that wait for their messages."""
         self._cache.counts["limit_open_files"] += 1
+        now = self._clock.now()
+        if now >= self._silent_until:
+            self._silent_until = now + SHORTAGE_LOG_INTERVAL
+            logger.warning("out of descriptors: %s", what)
+        greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
+        if greediest is not None and greediest.waiting_descriptors > 1:
+            self._readiness.call_later(greediest.abort)
 
     def _admit(self, session: Session) -> str | None:
         """Let a client have what it asks for; or return why it is told no, for the time being."""

@@ -69,12 +69,15 @@ class Session:
         conversation: ServerConversation,
         admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
+        on_shortage: Callable[[str], None],
     ) -> None:
         """Serve a client once it is admitted: until then ``admit`` says why it is not."""
         self._channel = channel
         self.peer = peer
         self._cache = cache
         self._on_end = on_end
+        self._on_shortage = on_shortage
+        """Told what could not be done for want of a descriptor."""
         self._conversation = conversation
         self._admit = admit
         self._refusal: str | None = None
@@ -135,12 +138,16 @@ class Session:
         conversation, channel = self._conversation, self._channel
         return not (conversation.between_exchanges and channel.sent_all and not conversation.output)
 
+    @property
+    def waiting_descriptors(self) -> int:
+        """How many this client has sent whose messages have not been served yet."""
+        return len(self._conversation.descriptors)
+
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Serve what the client sent."""
         if truncated:
             # Which of them the kernel dropped is unknown, so none can be told from another.
-            logger.warning("out of descriptors: one that a client sent could not be received")
-            self._cache.counts["limit_open_files"] += 1
+            self._on_shortage("one that a client sent could not be received")
             fdpass.close_at_once(descriptors)
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)

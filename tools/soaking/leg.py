@@ -20,7 +20,8 @@ from soaking.clock import Clock
 from soaking.probe import Latency
 from soaking.report import Fact, judged
 from tests.support.daemon import Daemon
-from tests.support.hostile import BEHAVIOURS, connect_and_vanish
+from tests.support.hostile import BEHAVIOURS
+from tests.support.wire import Wire
 
 PROCESSES = 2
 """Processes that the well-behaved clients share."""
@@ -155,7 +156,9 @@ class Leg:
             hostile.ask("in turn")
             self._phase("with restarts", plan.seconds * 0.2, restarts=True)
             # The table of clients is full then, as the trail is: memory can be flat.
-            connect_and_vanish(self._path, self._random, KNOWN_CLIENTS)
+            for _ in range(KNOWN_CLIENTS):
+                with Wire(self._path) as client:
+                    client.announcement()
             steady = plan.seconds * 0.55
             with watch.watching(self._daemon.pid) as samples:
                 self._phase("with all clients", steady)
