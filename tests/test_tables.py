@@ -154,6 +154,39 @@ class TestTables:
         *_, last = table(["n", "label"], rows, 60).splitlines()
         assert last == "4  xxxx"
 
+    @pytest.mark.parametrize("width", [30, 60, None])
+    def test_numbers_of_later_rows_are_whole(
+        self, width: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However much longer ids become, each is there and stands below its column's name."""
+        monkeypatch.setattr(tables, "CHUNK", 2)
+        ids = [10**digits for digits in range(9)]
+        lines = table(["id", "label"], [[each, b"x" * 50] for each in ids], width).splitlines()
+        assert [int(line.split()[0]) for line in lines if "x" in line] == ids
+        for line in lines:
+            assert width is None or cell_len(line) <= width
+            if "id" in line:
+                end = line.index("id") + len("id")
+            elif "x" in line:
+                assert line.index(" ", end - 1) == end
+
+    def test_the_text_of_later_rows_takes_the_room_that_there_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first rows do not keep a column narrow; what moves the columns repeats the header."""
+        monkeypatch.setattr(tables, "CHUNK", 1)
+        kinds = [b"expired", b"purge_endp", b"lost"]
+        text = table(["kind", "n"], [[kind, 1] for kind in kinds], 60)
+        assert text.splitlines() == [
+            *("kind     n", "───────  ─", "expired  1"),
+            *("kind        n", "──────────  ─", "purge_endp  1", "lost        1"),
+        ]
+
+    def test_a_number_among_text_is_whole(self) -> None:
+        """Where a column has both, text alone gives way."""
+        rows: list[list[Value]] = [[b"x" * 90, b"y" * 90], [2**62, b"y"]]
+        assert str(2**62) in table(["a", "b"], rows, 37)
+
     def test_an_empty_table_says_so(self) -> None:
         """No rows are told from no answer."""
         assert table(["id"], [], 60) == "(no rows)"
