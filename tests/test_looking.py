@@ -785,6 +785,7 @@ class TestStats:
                 max_connections="0",
                 max_connections_per_endpoint="6",
                 max_bindings_per_destination="10",
+                max_bindings="20",
                 open_files_limit="1024",
             )
             cached.count(limit_clients=5)
@@ -793,6 +794,7 @@ class TestStats:
             "max_clients": (1, 1000),
             "max_connections_per_endpoint": (3, 6),
             "max_bindings_per_destination": (3, 10),
+            "max_bindings": (len(ODD) + 3, 20),
             "open_files_limit": (2, 1024),
             "ttl_limit": (60, 300),
             "audit_rows": (11, 100),

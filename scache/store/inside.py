@@ -210,6 +210,7 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
         # Of the fullest.
         "max_connections_per_endpoint": of_endpoint,
         "max_bindings_per_destination": of_destination,
+        "max_bindings": bindings,
         # About: what else the daemon has open is not in an image.
         "open_files_limit": files + clients,  # type: ignore[operator]
         "ttl_limit": ttl,
