@@ -727,7 +727,7 @@ class TestStats:
         """Everything that the screen shows is there as data."""
         figures = json.loads(run(capsys, "stats", "--database", filled))
         assert figures["daemon"]["version"] == "1.2.3"
-        assert figures["daemon"]["running"] is True
+        assert figures["daemon"]["running"] is None
         assert figures["clients"] == {"connected": 1, "total": 0}
         assert figures["connections"]["cached"] == len(ODD)
         assert figures["connections"]["endpoints"] == len(ODD)
@@ -755,7 +755,7 @@ class TestStats:
         assert header == ["at", "name", "value"]
         figures = {name: value for _, name, value in rows}
         assert figures["requests.find_dest.hit_rate"] == "0.9"
-        assert figures["daemon.running"] == "1"
+        assert figures["connections.cached"] == str(len(ODD))
 
     @pytest.mark.parametrize("columns", ["60", "100"])
     def test_one_screen(
@@ -768,7 +768,7 @@ class TestStats:
             cached.count(connections_expired=1_000_000)
         lines = run(capsys, "stats", "--database", filled, "--format", "table").splitlines()
         assert all(len(line) <= int(columns) for line in lines)
-        assert lines[0].startswith("scache 1.2.3, process 42, up ")
+        assert lines[0] == "scache 1.2.3, process 42, running or crashed"
         assert re.search(r"^find_dest +9 +1 +0 +90\.0%$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^expired +1,000,000 +0$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^audit_rows +11 +100 +11%$", "\n".join(lines), re.MULTILINE)
@@ -779,7 +779,6 @@ class TestStats:
             for number in range(100, 103):
                 cached.connection(number, b"e")
                 cached.binding(number + 10, b"d", b"%d" % number)
-            cached.descriptor(100, 7)
             cached.setting(
                 max_clients="1000",
                 max_connections="0",
@@ -795,14 +794,14 @@ class TestStats:
             "max_connections_per_endpoint": (3, 6),
             "max_bindings_per_destination": (3, 10),
             "max_bindings": (len(ODD) + 3, 20),
-            "open_files_limit": (2, 1024),
+            "open_files_limit": (len(ODD) + 3 + 1, 1024),
             "ttl_limit": (60, 300),
             "audit_rows": (11, 100),
         }
         assert figures["limits_reached"]["clients"] == 5
         assert figures["limits_reached"]["message_size"] == 0
         out = run(capsys, "stats", "--database", filled, "--format", "table")
-        assert re.search(r"^open_files_limit +about 2 +1,024 +0%$", out, re.MULTILINE)
+        assert re.search(r"^open_files_limit +about 13 +1,024 +1%$", out, re.MULTILINE)
         assert re.search(r"^limits reached +times\nclients +5$", out, re.MULTILINE)
         assert "/s" not in out
         assert "find_endp" not in out
@@ -826,6 +825,32 @@ class TestStats:
             cached.instance(stopped_at=NOW + 90)
         out = run(capsys, "stats", "--database", file, "--format", "table")
         assert out.startswith("scache 1.2.3, process 42, stopped; was up 1m 30s\n")
+
+    def test_a_daemon_that_runs(self, live: Live, filled: Path, capsys: Capture) -> None:
+        """Whoever answers runs, and has since it was started; its image has its descriptors."""
+        with filling(filled) as cached:
+            cached.setting(open_files_limit="1024")
+            for number in range(500):
+                cached.descriptor(number, number)
+        live.file = filled
+        figures = json.loads(run(capsys, "stats"))
+        assert figures["daemon"]["running"] is True
+        assert figures["daemon"]["uptime"] > 0
+        assert figures["limits"]["open_files_limit"] == {"now": 501, "limit": 1024}
+        assert run(capsys, "stats", "--format", "table").startswith("scache 1.2.3, process 42, up ")
+
+    def test_a_file_cannot_tell_whether_the_daemon_runs(
+        self, file: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        """Of a daemon that was killed it says no more, nor less, than the copy of one that ran."""
+        copy = tmp_path / "copy.db"
+        with Daemon(tmp_path / "socket", database=file) as daemon:
+            run(capsys, "dump", "--socket", daemon.path, "--output", copy)
+        for each in (file, copy):
+            figures = json.loads(run(capsys, "stats", "--database", each))
+            assert (figures["daemon"]["running"], figures["daemon"]["uptime"]) == (None, None)
+            out = run(capsys, "stats", "--database", each, "--format", "table")
+            assert out.splitlines()[0].endswith(", running or crashed")
 
     def test_rates(
         self,

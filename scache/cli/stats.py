@@ -65,11 +65,12 @@ class Meter:
         from scache.clock import Clock
         from scache.store.inside import statistics
 
+        live = self._origin.database is None
         with self._origin.image() as image:
             read_at = time.monotonic()
             now = Clock().now()
             at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-            figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now)}
+            figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now, live=live)}
         before, self._counters = self._counters, figures["counters"]
         elapsed, self._read_at = read_at - self._read_at, read_at
         if before is not None:

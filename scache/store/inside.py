@@ -191,12 +191,12 @@ def latest_event(image: Image) -> int:
     return latest
 
 
-def statistics(image: Image, now: float) -> dict[str, Any]:
+def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
 
-    A section is a dictionary; ages and times to come are seconds, and None
-    where there is nothing of that age. Counters that are absent are 0, and limits
-    that are 0 are none.
+    ``live`` is whether the daemon gave it just now. A section is a dictionary;
+    ages and times to come are seconds, and None where there is nothing of that
+    age. Counters that are absent are 0, and limits that are 0 are none.
     """
     (row,) = image.execute(_NOW).rows
     clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
@@ -211,13 +211,13 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
         "max_connections_per_endpoint": of_endpoint,
         "max_bindings_per_destination": of_destination,
         "max_bindings": bindings,
-        # About: what else the daemon has open is not in an image.
-        "open_files_limit": files + clients,  # type: ignore[operator]
+        # About: what else the daemon has open is not in an image, and a file has no descriptors.
+        "open_files_limit": max(connections, files) + clients,  # type: ignore[type-var, operator]
         "ttl_limit": ttl,
         "audit_rows": kept,
     }
     return {
-        "daemon": _daemon(instance(image), now),
+        "daemon": _daemon(instance(image), now, live=live),
         "clients": {"connected": clients, "total": counters.get("clients_connected", 0)},
         "connections": {
             "cached": connections,
@@ -253,16 +253,15 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
     }
 
 
-def _daemon(latest: Instance | None, now: float) -> dict[str, Any]:
+def _daemon(latest: Instance | None, now: float, *, live: bool) -> dict[str, Any]:
     if latest is None:
         return {}
     _, version, pid, started_at, stopped_at = latest
-    return {
-        "version": version,
-        "pid": pid,
-        "uptime": _seconds(started_at, now if stopped_at is None else stopped_at, -1),
-        "running": stopped_at is None,
-    }
+    daemon: dict[str, Any] = {"version": version, "pid": pid, "uptime": None, "running": None}
+    if live or stopped_at is not None:
+        daemon["uptime"] = _seconds(started_at, now if stopped_at is None else stopped_at, -1)
+        daemon["running"] = stopped_at is None
+    return daemon  # whether a run without an end goes on or has crashed, a file does not tell
 
 
 def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
