@@ -347,15 +347,27 @@ class TestSql:
             ("5", 5),
             ("-5", -5),
             ("0", 0),
-            ("-0", "-0"),
+            ("-0", 0),
             ("007", "007"),
-            ("+5", "+5"),
+            ("007.5", "007.5"),
+            ("+5", 5),
             ("0.5", 0.5),
+            ("1.50", 1.5),
+            ("-.5", -0.5),
+            ("2.", 2.0),
+            ("1e3", 1000.0),
+            ("+1.25E-2", 0.0125),
             ("1e+300", 1e300),
-            ("0.50", "0.50"),
+            ("1e999", "1e999"),
+            (".", "."),
+            ("1e", "1e"),
+            ("1.2.3", "1.2.3"),
+            (" 5", " 5"),
+            ("٣", "٣"),
             ("1_000", "1_000"),
             ("9223372036854775807", 2**63 - 1),
             ("9223372036854775808", "9223372036854775808"),
+            ("9" * 5000, "9" * 5000),
             ("nan", "nan"),
             ("inf", "inf"),
             ("", ""),
@@ -364,7 +376,7 @@ class TestSql:
         ],
     )
     def test_parameters(self, file: Path, capsys: Capture, given: str, bound: float | str) -> None:
-        """What is written as a number is one; all else is text."""
+        """What is written as a decimal number is one; all else is text."""
         sql = "SELECT typeof(:x) AS type, :x AS x"
         (row,) = json.loads(run(capsys, "sql", "--database", file, sql, "-p", f"x={given}"))
         kinds = {int: "integer", float: "real", str: "text"}
