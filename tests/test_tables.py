@@ -92,6 +92,48 @@ class TestShown:
         assert expected in event_line("22:22:20.000", event, 60)
 
     @pytest.mark.parametrize(
+        ("width", "destination", "detail", "expected"),
+        [
+            (60, "", "no descriptor", "smtp mx1…e.org:25  no descriptor"),
+            (60, "", "limit: connections per endpoint", "limit: connect"),
+            (60, "smtp example.org", "no descriptor", "smt…org > smt…:25  no descriptor"),
+            (60, "smtp example.org", "limit: bindings per destination", "limit: bindi"),
+            (
+                80,
+                "",
+                "limit: connections per endpoint",
+                " mx1.…le.org:25  limit: connections per endpoint",
+            ),
+            (80, "smtp example.org", "limit: bindings", " > smtp mx…org:25  limit: bindings  s…"),
+            (
+                80,
+                "smtp example.org",
+                "limit: bindings per destination",
+                "  limit: bindings per destination",
+            ),
+        ],
+    )
+    def test_why_a_request_failed_is_seen(
+        self, width: int, destination: str, detail: str, expected: str
+    ) -> None:
+        """Labels and the client give way to the detail, and no ttl was granted."""
+        event = {
+            "kind": "save_dest" if destination else "save_endp",
+            "outcome": "fail",
+            "destination": destination,
+            "endpoint": "smtp mx1.example.org:25",
+            "detail": detail,
+            "ttl": "60.0",
+            "age": "",
+            "pid": "12345",
+            "program": "smtp",
+        }
+        text = event_line("22:22:20.000", event, width)
+        assert cell_len(text) <= width
+        assert expected in text
+        assert "ttl" not in text
+
+    @pytest.mark.parametrize(
         ("seconds", "text"),
         [
             (0, "0.00s"),
