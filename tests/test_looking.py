@@ -298,6 +298,31 @@ class TestDump:
         assert code == errors.EXIT_SETTINGS
         assert sentence.startswith(r"there is no table or view conn\nection: there are instance, ")
 
+    def test_odd_names(self, file: Path, capsys: Capture) -> None:
+        """The name of a table that is none of ours can neither drive a terminal nor break JSON."""
+        name = 'a "b"\x1b[2J\n'
+        with filling(file) as cached:
+            cached.run(f"""CREATE TABLE "{name.replace('"', '""')}" AS SELECT 1 AS x""")
+        out = run(capsys, "dump", "--database", file, "--format", "table")
+        assert r'a "b"\x1b[2J\n:' in out.splitlines()
+        assert json.loads(run(capsys, "dump", "--database", file))[name] == [{"x": 1}]
+        rows = run(capsys, "dump", "--database", file, "--format", "jsonl").splitlines()
+        assert {"table": name, "x": 1} in map(json.loads, rows)
+        _, sentence = failure(capsys, "dump", "--database", file, "absent")
+        assert r', a "b"\x1b[2J\n, ' in sentence
+
+    def test_a_name_that_is_no_text(self, filled: Path, capsys: Capture) -> None:
+        """Such a table is refused in a sentence, and keeps no other from being written."""
+        with filling(filled) as cached:
+            cached.run("CREATE TABLE named (x)")
+        filled.write_bytes(filled.read_bytes().replace(b"named", b"nam\xff\xff"))
+        assert run(capsys, "dump", "--database", filled, "event") != ""
+        odd = os.fsdecode(b"nam\xff\xff")
+        assert failure(capsys, "dump", "--database", filled, odd, "--format", "jsonl") == (
+            errors.EXIT_SETTINGS,
+            r"the name nam\udcff\udcff is not UTF-8 and cannot be asked for: name others",
+        )
+
     def test_a_database_file(self, filled: Path, tmp_path: Path, capsys: Capture) -> None:
         """Everything goes to a file that the commands read again."""
         output = tmp_path / "dump.db"

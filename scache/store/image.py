@@ -40,7 +40,7 @@ _RELATIONS = """
     WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
     ORDER BY type, rowid
 """
-_COLUMNS = "SELECT name FROM pragma_table_info(:name)"
+_COLUMNS = "SELECT name FROM pragma_table_info(CAST(:name AS TEXT))"
 
 _WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
 """What sqlite3 says of a parameter that it was given no value for; Python 3.13 as 3.11 does."""
@@ -66,6 +66,7 @@ class Relation(NamedTuple):
     """A table or a view."""
 
     name: str
+    """Bytes of it that are not UTF-8 are surrogates, as in the arguments of a command."""
     is_view: bool
     columns: list[str]
     """None of them if it is a view of what is gone."""
@@ -174,14 +175,20 @@ class Image:
             assert isinstance(name, bytes)
             columns = []
             with suppress(QueryError):
-                for (column,) in self.execute(_COLUMNS, {"name": name.decode()}).rows:
+                for (column,) in self.execute(_COLUMNS, {"name": name}).rows:
                     assert isinstance(column, bytes)
-                    columns.append(column.decode())
-            found.append(Relation(name.decode(), kind == b"view", columns))
+                    columns.append(_name(column))
+            found.append(Relation(_name(name), kind == b"view", columns))
         return found
 
     def all_of(self, relation: str) -> Result:
-        """Return the rows of a table or view."""
+        """Return the rows of a table or view; raise QueryError if its name is not UTF-8."""
+        try:
+            relation.encode()
+        except UnicodeEncodeError:
+            raise QueryError(
+                f"the name {relation} is not UTF-8 and cannot be asked for: name others"
+            ) from None
         return self.execute('SELECT * FROM "{}"'.format(relation.replace('"', '""')))
 
     def write_to(self, path: Path) -> None:
@@ -232,6 +239,10 @@ class Image:
                     f"the parameter {missing[1]} has no value: add -p {missing[1]}=..."
                 ) from error
             raise QueryError(self._refusal or str(error)) from error
+
+
+def _name(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")
 
 
 def is_complete(sql: str) -> bool:
