@@ -547,6 +547,30 @@ class TestEvents:
         code, said = failure(capsys, "events", "--database", filled, option)
         assert (code, sentence in said) == (errors.EXIT_SETTINGS, True)
 
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("[2001:db8::1]:25", [1]),
+            ("[2001:db8::1]:*", []),
+            ("[[]2001:db8::*]:25", [1, 2]),
+            ("[3]", [3, 4]),
+        ],
+    )
+    def test_a_label_with_brackets(
+        self, file: Path, capsys: Capture, pattern: str, expected: list[int]
+    ) -> None:
+        """It fits itself; in a pattern that does more, brackets mean what they mean in SQLite."""
+        labels = (b"[2001:db8::1]:25", b"[2001:db8::2]:25", b"[3]", b"3", b"4")
+        with filling(file) as cached:
+            for number, label in enumerate(labels, 1):
+                cached.client(number, program=label)
+                cached.event(
+                    "find_dest", 0, id=number, endpoint=label, destination=label, client_id=number
+                )
+        for option in ("--endpoint", "--destination", "--client"):
+            told = json.loads(run(capsys, "events", "--database", file, option, pattern))
+            assert [row["id"] for row in told] == expected
+
     def test_the_order_is_that_of_time(self, file: Path, capsys: Capture) -> None:
         """Within one write ids are in another order, even within a millisecond."""
         with filling(file) as cached:
@@ -997,6 +1021,23 @@ class TestPurge:
                 ("SELECT destination FROM binding", destinations),
             ):
                 assert {label for (label,) in image.execute(sql).rows} == left
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (["--endpoint", "[::1]:25"], "1 connection closed, 0 bindings removed\n"),
+            (["--destination", "[::1]"], "1 connection closed, 1 binding removed\n"),
+            (["--endpoint", "[::1]:*"], "0 connections closed, 0 bindings removed\n"),
+        ],
+    )
+    def test_a_label_with_brackets(
+        self, purgeable: Client, tmp_path: Path, capsys: Capture, options: list[str], told: str
+    ) -> None:
+        """What is named exactly goes, though its brackets would mean something else."""
+        with open(os.devnull) as something:  # noqa: PTH123
+            purgeable.save_endp(60, "[::1]:25", "", something)
+        purgeable.save_dest(60, "[::1]", "", "[::1]:25")
+        assert run(capsys, "purge", "--socket", tmp_path / "socket", *options) == told
 
     @pytest.mark.parametrize("options", ["", "--all --endpoint x", "--endpoint x --destination y"])
     def test_exactly_one(self, live: Live, capsys: Capture, options: str) -> None:

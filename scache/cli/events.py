@@ -35,7 +35,8 @@ Whoever looks at a live daemon takes a snapshot, which is an event: those that
 succeeded are left out, unless --kind snapshot asks for them.
 
 A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
-these; case matters.
+these, [[] for a bracket; case matters. It fits the very same text, too: what is
+called [::1]:25 can be named so.
 
 \b
 Examples:

@@ -69,12 +69,14 @@ _INSTANCE = """
 _SAME_INSTANCE = "SELECT count(*) FROM instance WHERE id = :id AND started_at = :started_at"
 _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
-_ENDPOINTS = "SELECT DISTINCT endpoint FROM connection WHERE endpoint GLOB CAST(:glob AS TEXT)"
-_DESTINATIONS = """
-    SELECT DISTINCT destination FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+_FITS = "({0} GLOB CAST(:{1} AS TEXT) OR {0} = CAST(:{1} AS TEXT))"
+"""Whether a column fits a parameter; a label with brackets, as IPv6 has, fits itself at least."""
+_ENDPOINTS = f"SELECT DISTINCT endpoint FROM connection WHERE {_FITS.format('endpoint', 'glob')}"
+_DESTINATIONS = f"""
+    SELECT DISTINCT destination FROM binding WHERE {_FITS.format("destination", "glob")}
 """
-_ENDPOINTS_OF = """
-    SELECT DISTINCT endpoint FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+_ENDPOINTS_OF = f"""
+    SELECT DISTINCT endpoint FROM binding WHERE {_FITS.format("destination", "glob")}
 """
 _MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
 """The time of a row of ``event_log``, which has it as text, to the millisecond."""
@@ -96,7 +98,8 @@ class Instance(NamedTuple):
 class Filter:
     """Which events to tell of: those that fit everything that is given.
 
-    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters.
+    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters. A
+    pattern fits the very same text, too.
     """
 
     endpoint: bytes | None = None
@@ -124,7 +127,7 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
     for name in ("endpoint", "destination", "program"):
         pattern = getattr(wanted, name)
         if pattern is not None:
-            conditions.append(f"{name} GLOB CAST(:{name} AS TEXT)")
+            conditions.append(_FITS.format(name, name))
             parameters[name] = pattern
     if wanted.pid is not None:
         conditions.append("pid = :pid")
