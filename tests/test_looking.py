@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -1096,6 +1097,30 @@ def test_the_readme_lists_the_counters() -> None:
 
 
 class TestOutput:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "dump connection",
+            "sql 'SELECT endpoint FROM connection'",
+            "events",
+            "events --follow",
+            "stats",
+        ],
+    )
+    def test_csv_cannot_drive_a_terminal(self, filled: Path, line: str) -> None:
+        """What would be exact elsewhere is spelled out there."""
+        with filling(filled) as cached:
+            cached.setting(x="\x1b[2J")
+            for number, label in enumerate(ODD.values(), 100):
+                cached.event("lost", id=number, endpoint=label, at=NOW + 10_000)
+        command = (*SCACHE, *shlex.split(line), "--format", "csv", "--database", str(filled))
+        with on_terminal(*command) as terminal:
+            terminal.read_until(r"\x1b[2J")
+            if "--follow" in line:
+                terminal.process.send_signal(signal.SIGINT)
+            terminal.read_to_end()
+        assert all(each.isprintable() for each in terminal.shown.splitlines())
+
     @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
     @pytest.mark.parametrize("command", ["dump event", "sql SELECT~1", "stats", "events", "check"])
     def test_a_full_disk(self, filled: Path, command: str, layout: str) -> None:

@@ -14,11 +14,12 @@ import click
 from scache.cli.logs import one_line
 from scache.cli.output import (
     Format,
-    csv_line,
     flush,
     format_option,
     json_objects,
     write,
+    write_csv,
+    write_csv_rows,
     write_text,
 )
 from scache.cli.reach import Origin, origin_options
@@ -174,10 +175,10 @@ class _Follower:
             case "table":
                 self._trail.write(result.columns, result.rows)
             case "csv":
-                import sys
-
-                header = [] if self._begun else [csv_line(map(str.encode, result.columns))]
-                sys.stdout.buffer.writelines([*header, *map(csv_line, result.rows)])
+                if self._begun:
+                    write_csv_rows(result.rows)
+                else:
+                    write_csv(result.columns, result.rows)
                 self._begun = True
             case _:  # an array that never ends is of no use: a line for each
                 write_text(f"{row}\n" for row in json_objects(result))

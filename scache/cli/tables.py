@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from scache.cli.logs import one_line
+from scache.cli.output import shown
 
 if TYPE_CHECKING:
     from scache.store.image import Value
@@ -30,13 +30,6 @@ _SHORTEST_TEXT = 16
 """Characters that a column of text keeps, if it has them; with less room, rows become blocks."""
 _WHOLE = 24
 """Characters of a cell that is not shortened, if it can be helped: a time has so many."""
-
-
-def shown(value: Value | str) -> str:
-    r"""Return a value as people see it: one line, odd characters as \n, odd bytes as \xff."""
-    if isinstance(value, bytes):
-        return one_line(value.decode(errors="backslashreplace"))
-    return "" if value is None else one_line(str(value))
 
 
 def shortened(text: str, width: int) -> str:

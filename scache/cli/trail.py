@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from scache.cli.output import shown
 from scache.cli.tables import (
     ELLIPSIS,
     WIDE,
     make_console,
     shortened,
     shortened_inside,
-    shown,
     span,
     width_of,
 )
