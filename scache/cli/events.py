@@ -50,6 +50,9 @@ Examples:
 FOLLOWED = 10
 """Earlier events that ``--follow`` begins with, unless told otherwise."""
 
+_MOST = 2**63 - 1
+"""The largest integer that SQLite knows."""
+
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -66,7 +69,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     metavar="TIME",
     help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
 )
-@click.option("--limit", metavar="N", type=click.IntRange(min=0), help="The last N of them.")
+@click.option("--limit", metavar="N", type=click.IntRange(0, _MOST), help="The last N of them.")
 @click.option("--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
 @click.option(
     "--interval",
@@ -95,12 +98,12 @@ def events(
     """
     from scache.store.inside import Filter
 
-    is_pid = client is not None and client.isascii() and client.isdecimal()
+    pid = None if client is None else _pid(client)
     wanted = Filter(
         endpoint=None if endpoint is None else os.fsencode(endpoint),
         destination=None if destination is None else os.fsencode(destination),
-        pid=int(client) if client is not None and is_pid else None,
-        program=os.fsencode(client) if client is not None and not is_pid else None,
+        pid=pid,
+        program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
         since=None if since is None else moment(since),
     )
@@ -193,12 +196,24 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
     return kinds
 
 
+def _pid(client: str) -> int | None:
+    if not (client.isascii() and client.isdecimal()):
+        return None
+    if len(client) > len(str(_MOST)) or int(client) > _MOST:
+        raise click.UsageError("--client takes the id of a process or a GLOB: no id is that large")
+    return int(client)
+
+
 def moment(text: str) -> float:
-    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now."""
+    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now.
+
+    Nothing happened before the epoch: it stands for all earlier times, which
+    SQLite may not know.
+    """
     from scache.clock import Clock
 
     if span := _SPAN.fullmatch(text):
-        return Clock().now() - float(span[1]) * _UNITS[span[2]]
+        return max(Clock().now() - float(span[1]) * _UNITS[span[2]], 0)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -207,4 +222,4 @@ def moment(text: str) -> float:
         ) from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
-    return time.timestamp()
+    return max(time.timestamp(), 0)
