@@ -40,7 +40,7 @@ COUNTERS: Final = (
     "limit_exchange_timeout",
     "limit_open_files",
 )
-"""Every total that a daemon may keep; the table ``counter`` has no row for one that is 0."""
+"""Every total that a daemon may keep; the table ``counter`` may have no row for one that is 0."""
 
 _LIMIT: Final = "limit_"
 """What the names of those begin with that count how often a limit was reached."""
