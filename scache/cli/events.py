@@ -70,7 +70,11 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
 )
 @click.option("--limit", metavar="N", type=click.IntRange(0, _MOST), help="The last N of them.")
-@click.option("--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on with what happens next, until Ctrl-C. JSON is a line for each event then.",
+)
 @click.option(
     "--interval",
     metavar="SECONDS",
