@@ -633,6 +633,17 @@ class TestEvents:
         out = run(capsys, "events", "--database", file, "--format", "table")
         assert out.splitlines()[1] == "22:13:20.000 unknown   bad"
 
+    @pytest.mark.parametrize("layout", ["table", "json"])
+    def test_a_trail_that_is_off(self, file: Path, capsys: Capture, layout: str) -> None:
+        """Who finds nothing there is told why, and the output is what it would be."""
+        with filling(file) as cached:
+            cached.setting(audit_rows="0")
+        arguments = ["events", "--database", str(file), "--format", layout]
+        assert execute(arguments) == errors.EXIT_OK
+        output = capsys.readouterr()
+        assert output.out in ("(no events)\n", "[]\n")
+        assert output.err == "scache: no event is recorded while audit_rows is 0\n"
+
 
 class Rounds:
     """Takes the place of waiting: each time somebody waits, the next thing happens."""
@@ -682,6 +693,20 @@ class TestFollow:
         assert ids == [*range(2, 12), 100, 101, 102, 200, 201, 202]
         assert said == ""
         assert rounds.waited == [1] * 4
+
+    def test_a_trail_that_is_off(self, file: Path, capsys: Capture, rounds: Rounds) -> None:
+        """Who waits for events is told that there will be none; once."""
+        with filling(file) as cached:
+            cached.setting(audit_rows="0")
+        rounds.then(lambda: None)
+        said = "scache: no event is recorded while audit_rows is 0\n"
+        assert self.follow(capsys, "--database", file) == ([], said)
+
+    def test_json_is_a_line_for_each(self, filled: Path, capsys: Capture, rounds: Rounds) -> None:
+        """An array that never ends would be of no use."""
+        ids, _ = self.follow(capsys, "--database", filled, "--format", "json", "--limit", "2")
+        assert ids == [10, 11]
+        assert rounds.waited == [1]
 
     def test_filters_hold_for_what_comes(
         self, filled: Path, capsys: Capture, rounds: Rounds

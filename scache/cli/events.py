@@ -118,6 +118,14 @@ def events(
         return
     with origin.image() as image:
         _write(image, wanted, layout, limit)
+        _warn(image)
+
+
+def _warn(image: Image) -> None:
+    from scache.store.inside import records_events
+
+    if not records_events(image):
+        click.echo("scache: no event is recorded while audit_rows is 0", err=True)
 
 
 def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> None:
@@ -153,6 +161,7 @@ class _Follower:
         """Tell the last ``limit`` events, and then each new one; return never."""
         with self._origin.image() as image:
             self._tell(image, limit)
+            _warn(image)
         answers = True
         while True:
             time.sleep(self._interval)

@@ -71,6 +71,7 @@ _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
 _FITS = "({0} GLOB CAST(:{1} AS TEXT) OR {0} = CAST(:{1} AS TEXT))"
 """Whether a column fits a parameter; a label with brackets, as IPv6 has, fits itself at least."""
+_TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
 _ENDPOINTS = f"SELECT DISTINCT endpoint FROM connection WHERE {_FITS.format('endpoint', 'glob')}"
 _DESTINATIONS = f"""
     SELECT DISTINCT destination FROM binding WHERE {_FITS.format("destination", "glob")}
@@ -192,6 +193,11 @@ def latest_event(image: Image) -> int:
     ((latest,),) = image.execute("SELECT coalesce(max(id), 0) FROM event").rows
     assert isinstance(latest, int)
     return latest
+
+
+def records_events(image: Image) -> bool:
+    """Return whether the daemon of the image keeps an audit trail."""
+    return next(image.execute(_TRAIL_IS_OFF).rows)[0] == 0
 
 
 def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
