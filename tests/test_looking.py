@@ -343,10 +343,22 @@ class TestDump:
         assert sentence == f"{output} exists and is no dump of scache: choose another name"
         assert output.read_text() == "x"
 
-    def test_a_file_holds_everything(self, filled: Path, capsys: Capture) -> None:
-        """A part of it cannot be written to a file."""
-        code, _ = failure(capsys, "dump", "--database", filled, "--output", "x", "event")
-        assert code == errors.EXIT_SETTINGS
+    @pytest.mark.parametrize(
+        ("more", "sentence"),
+        [
+            (["event"], "--output writes everything: name no tables with it"),
+            (["--format", "csv"], "--output writes a database file: it takes no --format"),
+            (["--format", "json"], "--output writes a database file: it takes no --format"),
+        ],
+    )
+    def test_a_file_holds_everything(
+        self, filled: Path, tmp_path: Path, capsys: Capture, more: list[str], sentence: str
+    ) -> None:
+        """Neither a part of it nor another format can be written to a file."""
+        output = tmp_path / "x"
+        said = failure(capsys, "dump", "--database", filled, "--output", output, *more)
+        assert said == (errors.EXIT_SETTINGS, sentence)
+        assert not output.exists()
 
 
 class TestSql:

@@ -51,6 +51,9 @@ def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence
     """
     if output is not None and names:
         raise click.UsageError("--output writes everything: name no tables with it")
+    source = click.get_current_context().get_parameter_source("layout")
+    if output is not None and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--output writes a database file: it takes no --format")
     if output is None and layout == "csv" and len(names) != 1:
         raise click.UsageError("csv holds one table: name exactly one, or choose another --format")
     with origin.image() as image:
