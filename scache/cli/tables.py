@@ -139,13 +139,15 @@ class Layout:
 
 
 class Seen:
-    """How wide the cells of columns are, in all rows so far: columns never become narrower."""
+    """How wide the cells of columns are, in all rows so far."""
 
     def __init__(self, headers: Sequence[str]) -> None:
         self.any_row = False
+        """Whether there was one."""
         self._headers = list(map(cell_len, headers))
         self._cells = [0] * len(headers)
         self._numbers = [0] * len(headers)
+        """The same of the cells that are numbers."""
         self._right = [True] * len(headers)
         """Whether there is no text in a column."""
 
