@@ -8,11 +8,12 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,31 @@ class TestDump:
         assert code == errors.EXIT_SETTINGS
         assert sentence.startswith(r"there is no table or view conn\nection: there are instance, ")
 
+    def test_odd_names(self, file: Path, capsys: Capture) -> None:
+        """The name of a table that is none of ours can neither drive a terminal nor break JSON."""
+        name = 'a "b"\x1b[2J\n'
+        with filling(file) as cached:
+            cached.run(f"""CREATE TABLE "{name.replace('"', '""')}" AS SELECT 1 AS x""")
+        out = run(capsys, "dump", "--database", file, "--format", "table")
+        assert r'a "b"\x1b[2J\n:' in out.splitlines()
+        assert json.loads(run(capsys, "dump", "--database", file))[name] == [{"x": 1}]
+        rows = run(capsys, "dump", "--database", file, "--format", "jsonl").splitlines()
+        assert {"table": name, "x": 1} in map(json.loads, rows)
+        _, sentence = failure(capsys, "dump", "--database", file, "absent")
+        assert r', a "b"\x1b[2J\n, ' in sentence
+
+    def test_a_name_that_is_no_text(self, filled: Path, capsys: Capture) -> None:
+        """Such a table is refused in a sentence, and keeps no other from being written."""
+        with filling(filled) as cached:
+            cached.run("CREATE TABLE named (x)")
+        filled.write_bytes(filled.read_bytes().replace(b"named", b"nam\xff\xff"))
+        assert run(capsys, "dump", "--database", filled, "event") != ""
+        odd = os.fsdecode(b"nam\xff\xff")
+        assert failure(capsys, "dump", "--database", filled, odd, "--format", "jsonl") == (
+            errors.EXIT_SETTINGS,
+            r"the name nam\udcff\udcff is not UTF-8 and cannot be asked for: name others",
+        )
+
     def test_a_database_file(self, filled: Path, tmp_path: Path, capsys: Capture) -> None:
         """Everything goes to a file that the commands read again."""
         output = tmp_path / "dump.db"
@@ -317,10 +343,22 @@ class TestDump:
         assert sentence == f"{output} exists and is no dump of scache: choose another name"
         assert output.read_text() == "x"
 
-    def test_a_file_holds_everything(self, filled: Path, capsys: Capture) -> None:
-        """A part of it cannot be written to a file."""
-        code, _ = failure(capsys, "dump", "--database", filled, "--output", "x", "event")
-        assert code == errors.EXIT_SETTINGS
+    @pytest.mark.parametrize(
+        ("more", "sentence"),
+        [
+            (["event"], "--output writes everything: name no tables with it"),
+            (["--format", "csv"], "--output writes a database file: it takes no --format"),
+            (["--format", "json"], "--output writes a database file: it takes no --format"),
+        ],
+    )
+    def test_a_file_holds_everything(
+        self, filled: Path, tmp_path: Path, capsys: Capture, more: list[str], sentence: str
+    ) -> None:
+        """Neither a part of it nor another format can be written to a file."""
+        output = tmp_path / "x"
+        said = failure(capsys, "dump", "--database", filled, "--output", output, *more)
+        assert said == (errors.EXIT_SETTINGS, sentence)
+        assert not output.exists()
 
 
 class TestSql:
@@ -347,15 +385,27 @@ class TestSql:
             ("5", 5),
             ("-5", -5),
             ("0", 0),
-            ("-0", "-0"),
+            ("-0", 0),
             ("007", "007"),
-            ("+5", "+5"),
+            ("007.5", "007.5"),
+            ("+5", 5),
             ("0.5", 0.5),
+            ("1.50", 1.5),
+            ("-.5", -0.5),
+            ("2.", 2.0),
+            ("1e3", 1000.0),
+            ("+1.25E-2", 0.0125),
             ("1e+300", 1e300),
-            ("0.50", "0.50"),
+            ("1e999", "1e999"),
+            (".", "."),
+            ("1e", "1e"),
+            ("1.2.3", "1.2.3"),
+            (" 5", " 5"),
+            ("٣", "٣"),
             ("1_000", "1_000"),
             ("9223372036854775807", 2**63 - 1),
             ("9223372036854775808", "9223372036854775808"),
+            ("9" * 5000, "9" * 5000),
             ("nan", "nan"),
             ("inf", "inf"),
             ("", ""),
@@ -364,7 +414,7 @@ class TestSql:
         ],
     )
     def test_parameters(self, file: Path, capsys: Capture, given: str, bound: float | str) -> None:
-        """What is written as a number is one; all else is text."""
+        """What is written as a decimal number is one; all else is text."""
         sql = "SELECT typeof(:x) AS type, :x AS x"
         (row,) = json.loads(run(capsys, "sql", "--database", file, sql, "-p", f"x={given}"))
         kinds = {int: "integer", float: "real", str: "text"}
@@ -391,8 +441,12 @@ class TestSql:
             ("SELECT * FROM absent", "no such table: absent"),
             ("SELECT :absent", "the parameter absent has no value: add -p absent=..."),
             ("SELECT @absent", "add -p absent=..."),
-            ("ATTACH 'x.db' AS x", "ATTACH and VACUUM INTO are not allowed"),
-            ("VACUUM INTO 'x.db'", "ATTACH and VACUUM INTO are not allowed"),
+            ("ATTACH 'x.db' AS x", "ATTACH and VACUUM are not allowed"),
+            ("VACUUM INTO 'x.db'", "ATTACH and VACUUM are not allowed"),
+            ("VACUUM", "ATTACH and VACUUM are not allowed"),
+            ("SELECT ?", "a parameter needs a name: write :name instead of ?, and add -p name=..."),
+            ("SELECT ?1", "the parameter 1 has no value: add -p 1=..."),
+            ("SELECT '\udcff'", "the statement is not UTF-8: write such bytes as CAST("),
         ],
     )
     def test_errors(self, file: Path, capsys: Capture, sql: str, sentence: str) -> None:
@@ -473,24 +527,25 @@ class TestEvents:
             ("--destination d[1-4]*", [1, 3]),
             ("--client 7", [1, 3, 5, 7, 9]),
             ("--client sm*", [2, 4, 6, 8, 10]),
-            ("--client 999999999999999999999", None),
             ("--since 2023-11-14T22:22:20Z", [9, 10, 11]),
             ("--since 2023-11-15T00:22:20.000+02:00", [9, 10, 11]),
             ("--since 2023-11-14T22:22:20.001", [10, 11]),
             ("--since 2023-11-15", []),
             ("--since 90s", []),
-            ("--since 100000d", range(1, 12)),
+            ("--since 9999999d", range(1, 12)),
+            (f"--since {'9' * 400}d", range(1, 12)),
+            ("--since 0001-01-01T00:00:00+14:00", range(1, 12)),
+            ("--since 9999-12-31T23:59:59-14:00", []),
+            (f"--limit {2**63 - 1}", range(1, 12)),
+            (f"--client {2**63 - 1}", []),
             ("--since 2023-11-14 --kind find_dest --client 7 --limit 2", [7, 9]),
         ],
     )
     def test_filters(
-        self, filled: Path, capsys: Capture, options: str, expected: list[int] | None
+        self, filled: Path, capsys: Capture, options: str, expected: Sequence[int]
     ) -> None:
         """Only what fits everything that is given is told, the oldest first."""
         arguments = ["events", "--database", str(filled), *options.split()]
-        if expected is None:
-            assert failure(capsys, *arguments)[0] == errors.EXIT_SETTINGS
-            return
         assert [row["id"] for row in json.loads(run(capsys, *arguments))] == list(expected)
 
     @pytest.mark.parametrize(
@@ -500,6 +555,9 @@ class TestEvents:
             ("--since=yesterday", "--since takes a time such as "),
             ("--since=10", "--since takes a time such as "),
             ("--limit=-1", "-1"),
+            (f"--limit={2**63}", f"{2**63} is not in the range 0<=x<={2**63 - 1}"),
+            (f"--client={2**63}", "no id is that large"),
+            (f"--client={'9' * 5000}", "no id is that large"),
             ("--interval=0", "0"),
         ],
     )
@@ -509,6 +567,30 @@ class TestEvents:
         """What no event can be, and what is no time, is named."""
         code, said = failure(capsys, "events", "--database", filled, option)
         assert (code, sentence in said) == (errors.EXIT_SETTINGS, True)
+
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("[2001:db8::1]:25", [1]),
+            ("[2001:db8::1]:*", []),
+            ("[[]2001:db8::*]:25", [1, 2]),
+            ("[3]", [3, 4]),
+        ],
+    )
+    def test_a_label_with_brackets(
+        self, file: Path, capsys: Capture, pattern: str, expected: list[int]
+    ) -> None:
+        """It fits itself; in a pattern that does more, brackets mean what they mean in SQLite."""
+        labels = (b"[2001:db8::1]:25", b"[2001:db8::2]:25", b"[3]", b"3", b"4")
+        with filling(file) as cached:
+            for number, label in enumerate(labels, 1):
+                cached.client(number, program=label)
+                cached.event(
+                    "find_dest", 0, id=number, endpoint=label, destination=label, client_id=number
+                )
+        for option in ("--endpoint", "--destination", "--client"):
+            told = json.loads(run(capsys, "events", "--database", file, option, pattern))
+            assert [row["id"] for row in told] == expected
 
     def test_the_order_is_that_of_time(self, file: Path, capsys: Capture) -> None:
         """Within one write ids are in another order, even within a millisecond."""
@@ -563,6 +645,17 @@ class TestEvents:
         out = run(capsys, "events", "--database", file, "--format", "table")
         assert out.splitlines()[1] == "22:13:20.000 unknown   bad"
 
+    @pytest.mark.parametrize("layout", ["table", "json"])
+    def test_a_trail_that_is_off(self, file: Path, capsys: Capture, layout: str) -> None:
+        """Who finds nothing there is told why, and the output is what it would be."""
+        with filling(file) as cached:
+            cached.setting(audit_rows="0")
+        arguments = ["events", "--database", str(file), "--format", layout]
+        assert execute(arguments) == errors.EXIT_OK
+        output = capsys.readouterr()
+        assert output.out in ("(no events)\n", "[]\n")
+        assert output.err == "scache: no event is recorded while audit_rows is 0\n"
+
 
 class Rounds:
     """Takes the place of waiting: each time somebody waits, the next thing happens."""
@@ -612,6 +705,20 @@ class TestFollow:
         assert ids == [*range(2, 12), 100, 101, 102, 200, 201, 202]
         assert said == ""
         assert rounds.waited == [1] * 4
+
+    def test_a_trail_that_is_off(self, file: Path, capsys: Capture, rounds: Rounds) -> None:
+        """Who waits for events is told that there will be none; once."""
+        with filling(file) as cached:
+            cached.setting(audit_rows="0")
+        rounds.then(lambda: None)
+        said = "scache: no event is recorded while audit_rows is 0\n"
+        assert self.follow(capsys, "--database", file) == ([], said)
+
+    def test_json_is_a_line_for_each(self, filled: Path, capsys: Capture, rounds: Rounds) -> None:
+        """An array that never ends would be of no use."""
+        ids, _ = self.follow(capsys, "--database", filled, "--format", "json", "--limit", "2")
+        assert ids == [10, 11]
+        assert rounds.waited == [1]
 
     def test_filters_hold_for_what_comes(
         self, filled: Path, capsys: Capture, rounds: Rounds
@@ -727,7 +834,7 @@ class TestStats:
         """Everything that the screen shows is there as data."""
         figures = json.loads(run(capsys, "stats", "--database", filled))
         assert figures["daemon"]["version"] == "1.2.3"
-        assert figures["daemon"]["running"] is True
+        assert figures["daemon"]["running"] is None
         assert figures["clients"] == {"connected": 1, "total": 0}
         assert figures["connections"]["cached"] == len(ODD)
         assert figures["connections"]["endpoints"] == len(ODD)
@@ -755,7 +862,7 @@ class TestStats:
         assert header == ["at", "name", "value"]
         figures = {name: value for _, name, value in rows}
         assert figures["requests.find_dest.hit_rate"] == "0.9"
-        assert figures["daemon.running"] == "1"
+        assert figures["connections.cached"] == str(len(ODD))
 
     @pytest.mark.parametrize("columns", ["60", "100"])
     def test_one_screen(
@@ -768,7 +875,7 @@ class TestStats:
             cached.count(connections_expired=1_000_000)
         lines = run(capsys, "stats", "--database", filled, "--format", "table").splitlines()
         assert all(len(line) <= int(columns) for line in lines)
-        assert lines[0].startswith("scache 1.2.3, process 42, up ")
+        assert lines[0] == "scache 1.2.3, process 42, running or crashed"
         assert re.search(r"^find_dest +9 +1 +0 +90\.0%$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^expired +1,000,000 +0$", "\n".join(lines), re.MULTILINE)
         assert re.search(r"^audit_rows +11 +100 +11%$", "\n".join(lines), re.MULTILINE)
@@ -779,12 +886,12 @@ class TestStats:
             for number in range(100, 103):
                 cached.connection(number, b"e")
                 cached.binding(number + 10, b"d", b"%d" % number)
-            cached.descriptor(100, 7)
             cached.setting(
                 max_clients="1000",
                 max_connections="0",
                 max_connections_per_endpoint="6",
                 max_bindings_per_destination="10",
+                max_bindings="20",
                 open_files_limit="1024",
             )
             cached.count(limit_clients=5)
@@ -793,14 +900,15 @@ class TestStats:
             "max_clients": (1, 1000),
             "max_connections_per_endpoint": (3, 6),
             "max_bindings_per_destination": (3, 10),
-            "open_files_limit": (2, 1024),
+            "max_bindings": (len(ODD) + 3, 20),
+            "open_files_limit": (len(ODD) + 3 + 1, 1024),
             "ttl_limit": (60, 300),
             "audit_rows": (11, 100),
         }
         assert figures["limits_reached"]["clients"] == 5
         assert figures["limits_reached"]["message_size"] == 0
         out = run(capsys, "stats", "--database", filled, "--format", "table")
-        assert re.search(r"^open_files_limit +about 2 +1,024 +0%$", out, re.MULTILINE)
+        assert re.search(r"^open_files_limit +about 13 +1,024 +1%$", out, re.MULTILINE)
         assert re.search(r"^limits reached +times\nclients +5$", out, re.MULTILINE)
         assert "/s" not in out
         assert "find_endp" not in out
@@ -824,6 +932,32 @@ class TestStats:
             cached.instance(stopped_at=NOW + 90)
         out = run(capsys, "stats", "--database", file, "--format", "table")
         assert out.startswith("scache 1.2.3, process 42, stopped; was up 1m 30s\n")
+
+    def test_a_daemon_that_runs(self, live: Live, filled: Path, capsys: Capture) -> None:
+        """Whoever answers runs, and has since it was started; its image has its descriptors."""
+        with filling(filled) as cached:
+            cached.setting(open_files_limit="1024")
+            for number in range(500):
+                cached.descriptor(number, number)
+        live.file = filled
+        figures = json.loads(run(capsys, "stats"))
+        assert figures["daemon"]["running"] is True
+        assert figures["daemon"]["uptime"] > 0
+        assert figures["limits"]["open_files_limit"] == {"now": 501, "limit": 1024}
+        assert run(capsys, "stats", "--format", "table").startswith("scache 1.2.3, process 42, up ")
+
+    def test_a_file_cannot_tell_whether_the_daemon_runs(
+        self, file: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        """Of a daemon that was killed it says no more, nor less, than the copy of one that ran."""
+        copy = tmp_path / "copy.db"
+        with Daemon(tmp_path / "socket", database=file) as daemon:
+            run(capsys, "dump", "--socket", daemon.path, "--output", copy)
+        for each in (file, copy):
+            figures = json.loads(run(capsys, "stats", "--database", each))
+            assert (figures["daemon"]["running"], figures["daemon"]["uptime"]) == (None, None)
+            out = run(capsys, "stats", "--database", each, "--format", "table")
+            assert out.splitlines()[0].endswith(", running or crashed")
 
     def test_rates(
         self,
@@ -934,6 +1068,23 @@ class TestPurge:
             ):
                 assert {label for (label,) in image.execute(sql).rows} == left
 
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (["--endpoint", "[::1]:25"], "1 connection closed, 0 bindings removed\n"),
+            (["--destination", "[::1]"], "1 connection closed, 1 binding removed\n"),
+            (["--endpoint", "[::1]:*"], "0 connections closed, 0 bindings removed\n"),
+        ],
+    )
+    def test_a_label_with_brackets(
+        self, purgeable: Client, tmp_path: Path, capsys: Capture, options: list[str], told: str
+    ) -> None:
+        """What is named exactly goes, though its brackets would mean something else."""
+        with open(os.devnull) as something:  # noqa: PTH123
+            purgeable.save_endp(60, "[::1]:25", "", something)
+        purgeable.save_dest(60, "[::1]", "", "[::1]:25")
+        assert run(capsys, "purge", "--socket", tmp_path / "socket", *options) == told
+
     @pytest.mark.parametrize("options", ["", "--all --endpoint x", "--endpoint x --destination y"])
     def test_exactly_one(self, live: Live, capsys: Capture, options: str) -> None:
         """What is to go must be said, and be said once."""
@@ -991,6 +1142,30 @@ def test_the_readme_lists_the_counters() -> None:
 
 
 class TestOutput:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "dump connection",
+            "sql 'SELECT endpoint FROM connection'",
+            "events",
+            "events --follow",
+            "stats",
+        ],
+    )
+    def test_csv_cannot_drive_a_terminal(self, filled: Path, line: str) -> None:
+        """What would be exact elsewhere is spelled out there."""
+        with filling(filled) as cached:
+            cached.setting(x="\x1b[2J")
+            for number, label in enumerate(ODD.values(), 100):
+                cached.event("lost", id=number, endpoint=label, at=NOW + 10_000)
+        command = (*SCACHE, *shlex.split(line), "--format", "csv", "--database", str(filled))
+        with on_terminal(*command) as terminal:
+            terminal.read_until(r"\x1b[2J")
+            if "--follow" in line:
+                terminal.process.send_signal(signal.SIGINT)
+            terminal.read_to_end()
+        assert all(each.isprintable() for each in terminal.shown.splitlines())
+
     @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
     @pytest.mark.parametrize("command", ["dump event", "sql SELECT~1", "stats", "events", "check"])
     def test_a_full_disk(self, filled: Path, command: str, layout: str) -> None:

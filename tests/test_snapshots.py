@@ -119,6 +119,9 @@ def test_facts_of_descriptors_of_every_kind(client: Client, tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX) as abstract:
         abstract.bind(f"\0{tmp_path}")
         client.save_endp(60, "abstract", "", abstract)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as netlink:
+        netlink.bind((0, 0))
+        client.save_endp(60, "netlink", "", netlink)
     reader, writer = os.pipe()
     os.write(writer, b"123")
     with open(tmp_path / "file", "wb") as file:  # noqa: PTH123
@@ -142,6 +145,7 @@ def test_facts_of_descriptors_of_every_kind(client: Client, tmp_path: Path) -> N
     nothing = (None, None, None)
     assert facts.pop("named")[:3] == ("unix", str(tmp_path / "named"), None)
     assert facts.pop("abstract")[:3] == ("unix", f"@{tmp_path}", None)
+    assert facts.pop("netlink")[:3] == ("socket", None, None)
     assert facts.pop("pipe") == ("pipe", None, None, None, None, 3)
     assert facts.pop("file") == ("file", None, None, *nothing)
     assert not facts

@@ -12,8 +12,8 @@ import pytest
 from rich.cells import cell_len
 
 from scache.cli import tables
-from scache.cli.output import csv_line, flat, json_array, json_objects, json_value
-from scache.cli.tables import shortened, shortened_inside, shown, span
+from scache.cli.output import csv_line, flat, json_array, json_objects, json_value, shown
+from scache.cli.tables import shortened, shortened_inside, span
 from scache.cli.trail import line as event_line
 from scache.store.image import Result, Value
 from tests.support.cached import ODD
@@ -92,6 +92,48 @@ class TestShown:
         assert expected in event_line("22:22:20.000", event, 60)
 
     @pytest.mark.parametrize(
+        ("width", "destination", "detail", "expected"),
+        [
+            (60, "", "no descriptor", "smtp mx1…e.org:25  no descriptor"),
+            (60, "", "limit: connections per endpoint", "limit: connect"),
+            (60, "smtp example.org", "no descriptor", "smt…org > smt…:25  no descriptor"),
+            (60, "smtp example.org", "limit: bindings per destination", "limit: bindi"),
+            (
+                80,
+                "",
+                "limit: connections per endpoint",
+                " mx1.…le.org:25  limit: connections per endpoint",
+            ),
+            (80, "smtp example.org", "limit: bindings", " > smtp mx…org:25  limit: bindings  s…"),
+            (
+                80,
+                "smtp example.org",
+                "limit: bindings per destination",
+                "  limit: bindings per destination",
+            ),
+        ],
+    )
+    def test_why_a_request_failed_is_seen(
+        self, width: int, destination: str, detail: str, expected: str
+    ) -> None:
+        """Labels and the client give way to the detail, and no ttl was granted."""
+        event = {
+            "kind": "save_dest" if destination else "save_endp",
+            "outcome": "fail",
+            "destination": destination,
+            "endpoint": "smtp mx1.example.org:25",
+            "detail": detail,
+            "ttl": "60.0",
+            "age": "",
+            "pid": "12345",
+            "program": "smtp",
+        }
+        text = event_line("22:22:20.000", event, width)
+        assert cell_len(text) <= width
+        assert expected in text
+        assert "ttl" not in text
+
+    @pytest.mark.parametrize(
         ("seconds", "text"),
         [
             (0, "0.00s"),
@@ -153,6 +195,39 @@ class TestTables:
         rows: list[list[Value]] = [[number, b"x" * number] for number in range(5)]
         *_, last = table(["n", "label"], rows, 60).splitlines()
         assert last == "4  xxxx"
+
+    @pytest.mark.parametrize("width", [30, 60, None])
+    def test_numbers_of_later_rows_are_whole(
+        self, width: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However much longer ids become, each is there and stands below its column's name."""
+        monkeypatch.setattr(tables, "CHUNK", 2)
+        ids = [10**digits for digits in range(9)]
+        lines = table(["id", "label"], [[each, b"x" * 50] for each in ids], width).splitlines()
+        assert [int(line.split()[0]) for line in lines if "x" in line] == ids
+        for line in lines:
+            assert width is None or cell_len(line) <= width
+            if "id" in line:
+                end = line.index("id") + len("id")
+            elif "x" in line:
+                assert line.index(" ", end - 1) == end
+
+    def test_the_text_of_later_rows_takes_the_room_that_there_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first rows do not keep a column narrow; what moves the columns repeats the header."""
+        monkeypatch.setattr(tables, "CHUNK", 1)
+        kinds = [b"expired", b"purge_endp", b"lost"]
+        text = table(["kind", "n"], [[kind, 1] for kind in kinds], 60)
+        assert text.splitlines() == [
+            *("kind     n", "───────  ─", "expired  1"),
+            *("kind        n", "──────────  ─", "purge_endp  1", "lost        1"),
+        ]
+
+    def test_a_number_among_text_is_whole(self) -> None:
+        """Where a column has both, text alone gives way."""
+        rows: list[list[Value]] = [[b"x" * 90, b"y" * 90], [2**62, b"y"]]
+        assert str(2**62) in table(["a", "b"], rows, 37)
 
     def test_an_empty_table_says_so(self) -> None:
         """No rows are told from no answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,9 @@ def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence
     """
     if output is not None and names:
         raise click.UsageError("--output writes everything: name no tables with it")
+    source = click.get_current_context().get_parameter_source("layout")
+    if output is not None and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--output writes a database file: it takes no --format")
     if output is None and layout == "csv" and len(names) != 1:
         raise click.UsageError("csv holds one table: name exactly one, or choose another --format")
     with origin.image() as image:
@@ -64,7 +68,7 @@ def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence
                 write_text(_json_lines(image, chosen))
             case "table" if len(chosen) > 1:
                 for name in chosen:
-                    write_text(f"{name}:\n")
+                    write_text(f"{one_line(name)}:\n")
                     write(image.all_of(name), layout)
                     write_text("\n")
             case _:
@@ -81,7 +85,7 @@ def _chosen(image: Image, names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in known:
             raise click.UsageError(
-                f"there is no table or view {one_line(name)}: there are {', '.join(known)}"
+                f"there is no table or view {name}: there are {', '.join(known)}"
             )
     return list(dict.fromkeys(names))
 
@@ -89,7 +93,7 @@ def _chosen(image: Image, names: Sequence[str]) -> list[str]:
 def _json(image: Image, names: Sequence[str]) -> Iterator[str]:
     begin = "{"
     for name in names:
-        yield f'{begin}\n  "{name}": '
+        yield f"{begin}\n  {json.dumps(name)}: "
         yield from json_array(image.all_of(name), "  ")
         begin = ","
     yield "\n}\n"

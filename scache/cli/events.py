@@ -14,11 +14,12 @@ import click
 from scache.cli.logs import one_line
 from scache.cli.output import (
     Format,
-    csv_line,
     flush,
     format_option,
     json_objects,
     write,
+    write_csv,
+    write_csv_rows,
     write_text,
 )
 from scache.cli.reach import Origin, origin_options
@@ -35,7 +36,8 @@ Whoever looks at a live daemon takes a snapshot, which is an event: those that
 succeeded are left out, unless --kind snapshot asks for them.
 
 A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
-these; case matters.
+these, [[] for a bracket; case matters. It fits the very same text, too: what is
+called [::1]:25 can be named so.
 
 \b
 Examples:
@@ -47,6 +49,9 @@ Examples:
 
 FOLLOWED = 10
 """Earlier events that ``--follow`` begins with, unless told otherwise."""
+
+_MOST = 2**63 - 1
+"""The largest integer that SQLite knows."""
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -64,8 +69,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     metavar="TIME",
     help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
 )
-@click.option("--limit", metavar="N", type=click.IntRange(min=0), help="The last N of them.")
-@click.option("--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
+@click.option("--limit", metavar="N", type=click.IntRange(0, _MOST), help="The last N of them.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on with what happens next, until Ctrl-C. JSON is a line for each event then.",
+)
 @click.option(
     "--interval",
     metavar="SECONDS",
@@ -93,12 +102,12 @@ def events(
     """
     from scache.store.inside import Filter
 
-    is_pid = client is not None and client.isascii() and client.isdecimal()
+    pid = None if client is None else _pid(client)
     wanted = Filter(
         endpoint=None if endpoint is None else os.fsencode(endpoint),
         destination=None if destination is None else os.fsencode(destination),
-        pid=int(client) if client is not None and is_pid else None,
-        program=os.fsencode(client) if client is not None and not is_pid else None,
+        pid=pid,
+        program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
         since=None if since is None else moment(since),
     )
@@ -109,6 +118,14 @@ def events(
         return
     with origin.image() as image:
         _write(image, wanted, layout, limit)
+        _warn(image)
+
+
+def _warn(image: Image) -> None:
+    from scache.store.inside import records_events
+
+    if not records_events(image):
+        click.echo("scache: no event is recorded while audit_rows is 0", err=True)
 
 
 def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> None:
@@ -144,6 +161,7 @@ class _Follower:
         """Tell the last ``limit`` events, and then each new one; return never."""
         with self._origin.image() as image:
             self._tell(image, limit)
+            _warn(image)
         answers = True
         while True:
             time.sleep(self._interval)
@@ -173,10 +191,10 @@ class _Follower:
             case "table":
                 self._trail.write(result.columns, result.rows)
             case "csv":
-                import sys
-
-                header = [] if self._begun else [csv_line(map(str.encode, result.columns))]
-                sys.stdout.buffer.writelines([*header, *map(csv_line, result.rows)])
+                if self._begun:
+                    write_csv_rows(result.rows)
+                else:
+                    write_csv(result.columns, result.rows)
                 self._begun = True
             case _:  # an array that never ends is of no use: a line for each
                 write_text(f"{row}\n" for row in json_objects(result))
@@ -191,12 +209,24 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
     return kinds
 
 
+def _pid(client: str) -> int | None:
+    if not (client.isascii() and client.isdecimal()):
+        return None
+    if len(client) > len(str(_MOST)) or int(client) > _MOST:
+        raise click.UsageError("--client takes the id of a process or a GLOB: no id is that large")
+    return int(client)
+
+
 def moment(text: str) -> float:
-    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now."""
+    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now.
+
+    Nothing happened before the epoch: it stands for all earlier times, which
+    SQLite may not know.
+    """
     from scache.clock import Clock
 
     if span := _SPAN.fullmatch(text):
-        return Clock().now() - float(span[1]) * _UNITS[span[2]]
+        return max(Clock().now() - float(span[1]) * _UNITS[span[2]], 0)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -205,4 +235,4 @@ def moment(text: str) -> float:
         ) from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
-    return time.timestamp()
+    return max(time.timestamp(), 0)

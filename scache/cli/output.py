@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from scache.cli.logs import one_line
+
 if TYPE_CHECKING:
     from scache.store.image import Result, Value
 
@@ -27,7 +29,8 @@ def format_option(command: Command) -> Command:
         "layout",
         type=click.Choice(["table", "json", "jsonl", "csv"]),
         callback=_format,
-        help="How to write it.  [default: table on a terminal, else json]",
+        help="How to write it; csv is exact, except on a terminal.  "
+        "[default: table on a terminal, else json]",
     )
     return option(command)
 
@@ -51,7 +54,7 @@ def write(result: Result, layout: Format) -> None:
         case "jsonl":
             write_text(f"{row}\n" for row in json_objects(result))
         case "csv":
-            write_csv(result)
+            write_csv(result.columns, result.rows)
     flush()
 
 
@@ -110,16 +113,33 @@ def _distinct(columns: Sequence[str]) -> list[str]:
     return names
 
 
-def write_csv(result: Result) -> None:
-    """Write a header and the rows as CSV: text is quoted and exact, NULL is nothing at all."""
-    if not result.columns:
-        return
+def shown(value: Value | str) -> str:
+    r"""Return a value as people see it: one line, odd characters as \n, odd bytes as \xff."""
+    if isinstance(value, bytes):
+        return one_line(value.decode(errors="backslashreplace"))
+    return "" if value is None else one_line(str(value))
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Iterable[Value]]) -> None:
+    """Write a header and the rows as CSV; nothing if there are no columns."""
+    if columns:
+        write_csv_rows([[column.encode() for column in columns]])
+        write_csv_rows(rows)
+
+
+def write_csv_rows(rows: Iterable[Iterable[Value]]) -> None:
+    """Write rows as CSV: text is quoted and exact, NULL is nothing at all.
+
+    A terminal, which a label might drive, gets text as people see it.
+    """
     sys.stdout.flush()
-    out = sys.stdout.buffer
-    out.write(csv_line([column.encode() for column in result.columns]))
-    for row in result.rows:
-        out.write(csv_line(row))
-    out.flush()
+    to_terminal = sys.stdout.isatty()
+    for row in rows:
+        sys.stdout.buffer.write(csv_line(map(_visible, row) if to_terminal else row))
+
+
+def _visible(value: Value) -> Value:
+    return shown(value).encode() if isinstance(value, bytes) else value
 
 
 def csv_line(row: Iterable[Value]) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, WordCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
@@ -28,6 +29,8 @@ of the cache: nothing that it does reaches the cache itself.
   .help     this text
   .quit     the end; Ctrl-D does the same
 Tab completes names and SQL; the arrows bring back earlier statements."""
+
+COMMANDS = (".tables", ".refresh", ".help", ".quit")
 
 SQL = """
     ALL AND AS ASC AVG BETWEEN BY CASE CAST COUNT CREATE CROSS DELETE DESC DISTINCT DROP ELSE END
@@ -50,7 +53,7 @@ def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | st
         session = make_session()
         while True:
             try:
-                text = session.prompt(PROMPT, completer=_completer(image)).strip()
+                text = session.prompt(PROMPT, completer=_Completer(image)).strip()
                 match text.rstrip(";"):
                     case ".quit" | ".exit":
                         break
@@ -99,13 +102,22 @@ def _say(image: Image, command: str) -> None:
             click.echo(one_line(f"there is no command {command}: .help says which there are"))
 
 
-def _completer(image: Image) -> WordCompleter:
-    words = dict.fromkeys((".tables", ".refresh", ".help", ".quit"))
-    relations = image.relations()
-    words |= dict.fromkeys(relation.name for relation in relations)
-    words |= dict.fromkeys(column for relation in relations for column in relation.columns)
-    words |= dict.fromkeys(SQL.split())
-    return WordCompleter(list(words), ignore_case=True)
+class _Completer(Completer):
+    """Completes a command, or within a statement the names of an image and the words of SQL."""
+
+    def __init__(self, image: Image) -> None:
+        relations = image.relations()
+        words = dict.fromkeys(relation.name for relation in relations)
+        words |= dict.fromkeys(column for relation in relations for column in relation.columns)
+        words |= dict.fromkeys(SQL.split())
+        self._words = WordCompleter(list(words), ignore_case=True)
+        self._commands = WordCompleter(COMMANDS, sentence=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield what the text before the cursor may go on with."""
+        is_command = document.text_before_cursor.startswith(".")
+        completer = self._commands if is_command else self._words
+        return completer.get_completions(document, event)
 
 
 def _history() -> History:

@@ -12,7 +12,8 @@ from scache.cli.logs import one_line
 from scache.cli.reach import Origin, inside, socket_option
 
 EPILOG = """A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
-these; case matters.
+these, [[] for a bracket; case matters. It fits the very same text, too: what is
+called [::1]:25 can be named so.
 
 \b
 Examples:

@@ -97,14 +97,18 @@ def _joined(sections: Iterable[list[str]], *, blank: bool) -> list[str]:
 def _heading(origin: Origin, figures: dict[str, Any]) -> Iterator[str]:
     daemon = figures["daemon"]
     if daemon:
-        state = "up" if daemon["running"] else "stopped; was up"
-        state += f" {span(daemon['uptime'])}"
-        yield f"scache {daemon['version']}, process {daemon['pid']}, {state}"
+        yield f"scache {daemon['version']}, process {daemon['pid']}, {_state(daemon)}"
     yield one_line(f"{origin}, {figures['at']}")
     kept = f"image {figures['database']['bytes'] / 1e6:,.1f} MB"
     if "database" in figures["settings"]:
         kept += f", database {figures['settings']['database']}"
     yield one_line(kept)
+
+
+def _state(daemon: dict[str, Any]) -> str:
+    if daemon["running"] is None:
+        return "running or crashed"
+    return f"{'up' if daemon['running'] else 'stopped; was up'} {span(daemon['uptime'])}"
 
 
 def _populations(figures: dict[str, Any]) -> Iterator[_Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -17,7 +18,10 @@ from scache.errors import QueryError
 if TYPE_CHECKING:
     from scache.store.image import Image, Value
 
-EPILOG = """\b
+EPILOG = """A VALUE that is not UTF-8 is a BLOB, which equals no text: compare labels with
+CAST(:NAME AS TEXT).
+
+\b
 Examples:
   scache sql "SELECT * FROM saved_never_found"
   scache sql "SELECT * FROM live_connection WHERE remaining < :s" -p s=10
@@ -25,8 +29,10 @@ Examples:
   scache sql
 """
 
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,18})")
 _INTEGER_LIMIT = 2**63
+_REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?")
+"""Decimal digits with a point, an exponent or both; no zero before other digits."""
 
 
 @click.command(epilog=EPILOG)
@@ -38,7 +44,7 @@ _INTEGER_LIMIT = 2**63
     "parameters",
     metavar="NAME=VALUE",
     multiple=True,
-    help="What :NAME stands for in the statement.",
+    help="What :NAME stands for in the statement: a number if it is written as one, else text.",
 )
 @click.argument("statement", required=False)
 def sql(
@@ -86,15 +92,14 @@ def _parameter(given: str) -> tuple[str, Value | str]:
 
 
 def _value(text: str) -> Value | str:
-    """Return a number for what is written as a number is; else the text, or its exact bytes."""
+    """Return a number for what is written as a decimal one; else the text, or its exact bytes.
+
+    What is too large for SQLite, and what begins with needless zeros, is text: an id of something.
+    """
     if _INTEGER.fullmatch(text) and -_INTEGER_LIMIT <= int(text) < _INTEGER_LIMIT:
         return int(text)
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if repr(number) == text and text not in ("nan", "inf", "-inf"):
-        return number
+    if _REAL.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -6,14 +6,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scache.cli.logs import one_line
-from scache.cli.output import Format, csv_line, flat, flush, format_option
+from scache.cli.output import Format, flat, flush, format_option, write_csv, write_csv_rows
 from scache.cli.reach import Origin, origin_options
 from scache.errors import Unavailable
+
+if TYPE_CHECKING:
+    from scache.store.image import Value
 
 EPILOG = """\b
 Examples:
@@ -65,11 +68,12 @@ class Meter:
         from scache.clock import Clock
         from scache.store.inside import statistics
 
+        live = self._origin.database is None
         with self._origin.image() as image:
             read_at = time.monotonic()
             now = Clock().now()
             at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-            figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now)}
+            figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now, live=live)}
         before, self._counters = self._counters, figures["counters"]
         elapsed, self._read_at = read_at - self._read_at, read_at
         if before is not None:
@@ -105,14 +109,18 @@ def _write(figures: dict[str, Any], origin: Origin, layout: Format, *, header: b
             show(origin, figures)
         case "csv":
             at = figures["at"].encode()
+            rows = ((at, name.encode(), _field(value)) for name, value in flat(figures))
             if header:
-                sys.stdout.buffer.write(csv_line([b"at", b"name", b"value"]))
-            for name, value in flat(figures):
-                field = value.encode() if isinstance(value, str) else value
-                sys.stdout.buffer.write(csv_line([at, name.encode(), field]))
+                write_csv(["at", "name", "value"], rows)
+            else:
+                write_csv_rows(rows)
         case _:
             import json
 
             indent = 2 if layout == "json" else None
             sys.stdout.write(json.dumps(figures, indent=indent) + "\n")
     flush()
+
+
+def _field(value: Any) -> Value:  # noqa: ANN401 - of the figures, a text or a number
+    return value.encode() if isinstance(value, str) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,13 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from scache.cli.logs import one_line
+from scache.cli.output import shown
 
 if TYPE_CHECKING:
     from scache.store.image import Value
 
 CHUNK = 1000
-"""Rows that are laid out together: the first so many set the widths of the columns."""
+"""Rows that are laid out together, and written at once."""
 
 WIDE = 200
 """Characters of the widest column where no terminal sets a limit."""
@@ -29,13 +30,6 @@ _SHORTEST_TEXT = 16
 """Characters that a column of text keeps, if it has them; with less room, rows become blocks."""
 _WHOLE = 24
 """Characters of a cell that is not shortened, if it can be helped: a time has so many."""
-
-
-def shown(value: Value | str) -> str:
-    r"""Return a value as people see it: one line, odd characters as \n, odd bytes as \xff."""
-    if isinstance(value, bytes):
-        return one_line(value.decode(errors="backslashreplace"))
-    return "" if value is None else one_line(str(value))
 
 
 def shortened(text: str, width: int) -> str:
@@ -99,82 +93,98 @@ def tables(
 ) -> Iterator[Text]:
     """Yield pieces of a table no wider than ``width``: its header and first rows, and more rows.
 
-    Where the columns do not fit beside each other, each row becomes a block
-    of lines.
+    The header comes again where later rows need wider columns. Where the
+    columns do not fit beside each other, each row becomes a block of lines.
     """
     headers = [shown(column) for column in columns]
+    seen = Seen(headers)
     rest = iter(rows)
     layout: Layout | None = None
-    blocks = False
     while chunk := list(islice(rest, CHUNK)):
         cells = [[shown(value) for value in row] for row in chunk]
-        if layout is None and not blocks:
-            layout = lay_out(headers, cells, chunk, width)
-            blocks = layout is None
-            if layout is not None:
-                yield layout.header(headers)
+        seen.add(chunk, cells)
+        before, layout = layout, seen.lay_out(width)
         if layout is None:
             yield Text("\n".join(_block(headers, row, width) for row in cells))
-        else:
-            yield Text("\n".join(map(layout.line, cells)))
-    if layout is None and not blocks:
+            continue
+        if layout != before:
+            yield layout.header(headers)
+        yield Text("\n".join(map(layout.line, cells)))
+    if not seen.any_row:
         yield Text("(no rows)")
 
 
+@dataclass(frozen=True)
 class Layout:
-    """The widths of columns, and on which side their cells stand."""
+    """How columns stand beside each other."""
 
-    def __init__(self, widths: Sequence[int], right: Sequence[bool]) -> None:
-        self._columns = list(zip(widths, right, strict=True))
+    widths: Sequence[int]
+    """Characters of each."""
+    right: Sequence[bool]
+    """Whether the cells of each stand on its right side."""
 
     def header(self, names: Sequence[str]) -> Text:
         """Return the line of names, and a rule."""
         text = Text(self.line(names), style="bold")
-        return text.append("\n" + _GAP.join("─" * width for width, _ in self._columns), "dim")
+        return text.append("\n" + _GAP.join("─" * width for width in self.widths), "dim")
 
     def line(self, cells: Iterable[str]) -> str:
         """Return a row."""
         placed = []
-        for cell, (width, right) in zip(cells, self._columns, strict=True):
+        for cell, width, right in zip(cells, self.widths, self.right, strict=True):
             text = shortened(cell, width)
             padding = " " * (width - cell_len(text))
             placed.append(padding + text if right else text + padding)
         return _GAP.join(placed).rstrip()
 
 
-def lay_out(
-    headers: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    rows: Sequence[Sequence[Value]],
-    width: int | None,
-) -> Layout | None:
-    """Return widths for the columns of these rows; None if they do not fit.
+class Seen:
+    """How wide the cells of columns are, in all rows so far."""
 
-    Numbers and times stay whole: half a number lies.
-    """
-    bodies = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    natural = [max(body, cell_len(name)) for body, name in zip(bodies, headers, strict=True)]
-    right = [
-        not any(isinstance(value, bytes) for value in values) for values in zip(*rows, strict=True)
-    ]
-    if width is None:
-        return Layout([min(wanted, WIDE) for wanted in natural], right)
-    least = [
-        min(wanted, _WHOLE if body <= _WHOLE else _SHORTEST_TEXT)
-        if not number
-        else max(body, min(wanted, _WHOLE))
-        for body, wanted, number in zip(bodies, natural, right, strict=True)
-    ]
-    room = width - len(_GAP) * (len(least) - 1) - sum(least)
-    if room < 0:
-        return None
-    # The columns that want least more are served first.
-    for index in sorted(range(len(least)), key=lambda each: natural[each] - least[each]):
-        hungry = sum(wanted > has for wanted, has in zip(natural, least, strict=True))
-        more = min(natural[index] - least[index], room // max(hungry, 1))
-        least[index] += more
-        room -= more
-    return Layout(least, right)
+    def __init__(self, headers: Sequence[str]) -> None:
+        self.any_row = False
+        """Whether there was one."""
+        self._headers = list(map(cell_len, headers))
+        self._cells = [0] * len(headers)
+        self._numbers = [0] * len(headers)
+        """The same of the cells that are numbers."""
+        self._right = [True] * len(headers)
+        """Whether there is no text in a column."""
+
+    def add(self, rows: Sequence[Sequence[Value]], cells: Sequence[Sequence[str]]) -> None:
+        """Measure the cells of these rows."""
+        self.any_row = True
+        columns = zip(zip(*rows, strict=True), zip(*cells, strict=True), strict=True)
+        for index, (values, column) in enumerate(columns):
+            widths = list(map(cell_len, column))
+            is_text = [isinstance(value, bytes) for value in values]
+            numbers = (width for width, text in zip(widths, is_text, strict=True) if not text)
+            self._cells[index] = max(self._cells[index], *widths)
+            self._numbers[index] = max(self._numbers[index], *numbers, 0)
+            self._right[index] = self._right[index] and not any(is_text)
+
+    def lay_out(self, width: int | None) -> Layout | None:
+        """Return widths for the columns; None if they do not fit beside each other.
+
+        Numbers and times stay whole: half a number lies.
+        """
+        natural = list(map(max, self._cells, self._headers))
+        if width is None:
+            return Layout([min(wanted, WIDE) for wanted in natural], tuple(self._right))
+        least = [
+            max(number, min(wanted, _WHOLE if body <= _WHOLE else _SHORTEST_TEXT))
+            for body, wanted, number in zip(self._cells, natural, self._numbers, strict=True)
+        ]
+        room = width - len(_GAP) * (len(least) - 1) - sum(least)
+        if room < 0:
+            return None
+        # The columns that want least more are served first.
+        for index in sorted(range(len(least)), key=lambda each: natural[each] - least[each]):
+            hungry = sum(wanted > has for wanted, has in zip(natural, least, strict=True))
+            more = min(natural[index] - least[index], room // max(hungry, 1))
+            least[index] += more
+            room -= more
+        return Layout(least, tuple(self._right))
 
 
 def _block(headers: Sequence[str], cells: Sequence[str], width: int | None) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from scache.cli.output import shown
 from scache.cli.tables import (
     ELLIPSIS,
     WIDE,
     make_console,
     shortened,
     shortened_inside,
-    shown,
     span,
     width_of,
 )
@@ -23,7 +23,10 @@ from scache.store.image import Value
 _DAY = 10
 """Characters of a date."""
 _SHORTEST_LABEL = 14
-"""Characters that a label of two keeps, if it has them; what comes after them gives way."""
+"""Characters that a label of two keeps, if it has them; what comes after them gives way.
+
+With a detail, which says why, both together may have to do with so many.
+"""
 _NEWLINE = r"\n"
 """As `shown` spells it."""
 
@@ -54,19 +57,16 @@ def line(clock: str, event: dict[str, str], width: int) -> str:
     """Return an event as a line of at most ``width`` columns.
 
     Labels give way first: of several lines, as Postfix's have, the longest
-    stays, which names a host; of one line the middle goes.
+    stays, which names a host; of one line the middle goes. Then the client
+    gives way, and last the detail.
     """
     begin = f"{clock} {event['kind']:9} {event['outcome']:4}"
     labels = [event[name] for name in ("destination", "endpoint") if event[name]]
-    details = [f"{name} {span(float(event[name]))}" for name in ("ttl", "age") if event[name]]
-    if event["pid"]:
-        details.append(f"{event['program'] or 'pid'}[{event['pid']}]")
-    if event["detail"]:
-        details.append(event["detail"])
-    end = "".join(f"  {each}" for each in details)
+    why = f"  {event['detail']}" if event["detail"] else ""
+    end = "".join(f"  {each}" for each in _circumstances(event))
     arrow = " > "
-    room = width - len(begin) - 1 - cell_len(end) - len(arrow) * (len(labels) - 1)
-    room = max(room, 2 * _SHORTEST_LABEL)
+    room = width - len(begin) - 1 - cell_len(why) - len(arrow) * (len(labels) - 1)
+    room = max(room - cell_len(end), min(room, 2 * _SHORTEST_LABEL), _SHORTEST_LABEL)
     if sum(map(cell_len, labels)) > room:
         # A short one leaves the rest to the other.
         shares = [
@@ -74,7 +74,19 @@ def line(clock: str, event: dict[str, str], width: int) -> str:
             for label in labels
         ]
         labels = [_shortened_label(*each) for each in zip(labels, shares, strict=True)]
-    return shortened(f"{begin} {arrow.join(labels)}{end}".rstrip(), width)
+    text = shortened(f"{begin} {arrow.join(labels)}{why}".rstrip(), width)
+    left = width - cell_len(text)
+    # Less than a letter and its ellipsis would look as if the detail went on.
+    return text + shortened(end, left) if left > len("  .") else text
+
+
+def _circumstances(event: dict[str, str]) -> Iterator[str]:
+    if event["ttl"] and event["outcome"] == "ok":  # who was refused got none
+        yield f"ttl {span(float(event['ttl']))}"
+    if event["age"]:
+        yield f"age {span(float(event['age']))}"
+    if event["pid"]:
+        yield f"{event['program'] or 'pid'}[{event['pid']}]"
 
 
 def _shortened_label(label: str, width: int) -> str:

@@ -40,13 +40,16 @@ _RELATIONS = """
     WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
     ORDER BY type, rowid
 """
-_COLUMNS = "SELECT name FROM pragma_table_info(:name)"
+_COLUMNS = "SELECT name FROM pragma_table_info(CAST(:name AS TEXT))"
 
 _WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
 """What sqlite3 says of a parameter that it was given no value for; Python 3.13 as 3.11 does."""
 
+_WITHOUT_NAME = re.compile(r"Binding \d+ has no name")
+"""What it says of a parameter that is a mere question mark."""
+
 _NO_ATTACH = (
-    "ATTACH and VACUUM INTO are not allowed: a statement works on a private copy of the cache "
+    "ATTACH and VACUUM are not allowed: a statement works on a private copy of the cache "
     "(scache dump --output writes one to a file)"
 )
 
@@ -66,6 +69,7 @@ class Relation(NamedTuple):
     """A table or a view."""
 
     name: str
+    """Bytes of it that are not UTF-8 are surrogates, as in the arguments of a command."""
     is_view: bool
     columns: list[str]
     """None of them if it is a view of what is gone."""
@@ -174,14 +178,20 @@ class Image:
             assert isinstance(name, bytes)
             columns = []
             with suppress(QueryError):
-                for (column,) in self.execute(_COLUMNS, {"name": name.decode()}).rows:
+                for (column,) in self.execute(_COLUMNS, {"name": name}).rows:
                     assert isinstance(column, bytes)
-                    columns.append(column.decode())
-            found.append(Relation(name.decode(), kind == b"view", columns))
+                    columns.append(_name(column))
+            found.append(Relation(_name(name), kind == b"view", columns))
         return found
 
     def all_of(self, relation: str) -> Result:
-        """Return the rows of a table or view."""
+        """Return the rows of a table or view; raise QueryError if its name is not UTF-8."""
+        try:
+            relation.encode()
+        except UnicodeEncodeError:
+            raise QueryError(
+                f"the name {relation} is not UTF-8 and cannot be asked for: name others"
+            ) from None
         return self.execute('SELECT * FROM "{}"'.format(relation.replace('"', '""')))
 
     def write_to(self, path: Path) -> None:
@@ -204,7 +214,7 @@ class Image:
             raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
 
     def _authorize(self, action: int, *_: object) -> int:
-        # VACUUM INTO attaches its target as well.
+        # VACUUM attaches as well: its target, or a database of its own.
         if action == sqlite3.SQLITE_ATTACH:
             self._refusal = _NO_ATTACH
             return sqlite3.SQLITE_DENY
@@ -226,12 +236,24 @@ class Image:
                     raise KeyboardInterrupt from None
                 case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                     raise _explain("the image", error) from error
-            missing = _WITHOUT_VALUE.search(str(error))
-            if missing and isinstance(error, sqlite3.ProgrammingError):
-                raise QueryError(
-                    f"the parameter {missing[1]} has no value: add -p {missing[1]}=..."
-                ) from error
-            raise QueryError(self._refusal or str(error)) from error
+            raise QueryError(self._refusal or _sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return why a statement fails, with what to do where sqlite3 does not say that."""
+    text = str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return "the statement is not UTF-8: write such bytes as CAST(x'ff' AS TEXT)"
+    if isinstance(error, sqlite3.ProgrammingError):
+        if missing := _WITHOUT_VALUE.search(text):
+            return f"the parameter {missing[1]} has no value: add -p {missing[1]}=..."
+        if _WITHOUT_NAME.match(text):
+            return "a parameter needs a name: write :name instead of ?, and add -p name=..."
+    return text
+
+
+def _name(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")
 
 
 def is_complete(sql: str) -> bool:

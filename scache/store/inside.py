@@ -40,7 +40,7 @@ COUNTERS: Final = (
     "limit_exchange_timeout",
     "limit_open_files",
 )
-"""Every total that a daemon may keep; the table ``counter`` has no row for one that is 0."""
+"""Every total that a daemon may keep; the table ``counter`` may have no row for one that is 0."""
 
 _LIMIT: Final = "limit_"
 """What the names of those begin with that count how often a limit was reached."""
@@ -69,12 +69,15 @@ _INSTANCE = """
 _SAME_INSTANCE = "SELECT count(*) FROM instance WHERE id = :id AND started_at = :started_at"
 _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
-_ENDPOINTS = "SELECT DISTINCT endpoint FROM connection WHERE endpoint GLOB CAST(:glob AS TEXT)"
-_DESTINATIONS = """
-    SELECT DISTINCT destination FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+_FITS = "({0} GLOB CAST(:{1} AS TEXT) OR {0} = CAST(:{1} AS TEXT))"
+"""Whether a column fits a parameter; a label with brackets, as IPv6 has, fits itself at least."""
+_TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
+_ENDPOINTS = f"SELECT DISTINCT endpoint FROM connection WHERE {_FITS.format('endpoint', 'glob')}"
+_DESTINATIONS = f"""
+    SELECT DISTINCT destination FROM binding WHERE {_FITS.format("destination", "glob")}
 """
-_ENDPOINTS_OF = """
-    SELECT DISTINCT endpoint FROM binding WHERE destination GLOB CAST(:glob AS TEXT)
+_ENDPOINTS_OF = f"""
+    SELECT DISTINCT endpoint FROM binding WHERE {_FITS.format("destination", "glob")}
 """
 _MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
 """The time of a row of ``event_log``, which has it as text, to the millisecond."""
@@ -96,7 +99,8 @@ class Instance(NamedTuple):
 class Filter:
     """Which events to tell of: those that fit everything that is given.
 
-    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters.
+    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters. A
+    pattern fits the very same text, too.
     """
 
     endpoint: bytes | None = None
@@ -124,7 +128,7 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
     for name in ("endpoint", "destination", "program"):
         pattern = getattr(wanted, name)
         if pattern is not None:
-            conditions.append(f"{name} GLOB CAST(:{name} AS TEXT)")
+            conditions.append(_FITS.format(name, name))
             parameters[name] = pattern
     if wanted.pid is not None:
         conditions.append("pid = :pid")
@@ -191,12 +195,17 @@ def latest_event(image: Image) -> int:
     return latest
 
 
-def statistics(image: Image, now: float) -> dict[str, Any]:
+def records_events(image: Image) -> bool:
+    """Return whether the daemon of the image keeps an audit trail."""
+    return next(image.execute(_TRAIL_IS_OFF).rows)[0] == 0
+
+
+def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
 
-    A section is a dictionary; ages and times to come are seconds, and None
-    where there is nothing of that age. Counters that are absent are 0, and limits
-    that are 0 are none.
+    ``live`` is whether the daemon gave it just now. A section is a dictionary;
+    ages and times to come are seconds, and None where there is nothing of that
+    age. Counters that are absent are 0, and limits that are 0 are none.
     """
     (row,) = image.execute(_NOW).rows
     clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
@@ -210,13 +219,14 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
         # Of the fullest.
         "max_connections_per_endpoint": of_endpoint,
         "max_bindings_per_destination": of_destination,
-        # About: what else the daemon has open is not in an image.
-        "open_files_limit": files + clients,  # type: ignore[operator]
+        "max_bindings": bindings,
+        # About: what else the daemon has open is not in an image, and a file has no descriptors.
+        "open_files_limit": max(connections, files) + clients,  # type: ignore[type-var, operator]
         "ttl_limit": ttl,
         "audit_rows": kept,
     }
     return {
-        "daemon": _daemon(instance(image), now),
+        "daemon": _daemon(instance(image), now, live=live),
         "clients": {"connected": clients, "total": counters.get("clients_connected", 0)},
         "connections": {
             "cached": connections,
@@ -252,16 +262,15 @@ def statistics(image: Image, now: float) -> dict[str, Any]:
     }
 
 
-def _daemon(latest: Instance | None, now: float) -> dict[str, Any]:
+def _daemon(latest: Instance | None, now: float, *, live: bool) -> dict[str, Any]:
     if latest is None:
         return {}
     _, version, pid, started_at, stopped_at = latest
-    return {
-        "version": version,
-        "pid": pid,
-        "uptime": _seconds(started_at, now if stopped_at is None else stopped_at, -1),
-        "running": stopped_at is None,
-    }
+    daemon: dict[str, Any] = {"version": version, "pid": pid, "uptime": None, "running": None}
+    if live or stopped_at is not None:
+        daemon["uptime"] = _seconds(started_at, now if stopped_at is None else stopped_at, -1)
+        daemon["running"] = stopped_at is None
+    return daemon  # whether a run without an end goes on or has crashed, a file does not tell
 
 
 def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
