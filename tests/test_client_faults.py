@@ -330,9 +330,11 @@ def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.M
     """The deadline holds although the server never lets the client wait."""
     receive = fdpass.receive
 
-    def receive_slowly(sock: socket.socket) -> tuple[bytes, Sequence[int], bool]:
+    def receive_slowly(
+        sock: socket.socket, buffer: memoryview
+    ) -> tuple[bytes, Sequence[int], bool]:
         time.sleep(TIMEOUT / 4)
-        return receive(sock)
+        return receive(sock, buffer)
 
     with serving(path, answering(0)):
         client = connect(path, inline=False, timeout=TIMEOUT)
@@ -383,8 +385,8 @@ def test_hit_at_the_last_moment(
     """A connection whose descriptor has come is found, although the time is over by then."""
     receive = fdpass.receive
 
-    def receive_late(sock: socket.socket) -> tuple[bytes, Sequence[int], bool]:
-        received = receive(sock)
+    def receive_late(sock: socket.socket, buffer: memoryview) -> tuple[bytes, Sequence[int], bool]:
+        received = receive(sock, buffer)
         if received[1]:
             time.sleep(0.6)
         return received
