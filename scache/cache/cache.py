@@ -278,9 +278,9 @@ class Cache:
         event = Event(self._clock.now(), "snapshot", status, client_id=client_id, detail=detail)
         self._trail.record(event)
 
-    def refuse(self, kind: str, client_id: int, why: str) -> Status:
-        """Record that a client asked what it may not ask, and say so."""
-        return self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
+    def refuse(self, kind: str, client_id: int, why: str) -> None:
+        """Record that a client asked what it may not ask."""
+        self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield id and descriptor of each connection that is cached or on its way out."""

@@ -121,10 +121,15 @@ class ServerConversation:
         self,
         *,
         announce: bool = True,
+        offer_inline: bool = True,
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_ahead_size: int = MAX_AHEAD_SIZE,
     ) -> None:
-        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy."""
+        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy.
+
+        Without ``offer_inline`` nobody gets to know that there is more than the base protocol.
+        """
+        self._offers_inline = offer_inline
         self._max_message_size = max_message_size
         self._max_ahead_size = max_ahead_size
         self.inline = False
@@ -268,18 +273,22 @@ class ServerConversation:
             self._state = _AWAIT_DESCRIPTOR
             return None
         if isinstance(request, Hello):
-            self.inline = True
-            self.output.append(HELLO_REPLY)
-            return None
+            if self._offers_inline:
+                self.inline = True
+                self.output.append(HELLO_REPLY)
+                return None
+            request = Malformed(NAMES[Hello])
         if isinstance(request, Admin) and not self.inline:
             request = Malformed(NAMES[type(request)])  # the genuine program knows none of these
-        if isinstance(request, Malformed):
-            grammar = GRAMMAR.get(request.name)
-            replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
-            self.output.append(replies[Status.BAD])
-            if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
-                # It came for this message, and must not become the next one's.
-                return request._replace(descriptor=self.descriptors.popleft())
+        return self._answer(request) if isinstance(request, Malformed) else request
+
+    def _answer(self, request: Malformed) -> Malformed:
+        grammar = GRAMMAR.get(request.name)
+        replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
+        self.output.append(replies[Status.BAD])
+        if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
+            # It came for this message, and must not become the next one's.
+            return request._replace(descriptor=self.descriptors.popleft())
         return request
 
     def _take_descriptor(self) -> Event:
