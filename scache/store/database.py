@@ -458,7 +458,10 @@ async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows
 
 async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
     if audit_rows:
-        await control.execute(_TRIM_EVENTS, (audit_rows,))
+        async with control.execute(_TRIM_EVENTS, (audit_rows,)) as cursor:
+            trimmed = cursor.rowcount
+        if trimmed:
+            await control.execute(_COUNT, ("events_trimmed", trimmed))
 
 
 def _open_data_plane(file: str) -> sqlite3.Connection:

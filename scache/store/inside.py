@@ -30,6 +30,7 @@ COUNTERS: Final = (
     "clients_connected",
     "clients_not_recorded",
     "clients_not_allowed",
+    "events_trimmed",
     "events_dropped",
     "runs_not_recorded",
     "limit_clients",
