@@ -234,6 +234,25 @@ def test_descriptors_that_cannot_be_received(path: Path) -> None:
                     hostile.send(encode([(b"request", b"hello")]), [something.fileno()] * 253)
                     assert hostile.receive_message()[0] == (b"status", b"0")
             assert count(client, "limit_open_files") == 20
+            save = [
+                (b"request", b"save_endp"),
+                (b"ttl", b"9"),
+                (b"label", b"e"),
+                (b"property", b""),
+            ]
+            for inline in (True, False):
+                with Wire(path) as hostile:
+                    hostile.announcement()
+                    if inline:
+                        hostile.send(encode([(b"request", b"hello")]))
+                        assert hostile.receive_message()[0] == (b"status", b"0")
+                    hostile.send(encode(save), [something.fileno()] * (253 if inline else 0))
+                    if not inline:
+                        assert hostile.receive_message() == [(b"dummy", b"")]
+                        hostile.send(b"\0", [something.fileno()] * 253)
+                    assert hostile.receive_message()[0] == (b"status", b"2")
+            refused = "SELECT kind, detail FROM event WHERE status > 0"
+            assert snapshot(client, refused) == [("save_endp", "limit: open files")] * 2
             found = client.find_endp("e")
             assert found is not None
             found.close()

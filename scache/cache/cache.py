@@ -52,16 +52,24 @@ class Cache:
             self.statistics.bindings_added(destination, count)
 
     def save_endp(
-        self, ttl: float, endpoint: bytes, properties: bytes, descriptor: int | None, client_id: int
+        self,
+        ttl: float,
+        endpoint: bytes,
+        properties: bytes,
+        descriptor: int | None,
+        client_id: int,
+        *,
+        lost: bool = False,
     ) -> Status:
         """Park a connection for ``ttl`` seconds, or the limit if that is less.
 
-        The descriptor is the cache's from here on, and is closed if it is
-        refused; None, because the client sent none, is.
+        The descriptor is the cache's from here on, and is closed if it is refused; None is, because
+        the client sent none, or because it was ``lost``: this process could open no more.
         """
         now, limits = self._clock.now(), self._limits
         if descriptor is None:
-            return self._refuse_endp(now, endpoint, client_id, "no descriptor")
+            why = "limit: open files" if lost else "no descriptor"
+            return self._refuse_endp(now, endpoint, client_id, why)
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
             self.counts["limit_connections_per_endpoint"] += 1

@@ -234,7 +234,8 @@ class Session:
             self.abort()
 
     def _save(self, event: Save) -> None:
-        status = self._cache.save_endp(*event.request, event.descriptor, self._client_id)
+        request, descriptor, lost = event
+        status = self._cache.save_endp(*request, descriptor, self._client_id, lost=lost)
         self._conversation.reply_status(status)
 
     def _bind(self, request: SaveDest) -> None:
