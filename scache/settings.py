@@ -38,6 +38,9 @@ UNCHANGED: Final = -1
 
 _ID_DIGITS = 10
 
+_ANY, _NONE = "any", "none"
+"""What a list of those who may says when nobody is listed, by what that means."""
+
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -135,20 +138,21 @@ def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
     raise ValueError(f"names a {kind} that does not exist: {name!r}")
 
 
-def _user_ids(value: object) -> tuple[str, ...]:
-    return _names(value, "users", _uid)
+def _names(
+    value: object, what: str, look_up: Callable[[str], int], unlisted: str
+) -> tuple[str, ...]:
+    """Return the names or numbers in a list, or in a text with commas, all of which exist.
 
-
-def _group_ids(value: object) -> tuple[str, ...]:
-    return _names(value, "groups", _gid)
-
-
-def _names(value: object, what: str, look_up: Callable[[str], int]) -> tuple[str, ...]:
-    """Return the names or numbers in a list, or in a text with commas, all of which exist."""
+    ``unlisted`` is the word for none of them. A list that is merely empty is refused, as it comes
+    from a variable that was not set, and would let everybody in.
+    """
+    if value in ((), unlisted):
+        return ()
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        raise _refusal(f"{what}, names or numbers, with commas in between", value)
-    names = tuple(name for part in parts if (name := str(part).strip()))
+    listed = parts if isinstance(parts, list | tuple) else ()
+    names = tuple(name for part in listed if (name := str(part).strip()))
+    if not names:
+        raise _refusal(f'{what}, names or numbers, with commas in between, or "{unlisted}"', value)
     for name in names:
         look_up(name)
     return names
@@ -222,6 +226,14 @@ def _write_number(number: float) -> str:
     return repr(number).removesuffix(".0")
 
 
+def _names_kind(what: str, look_up: Callable[[str], int], unlisted: str) -> Kind:
+    return Kind(
+        what.upper(),
+        lambda value: _names(value, what, look_up, unlisted),
+        write=lambda names: ",".join(names) or unlisted,
+    )
+
+
 POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)
 SECONDS_OR_NEVER = Kind("SECONDS", _seconds_or_never, _number_in, _write_number)
 COUNT = Kind("COUNT", _count, _count_in)
@@ -230,8 +242,8 @@ PATH = Kind("PATH", _path)
 FILE_NAME = Kind("PATH", _file_name)
 MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
 OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")
-USERS = Kind("USERS", _user_ids, write=",".join)
-GROUPS = Kind("GROUPS", _group_ids, write=",".join)
+ALLOWED_USERS, ADMIN_USERS = (_names_kind("users", _uid, word) for word in (_ANY, _NONE))
+ALLOWED_GROUPS, ADMIN_GROUPS = (_names_kind("groups", _gid, word) for word in (_ANY, _NONE))
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
 ON_CORRUPT_ACTION = Kind("ACTION", _on_corrupt)
 LOG_LEVEL = Kind("LEVEL", _log_level)
@@ -380,31 +392,34 @@ class Settings:
 
     allow_uids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(USERS, "Serve these users alone, of those that the socket lets in.", "any"),
+        metadata=_about(
+            ALLOWED_USERS, "Serve these users alone, of those that the socket lets in."
+        ),
     )
-    """Users, by name or number, with commas in between. Neither these nor groups: everybody."""
+    """Users, by name or number, with commas in between; ``any``: all. See `allowed_ids`."""
 
     allow_gids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(GROUPS, "Serve the members of these groups alone, and those users.", "any"),
+        metadata=_about(
+            ALLOWED_GROUPS, "Serve the members of these groups alone, and those users."
+        ),
     )
-    """Groups, by name or number, with commas in between."""
+    """Groups, by name or number, with commas in between; ``any``: as `allow_uids` says."""
 
     admin_uids: tuple[str, ...] = field(
         default=(),
         metadata=_about(
-            USERS,
+            ADMIN_USERS,
             "Who else than root and the daemon's user may look inside and purge.",
-            "none",
         ),
     )
-    """Users, by name or number, with commas in between. See `admin_ids`."""
+    """Users, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
     admin_gids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(GROUPS, "The same for the members of groups.", "none"),
+        metadata=_about(ADMIN_GROUPS, "The same for the members of groups."),
     )
-    """Groups, by name or number, with commas in between. See `admin_ids`."""
+    """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
     announce: bool = field(
         default=True,
@@ -446,7 +461,7 @@ class Settings:
 
     @property
     def allowed_ids(self) -> tuple[list[int], list[int]]:
-        """The uids and gids of `allow_uids` and `allow_gids`."""
+        """The uids and gids of `allow_uids` and `allow_gids`; none of either: everybody."""
         return list(map(_uid, self.allow_uids)), list(map(_gid, self.allow_gids))
 
     @property

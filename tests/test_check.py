@@ -15,11 +15,13 @@ import pytest
 from scache import Client
 from scache.cli import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, EXIT_OK, EXIT_SOCKET
+from scache.model import Peer, Status
 from scache.store.check import CHECKS, SHOWN, check
 from scache.store.image import Image
 from tests.support.cached import NOW, Cached, filling
 from tests.support.daemon import Daemon
 from tests.support.parked import Parked
+from tests.test_cache import rigged
 from tests.test_surroundings import overwrite_the_middle, take
 
 Capture = pytest.CaptureFixture[str]
@@ -145,7 +147,11 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("times", lambda c: c.connection(50, expires_at=NOW + 300.1), ": connection 50$"),
     ("times", lambda c: c.binding(50, b"x", b"e", expires_at=NOW - 1), ": binding 50$"),
     ("times", lambda c: c.event("save_dest", 0, ttl=-1, binding_id=30), "event 1"),
-    ("overdue", lambda c: c.event("unknown", 1, at=NOW + 71), ": connection 10; .*; binding 30$"),
+    (
+        "overdue",
+        lambda c: c.event("unknown", 1, at=NOW + 71, client_id=1),
+        ": connection 10; .*; binding 30$",
+    ),
     ("clients", lambda c: c.connection(50, client_id=3), r"connection 50 \(client 3\)$"),
     ("clients", lambda c: c.event("unknown", 1, client_id=3), r"event \d+ \(client 3\)$"),
 ]
@@ -253,6 +259,27 @@ def test_clients_that_may_have_been_forgotten(file: Path) -> None:
         cached.connection(50, client_id=3)
         cached.count(clients_not_recorded=1)
     assert results(file)["clients"][0] == "ok"
+
+
+def test_a_clock_that_was_set_back_between_two_runs(tmp_path: Path) -> None:
+    """What an earlier run saved later than now is no finding, and what is overdue still is."""
+    file, peer = tmp_path / "cache.db", Peer(1, 2, 3)
+    with rigged(file) as rig:
+        client = rig.cache.client_connected(peer)
+        assert rig.cache.save_dest(60, b"d", b"q", b"e", client) is Status.OK
+        assert rig.batch.commit()
+    with rigged(file, now=NOW - 1000) as rig:
+        client = rig.cache.client_connected(peer)
+        descriptor = rig.descriptors.new()
+        assert rig.cache.save_endp(5, b"e", b"p", descriptor, client) is Status.OK
+        assert rig.batch.commit()
+    with filling(file) as cached:
+        cached.setting(exchange_timeout="5")
+    found = results(file)
+    assert (found["times"], found["overdue"]) == (("ok", 0, ""), ("ok", 0, ""))
+    with filling(file) as cached:
+        cached.event("unknown", 1, at=NOW - 900, client_id=client)
+    assert results(file)["overdue"][:2] == ("wrong", 1)
 
 
 @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])

@@ -120,9 +120,8 @@ class TestSources:
         for setting in SETTINGS:
             monkeypatch.setenv(setting.variable, setting.default)
         monkeypatch.setenv("SCACHE_SOCKET", "s")
-        names = "socket_owner user allow_uids allow_gids admin_uids admin_gids"
-        for name in names.split():
-            monkeypatch.setenv(f"SCACHE_{name.upper()}", "")
+        for variable in ("SCACHE_SOCKET_OWNER", "SCACHE_USER"):
+            monkeypatch.setenv(variable, "")
         monkeypatch.setenv("SCACHE_ANNOUNCE", "no")
         assert execute(["serve"]) == errors.EXIT_OK
         assert served == [Settings(socket=Path("s"), announce=False)]

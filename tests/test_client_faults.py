@@ -331,7 +331,7 @@ def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.M
     receive = fdpass.receive
 
     def receive_slowly(
-        sock: socket.socket, buffer: memoryview
+        sock: socket.socket, buffer: memoryview | None = None
     ) -> tuple[bytes, Sequence[int], bool]:
         time.sleep(TIMEOUT / 4)
         return receive(sock, buffer)
@@ -385,7 +385,9 @@ def test_hit_at_the_last_moment(
     """A connection whose descriptor has come is found, although the time is over by then."""
     receive = fdpass.receive
 
-    def receive_late(sock: socket.socket, buffer: memoryview) -> tuple[bytes, Sequence[int], bool]:
+    def receive_late(
+        sock: socket.socket, buffer: memoryview | None = None
+    ) -> tuple[bytes, Sequence[int], bool]:
         received = receive(sock, buffer)
         if received[1]:
             time.sleep(0.6)

@@ -64,6 +64,8 @@ class Ledger:
     """The trail at the last commit,"""
     pending: list[Entry] = field(default_factory=list)
     """and what has to come to it with the next."""
+    trimmed: int = 0
+    """Events that were in the trail, or should have been, and are not any more."""
 
 
 labels = st.sampled_from([b"", b"a", b"\xff\n"])
@@ -461,6 +463,9 @@ class Accounts:
         assert not (old and missing)
         everything = len(ledger.kept) + len(ledger.pending)
         assert len(actual) == (min(self.audit_rows, everything) if self.audit_rows else everything)
+        ledger.trimmed += everything - len(actual)
+        counted = self.select("SELECT value FROM counter WHERE name = 'events_trimmed'")
+        assert counted == ([(ledger.trimmed,)] if ledger.trimmed else [])
         ledger.kept, ledger.pending = actual, []
 
     def check_rows(self) -> None:
@@ -491,6 +496,7 @@ class Accounts:
         total = Counter(dict(self.rig.opened.rows("SELECT CAST(name AS BLOB), value FROM counter")))
         counted = Counter({name.decode(): value for name, value in total.items()})
         counted += self.batch.counts
+        del counted["events_trimmed"]  # see `check_trail`
         assert counted == +self.ledger.counters
         left = sum(counted[f"connections_{way}"] for way in WAYS_OUT)
         assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(self.ledger.lent)

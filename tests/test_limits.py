@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scache import Client
+from scache import Client, errors
+from scache.cli import execute
 from scache.daemon.capacity import Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
@@ -26,6 +27,8 @@ from tests.support.somebody import GID, GROUP, UID, as_somebody
 from tests.support.wire import DUMMY, Wire, encode
 
 OPEN_FILES = 160
+
+NOT_ALLOWED = "not allowed: see allow_uids and allow_gids"
 
 
 @contextmanager
@@ -237,6 +240,25 @@ def test_descriptors_that_cannot_be_received(path: Path) -> None:
                     hostile.send(encode([(b"request", b"hello")]), [something.fileno()] * 253)
                     assert hostile.receive_message()[0] == (b"status", b"0")
             assert count(client, "limit_open_files") == 20
+            save = [
+                (b"request", b"save_endp"),
+                (b"ttl", b"9"),
+                (b"label", b"e"),
+                (b"property", b""),
+            ]
+            for inline in (True, False):
+                with Wire(path) as hostile:
+                    hostile.announcement()
+                    if inline:
+                        hostile.send(encode([(b"request", b"hello")]))
+                        assert hostile.receive_message()[0] == (b"status", b"0")
+                    hostile.send(encode(save), [something.fileno()] * (253 if inline else 0))
+                    if not inline:
+                        assert hostile.receive_message() == [(b"dummy", b"")]
+                        hostile.send(b"\0", [something.fileno()] * 253)
+                    assert hostile.receive_message()[0] == (b"status", b"2")
+            refused = "SELECT kind, detail FROM event WHERE status > 0"
+            assert snapshot(client, refused) == [("save_endp", "limit: open files")] * 2
             found = client.find_endp("e")
             assert found is not None
             found.close()
@@ -399,8 +421,76 @@ class TestWhoMay:
             path = directory / "socket"
             with Daemon(path, "--socket-mode", "0666", *options), Client(path) as root:
                 assert as_somebody(ask, groups) is allowed
-                reason = "not allowed: see allow_uids and allow_gids"
-                assert refusals(root) == ([] if allowed else [("save_endp", reason)])
+                assert refusals(root) == ([] if allowed else [("unknown", NOT_ALLOWED)])
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            encode([(b"request", b"find_endp"), (b"label", b"e")]),
+            encode([(b"request", b"save_dest"), (b"ttl", b"0")]),
+            encode([(b"request", b"hello")]),
+            encode([(b"request", b"snapshot")]),
+        ],
+        ids=["find", "malformed", "hello", "snapshot"],
+    )
+    def test_one_request_of_a_client_that_is_not_allowed_is_recorded(self, message: bytes) -> None:
+        """However many it makes, the trail and the counters keep what others did."""
+
+        def ask() -> None:
+            with Wire(path) as wire:
+                wire.announcement()
+                for _ in range(20):
+                    wire.send(message * 100)
+                    for _ in range(100):
+                        assert wire.receive_message()[0] in ((b"status", b"1"), (b"status", b"2"))
+
+        with private_directory() as directory:
+            path = directory / "socket"
+            options = ("--socket-mode", "0666", "--allow-uids", "0", "--audit-rows", "1000")
+            with Daemon(path, *options) as daemon, Client(path) as root:
+                assert root.save_dest(60, "d", "", "e")
+                for _ in range(2):
+                    as_somebody(ask)
+                assert count(root, "clients_not_allowed") == 2
+                told = "SELECT detail, count(*) FROM event WHERE status > 0 GROUP BY detail"
+                assert snapshot(root, told) == [(NOT_ALLOWED, 2)]
+                assert snapshot(root, "SELECT min(id) FROM event") == [(1,)]
+                assert execute(["check", "--socket", str(path)]) == errors.EXIT_OK
+                assert not any("malformed" in line for line in daemon.log())
+
+    def test_who_is_not_allowed_hangs_up_on_nobody_else(self) -> None:
+        """A client that waits for room waits on, however many come that will never be served."""
+
+        def flood() -> bool:
+            with ExitStack() as wires:
+                flood = [wires.enter_context(Wire(path)) for _ in range(20)]
+                return all(wire.announcement() for wire in flood)
+
+        with private_directory() as directory:
+            path = directory / "socket"
+            options = ("--socket-mode", "0666", "--allow-uids", "0", "--max-clients", "1")
+            with Daemon(path, *options), Wire(path) as served, Wire(path) as waiting:
+                assert served.announcement()
+                assert waiting.announcement()
+                assert as_somebody(flood)
+                waiting.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+                assert waiting.receive_message()[0] == (b"status", b"2")
+
+    def test_an_administrator_who_is_not_allowed_looks_inside_all_the_same(self) -> None:
+        """To others the daemon does not even tell that it knows more than the base protocol."""
+
+        def hello() -> list[tuple[bytes, bytes]]:
+            with Wire(path) as wire:
+                wire.announcement()
+                wire.send(encode([(b"request", b"hello")]))
+                return wire.receive_message()
+
+        with private_directory() as directory:
+            path = directory / "socket"
+            with Daemon(path, "--socket-mode", "0666", "--allow-uids", "1"), Client(path) as root:
+                assert not root.save_dest(60, "d", "", "e")
+                assert refusals(root) == [("save_dest", NOT_ALLOWED)]
+                assert as_somebody(hello) == [(b"status", b"1")]
 
     @pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
     def test_a_connection_to_the_daemon_itself_is_refused(self, path: Path, inline: bool) -> None:

@@ -146,6 +146,31 @@ def test_descriptor_of_a_save(
     check_every_way(Case(chunks, [Save(SAVE, descriptor)], DUMMY + reply, surplus))
 
 
+def saves(machine: ServerConversation, data: bytes, *, lost: bool = False) -> list[Event]:
+    """Let a machine receive something; return what it makes of it."""
+    machine.receive(data, lost=lost)
+    found = []
+    while not isinstance(event := machine.next_event(), NeedData):
+        found.append(event)
+    return found
+
+
+def test_descriptor_that_could_not_be_received() -> None:
+    """It is told from one that was not sent, until what it came with is over."""
+    base = ServerConversation()
+    assert saves(base, SAVING, lost=True) == [Save(SAVE, None, lost=True)]
+    assert saves(base, SAVING) == []
+    assert saves(base, b"\0", lost=True) == [Save(SAVE, None, lost=True)]
+    assert saves(base, SAVING + b"\0") == [Save(SAVE, None)]
+    inline = ServerConversation()
+    assert saves(inline, encode([(b"request", b"hello")]), lost=True) == []
+    assert saves(inline, SAVING * 2, lost=True) == [Save(SAVE, None, lost=True)] * 2
+    assert saves(inline, SAVING[:9]) == []
+    assert saves(inline, SAVING[9:]) == [Save(SAVE, None)]
+    assert saves(inline, SAVING[:9], lost=True) == []
+    assert saves(inline, SAVING[9:]) == [Save(SAVE, None, lost=True)]
+
+
 def test_late_descriptor() -> None:
     """A descriptor that comes after its save was refused is surplus, and no other request's."""
     late: list[Chunk] = [(SAVING, ()), (b"\0", ()), (encode_request(TAIL), (7,))]

@@ -159,6 +159,24 @@ def test_an_owner_must_exist(owner: object, complaint: str) -> None:
     assert str(caught.value) == complaint
 
 
+@pytest.mark.parametrize(
+    ("name", "unlisted"),
+    [("allow_uids", "any"), ("allow_gids", "any"), ("admin_uids", "none"), ("admin_gids", "none")],
+)
+@pytest.mark.parametrize("value", ["", ",", " , ", [], None, 0])
+def test_who_may_is_not_left_empty(name: str, unlisted: str, value: object) -> None:
+    """A variable that was not set opens the daemon to nobody; a word says that nobody is listed."""
+    with pytest.raises(SettingsError) as caught:
+        setting(name).check(value, name)
+    what = "users" if name.endswith("uids") else "groups"
+    assert str(caught.value) == (
+        f"{name} must be {what}, names or numbers, with commas in between, "
+        f'or "{unlisted}", not {value!r}'
+    )
+    assert getattr(make(name, unlisted), name) == ()
+    assert getattr(make(name, ["0", 1]), name) == getattr(make(name, "0, 1,"), name) == ("0", "1")
+
+
 @pytest.mark.parametrize("name", ["socket", "database"])
 @pytest.mark.parametrize("value", ["", "a\0b", 5, None, ["x"]])
 def test_a_path_that_is_none_is_refused(name: str, value: object) -> None:

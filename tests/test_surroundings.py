@@ -19,7 +19,7 @@ import pytest
 from scache import Client, Found
 from scache.daemon import listener
 from scache.daemon.readiness import Readiness
-from scache.errors import EXIT_DATABASE, EXIT_SOCKET
+from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, eventually
@@ -176,6 +176,40 @@ class TestSocket:
             assert os.umask(umask) == 0o027
         assert modes == [mode, mode]
         assert not path.exists()
+
+    @pytest.mark.parametrize("moment", ["bind", "chown"])
+    def test_a_link_in_its_place_gives_nothing_away(
+        self, moment: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who owns the directory, and is to own the socket, gets no file of somebody else."""
+        victim, chown = tmp_path / "victim", os.chown
+        victim.touch()
+
+        def swap() -> None:
+            path.rename(path.with_name("moved"))
+            path.symlink_to(victim)
+
+        class Swapped(socket.socket):
+            def bind(self, address: str) -> None:  # type: ignore[override]
+                super().bind(address)
+                swap()
+
+        def swap_and_chown(name: str, uid: int, gid: int) -> None:
+            swap()
+            chown(name, uid, gid)
+
+        before = victim.stat()
+        uid, gid = (12345, 23456) if AS_ROOT else (os.geteuid(), os.getegid())
+        if moment == "bind":
+            monkeypatch.setattr(socket, "socket", Swapped)
+            with pytest.raises(SocketError, match="something else in the place of the socket"):
+                listener.ListeningSocket(path, 0o600, (uid, gid))
+        else:
+            monkeypatch.setattr(os, "chown", swap_and_chown)
+            with closing(listener.ListeningSocket(path, 0o600, (uid, gid))):
+                assert path.with_name("moved").stat().st_uid == uid
+        assert victim.stat() == before
+        assert path.is_symlink()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])

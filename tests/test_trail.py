@@ -89,6 +89,25 @@ def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
             rig.save()
         assert rig.batch.commit()
         assert len(events(file)) == 5
+    with rigged(file, audit_rows=3):
+        assert len(events(file)) == 3
+        assert count_of(file, "events_trimmed") == 2 * ROWS_AT_ONCE - 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_what_is_trimmed_is_counted(kind: str, file: Path) -> None:
+    """Nothing that was recorded goes without a trace, and no counter is there while it is 0."""
+    with rigged(file if kind == "file" else ":memory:", audit_rows=5) as rig:
+        counted = "SELECT value FROM counter WHERE name = 'events_trimmed'"
+        for _ in range(5):
+            rig.save()
+        assert rig.batch.commit()
+        assert rig.opened.rows(counted) == []
+        for _ in range(ROWS_AT_ONCE):
+            rig.save()
+            rig.cache.malformed("unknown", 1)
+        assert rig.batch.commit()
+        assert rig.opened.rows(counted) == [(2 * ROWS_AT_ONCE,)]
 
 
 def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,16 +57,24 @@ class Cache:
             self.statistics.bindings_added(destination, count)
 
     def save_endp(
-        self, ttl: float, endpoint: bytes, properties: bytes, descriptor: int | None, client_id: int
+        self,
+        ttl: float,
+        endpoint: bytes,
+        properties: bytes,
+        descriptor: int | None,
+        client_id: int,
+        *,
+        lost: bool = False,
     ) -> Status:
         """Park a connection for ``ttl`` seconds, or the limit if that is less.
 
-        The descriptor is the cache's from here on, and is closed if it is
-        refused; None, because the client sent none, is.
+        The descriptor is the cache's from here on, and is closed if it is refused; None is, because
+        the client sent none, or because it was ``lost``: this process could open no more.
         """
         now, limits = self._clock.now(), self._limits
         if descriptor is None:
-            return self._refuse_endp(now, endpoint, client_id, "no descriptor")
+            why = "limit: open files" if lost else "no descriptor"
+            return self._refuse_endp(now, endpoint, client_id, why)
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
             self.counts["limit_connections_per_endpoint"] += 1
@@ -291,9 +299,9 @@ class Cache:
         event = Event(self._clock.now(), "snapshot", status, client_id=client_id, detail=detail)
         self._trail.record(event)
 
-    def refuse(self, kind: str, client_id: int, why: str) -> Status:
-        """Record that a client asked what it may not ask, and say so."""
-        return self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
+    def refuse(self, kind: str, client_id: int, why: str) -> None:
+        """Record that a client asked what it may not ask."""
+        self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield id and descriptor of each connection that is cached or on its way out."""

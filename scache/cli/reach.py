@@ -40,7 +40,8 @@ def inside(socket: Path) -> Iterator[Client]:
             yield client
         except ProtocolError as error:
             raise Unavailable(
-                f"what answers at {socket} cannot be looked into ({error}): name a scache daemon"
+                f"what answers at {socket} cannot be looked into ({error}): name a scache "
+                "daemon, and be one of its allow_uids, if it has any"
             ) from error
         except Unavailable as error:
             match error.__cause__:

@@ -77,8 +77,7 @@ class ListeningSocket:
             with _starting_in(path.parent):
                 _remove_stale(path)
                 _bind(self.socket, path, mode)
-                self._identity = _identity(path)
-                os.chown(path, *owner)
+                self._identity = _give(path, owner)
                 # Until now nobody could connect, so nobody met a socket with another owner.
                 self.socket.listen(socket.SOMAXCONN)
         except OSError as error:
@@ -111,6 +110,26 @@ def _bind(sock: socket.socket, path: Path, mode: int) -> None:
         sock.bind(os.fspath(path))
     finally:
         os.umask(umask)
+
+
+def _give(path: Path, owner: tuple[int, int]) -> tuple[int, int]:
+    """Give the socket at a path to its owner; return its identity.
+
+    Whoever may write to the directory can put a link to any file in its place at any moment: so
+    the path is followed once, and no link is. SocketError if there is no socket.
+    """
+    handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise SocketError(
+                f"somebody has put something else in the place of the socket {path}: "
+                "choose another --socket, in a directory of yours"
+            )
+        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) takes no O_PATH
+    finally:
+        os.close(handle)
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pwd
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 from operator import attrgetter
 
@@ -32,13 +32,15 @@ from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots, bury_children
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault, SettingsError
-from scache.model import Connection
+from scache.model import Connection, Peer
 from scache.protocol.server import ServerConversation
 from scache.settings import UNCHANGED, Settings
 from scache.store import Database, Start, open_database
 
 MAX_REFUSED = 16
-"""Clients that are answered though nothing is done for them; of more, the first are hung up on."""
+"""Clients that are answered though nothing is done for them; of more, the first are hung up on.
+So many that are not allowed, and so many for whom there is no room: the ones do not hang up on the
+others."""
 
 SHORTAGE_LOG_INTERVAL = 10.0
 """Seconds for which it is said once that there are no descriptors."""
@@ -84,8 +86,10 @@ class Server:
         self._allowed = People(*settings.allowed_ids)
         self._admitted: set[Session] = set()
         """Those of `_sessions` for whom anything is done,"""
-        self._refused: dict[Session, None] = {}
-        """and those who are told no, the first first."""
+        self._crowd: dict[Session, None] = {}
+        """those for whom there is no room, the first first,"""
+        self._not_allowed: dict[Session, None] = {}
+        """and those who never get anything."""
         self._silent_until = 0.0
         """When to log that there are no descriptors, at the earliest."""
         self._crowded = False
@@ -157,19 +161,24 @@ class Server:
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings
+        channel, peer = Channel(client, self._readiness), fdpass.peer(client)
+        groups = channel.groups()
+        allowed = self._allows(peer, groups)
         session = Session(
-            Channel(client, self._readiness),
-            fdpass.peer(client),
+            channel,
+            peer,
             self._cache,
             self._administration,
             ServerConversation(
                 announce=settings.announce,
+                offer_inline=allowed or self._administration.permits(peer, groups),
                 max_message_size=settings.max_message_size,
                 max_ahead_size=settings.max_ahead_size,
             ),
             self._admit,
             self._disconnected,
             self._out_of_descriptors,
+            allowed=allowed,
         )
         self._sessions.add(session)
         self._idle.connected()
@@ -179,8 +188,9 @@ class Server:
         except OSError as error:
             logger.warning("cannot serve a client: %s", error)
             session.abort()
-        if len(self._refused) > MAX_REFUSED:
-            next(iter(self._refused)).abort()
+        for refused in (self._crowd, self._not_allowed):
+            if len(refused) > MAX_REFUSED:
+                next(iter(refused)).abort()
 
     def _out_of_descriptors(self, what: str) -> None:
         """Say so now and then, and hang up on who has most that wait for their messages."""
@@ -193,20 +203,23 @@ class Server:
         if greediest is not None and greediest.waiting_descriptors > 1:
             self._readiness.call_later(greediest.abort)
 
+    def _allows(self, peer: Peer, groups: Collection[int]) -> bool:
+        people = self._allowed
+        return not (people.uids or people.gids) or people.include(peer, groups)
+
     def _admit(self, session: Session) -> str | None:
         """Let a client have what it asks for; or return why it is told no, for the time being."""
-        allowed = self._allowed
-        if (allowed.uids or allowed.gids) and not allowed.include(session.peer, session.groups()):
-            self._refused.setdefault(session)
+        if not session.allowed:
+            self._not_allowed.setdefault(session)
             return "not allowed: see allow_uids and allow_gids"
         if len(self._admitted) >= self._max_clients:
-            if session not in self._refused:
-                self._refused[session] = None
+            if session not in self._crowd:
+                self._crowd[session] = None
                 self._cache.counts["limit_clients"] += 1
             self._say_crowded(crowded=True)
             return "limit: clients"
         self._say_crowded(crowded=False)
-        self._refused.pop(session, None)
+        self._crowd.pop(session, None)
         self._admitted.add(session)
         return None
 
@@ -229,7 +242,8 @@ class Server:
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
         self._admitted.discard(session)
-        self._refused.pop(session, None)
+        self._crowd.pop(session, None)
+        self._not_allowed.pop(session, None)
         self._idle.disconnected()
         if not self._sessions:
             self._all_gone.set()

@@ -19,6 +19,7 @@ from scache.protocol.messages import (
     PURGE_SLICE,
     FindDest,
     FindEndp,
+    Hello,
     PurgeDest,
     PurgeEndp,
     SaveDest,
@@ -70,8 +71,13 @@ class Session:
         admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
         on_shortage: Callable[[str], None],
+        *,
+        allowed: bool = True,
     ) -> None:
-        """Serve a client once it is admitted: until then ``admit`` says why it is not."""
+        """Serve a client once it is admitted: until then ``admit`` says why it is not.
+
+        Of one that is not ``allowed``, and never will be admitted, one request is recorded.
+        """
         self._channel = channel
         self.peer = peer
         self._cache = cache
@@ -80,6 +86,9 @@ class Session:
         """Told what could not be done for want of a descriptor."""
         self._conversation = conversation
         self._admit = admit
+        self.allowed = allowed
+        self._denied = False
+        """Whether it is on record that the client is not allowed."""
         self._refusal: str | None = None
         """Why nothing is done for this client, though it is answered."""
         self._client_id = cache.client_connected(peer)
@@ -127,7 +136,7 @@ class Session:
             self.peer.pid,
         )
         self._cache.counts["limit_exchange_timeout"] += 1
-        self._cache.malformed("unknown", self._client_id, "limit: exchange timeout")
+        self._record_malformed("unknown", "limit: exchange timeout")
         self.abort()
 
     @property
@@ -186,7 +195,7 @@ class Session:
             more = self._answer(self._ANSWERS if self._refusal is None else self._REFUSALS)
         except ProtocolError as error:
             self._cache.counts["limit_ahead_size"] += 1
-            self._cache.malformed("unknown", self._client_id, str(error))
+            self._record_malformed("unknown", str(error))
             logger.warning("client with process id %d: %s: disconnected", self.peer.pid, error)
             self.abort()
             return
@@ -232,7 +241,8 @@ class Session:
             self.abort()
 
     def _save(self, event: Save) -> None:
-        status = self._cache.save_endp(*event.request, event.descriptor, self._client_id)
+        request, descriptor, lost = event
+        status = self._cache.save_endp(*request, descriptor, self._client_id, lost=lost)
         self._conversation.reply_status(status)
 
     def _bind(self, request: SaveDest) -> None:
@@ -253,17 +263,36 @@ class Session:
     def _refuse_save(self, event: Save) -> None:
         if event.descriptor is not None:
             fdpass.close_at_once((event.descriptor,))
-        self._conversation.reply_status(self._refuse("save_endp"))
+        self._refuse("save_endp")
+        self._conversation.reply_status(Status.FAIL)
 
     def _refuse_bind(self, _: SaveDest) -> None:
-        self._conversation.reply_status(self._refuse("save_dest"))
+        self._refuse("save_dest")
+        self._conversation.reply_status(Status.FAIL)
 
     def _refuse_find(self, request: FindEndp | FindDest) -> None:
         self._refuse(NAMES[type(request)].decode())
         self._conversation.reply_miss(request)
 
-    def _refuse(self, kind: str) -> Status:
-        return self._cache.refuse(kind, self._client_id, self._refusal or "")
+    def _refuse(self, kind: str) -> None:
+        if self._to_be_recorded():
+            self._cache.refuse(kind, self._client_id, self._refusal or "")
+
+    def _record_malformed(self, kind: str, detail: str | None) -> None:
+        if self._to_be_recorded():
+            self._cache.malformed(kind, self._client_id, detail if self.allowed else self._refusal)
+
+    def _to_be_recorded(self) -> bool:
+        """Return whether what the client is not given is news.
+
+        Or somebody who is not allowed could push all that matters out of the trail.
+        """
+        if self.allowed:
+            return True
+        known, self._denied = self._denied, True
+        if not known:
+            self._cache.counts["clients_not_allowed"] += 1
+        return not known
 
     def _find_endp(self, request: FindEndp) -> None:
         loan = self._cache.find_endp(request.endpoint, self._client_id)
@@ -378,12 +407,13 @@ class Session:
     def _malformed(self, event: Malformed) -> None:
         if event.descriptor is not None:
             fdpass.close_at_once((event.descriptor,))
-        kind = event.name.decode() if event.name in GRAMMAR else "unknown"
+        known = event.name in GRAMMAR and event.name != NAMES[Hello]  # which has no outcome
+        kind = event.name.decode() if known else "unknown"
         if event.too_long:
             self._cache.counts["limit_message_size"] += 1
         detail = "longer than max_message_size" if event.too_long else None
-        self._cache.malformed(kind, self._client_id, detail)
-        if not self._warned:
+        self._record_malformed(kind, detail)
+        if self.allowed and not self._warned:
             self._warned = True
             logger.warning(
                 "client with process id %d sent a malformed or unknown request (%s): "

@@ -72,7 +72,9 @@ class Save(NamedTuple):
 
     request: SaveEndp
     descriptor: int | None
-    """Now the taker's to close; None if the client sent none."""
+    """Now the taker's to close; None if none came."""
+    lost: bool = False
+    """Whether the client did send one, which could not be received."""
 
 
 class Deliver(NamedTuple):
@@ -121,10 +123,15 @@ class ServerConversation:
         self,
         *,
         announce: bool = True,
+        offer_inline: bool = True,
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_ahead_size: int = MAX_AHEAD_SIZE,
     ) -> None:
-        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy."""
+        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy.
+
+        Without ``offer_inline`` nobody gets to know that there is more than the base protocol.
+        """
+        self._offers_inline = offer_inline
         self._max_message_size = max_message_size
         self._max_ahead_size = max_ahead_size
         self.inline = False
@@ -141,6 +148,7 @@ class ServerConversation:
         self._held: deque[Request | Malformed] = deque()
         self._held_size = 0
         self._lost = False
+        """Whether descriptors of what is being read could not be received."""
         self._saving: SaveEndp | None = None
         self.output = [ANNOUNCEMENT] if announce else []
         """What waits for `data_to_send`."""
@@ -156,10 +164,12 @@ class ServerConversation:
         """
         if descriptors:
             self.descriptors.extend(descriptors)
-        if lost:
-            self._lost = True
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] + data
+        elif not self._held:
+            self._lost = False  # what it belonged to was read
+        if lost:
+            self._lost = True
         self._buffer = data
         self._at = 0
         self.unread = True
@@ -257,29 +267,34 @@ class ServerConversation:
         if isinstance(request, SaveEndp):
             if not self.inline:
                 self.output.append(DUMMY)
-            lost, self._lost = self._lost, False
+            # In the base protocol one came early, if any: the others come with bytes of their own.
+            lost, self._lost = self._lost, self._lost and self.inline
             if self.descriptors:
                 # In the base protocol it came early, and the byte that should have carried it
                 # is an empty message to us.
                 return Save(request, self.descriptors.popleft())
             if self.inline or lost:
-                return Save(request, None)
+                return Save(request, None, lost)
             self._saving = request
             self._state = _AWAIT_DESCRIPTOR
             return None
         if isinstance(request, Hello):
-            self.inline = True
-            self.output.append(HELLO_REPLY)
-            return None
+            if self._offers_inline:
+                self.inline = True
+                self.output.append(HELLO_REPLY)
+                return None
+            request = Malformed(NAMES[Hello])
         if isinstance(request, Admin) and not self.inline:
             request = Malformed(NAMES[type(request)])  # the genuine program knows none of these
-        if isinstance(request, Malformed):
-            grammar = GRAMMAR.get(request.name)
-            replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
-            self.output.append(replies[Status.BAD])
-            if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
-                # It came for this message, and must not become the next one's.
-                return request._replace(descriptor=self.descriptors.popleft())
+        return self._answer(request) if isinstance(request, Malformed) else request
+
+    def _answer(self, request: Malformed) -> Malformed:
+        grammar = GRAMMAR.get(request.name)
+        replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
+        self.output.append(replies[Status.BAD])
+        if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
+            # It came for this message, and must not become the next one's.
+            return request._replace(descriptor=self.descriptors.popleft())
         return request
 
     def _take_descriptor(self) -> Event:
@@ -287,8 +302,10 @@ class ServerConversation:
         request, self._saving = self._saving, None
         self._at += len(DESCRIPTOR_BYTE)
         self._state = _IDLE
-        self._lost = False
-        return Save(request, self.descriptors.popleft() if self.descriptors else None)
+        lost, self._lost = self._lost, False
+        if self.descriptors:
+            return Save(request, self.descriptors.popleft())
+        return Save(request, None, lost)
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read on for the dummy; None when a request came instead, which is kept for later."""

@@ -45,6 +45,14 @@ _WELL = f"NOT EXISTS (SELECT 1 FROM setting WHERE name = '{FAULT}')"
 _STOPPED = "(SELECT stopped_at IS NOT NULL FROM instance ORDER BY id DESC LIMIT 1)"
 _SETTLED = f"({_LIVE} OR coalesce({_STOPPED}, 1))"
 """Whether nothing is on its way to whoever found it without a trace in the database."""
+_LATEST = """
+    SELECT max(at) FROM event WHERE client_id > (
+        SELECT coalesce(max(last_id), 0) FROM instance
+        WHERE id < (SELECT max(id) FROM instance)
+    )
+"""
+"""When the latest run was asked for something last: the clock of an earlier one may have gone ahead
+of its own."""
 _RECORDED = f"""
     {_WELL}
     AND NOT EXISTS (SELECT 1 FROM counter WHERE name = 'events_dropped' AND value > 0)
@@ -253,17 +261,17 @@ CHECKS: Final = (
     ),
     Check(
         "overdue",
-        """
+        f"""
         SELECT kind || ' ' || id FROM (
             SELECT 'connection' AS kind, id, expires_at FROM connection
             UNION ALL SELECT 'binding', id, expires_at FROM binding
         )
-        WHERE expires_at < (SELECT max(at) FROM event) - 5 - (
+        WHERE expires_at < ({_LATEST}) - 5 - (
             SELECT CAST(value AS REAL) FROM setting WHERE name = 'exchange_timeout'
         )
         ORDER BY id
         """,
-        "these expired long before the latest event, and are still there",
+        "these expired long before the latest request, and are still there",
         f"{_LIVE} AND {_WELL}",
     ),
     Check(

@@ -82,7 +82,11 @@ _RECORD_EXPIRED_BINDINGS = """
     SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at FROM binding
     WHERE expires_at <= ?1 ORDER BY expires_at
 """
-_SHORTEN_BINDINGS = "UPDATE binding SET expires_at = ?1 WHERE expires_at > ?1"
+# The clock may have been set back since: nothing was saved in times to come.
+_SHORTEN_BINDINGS = """
+    UPDATE binding SET expires_at = min(expires_at, ?1), saved_at = min(saved_at, ?2)
+    WHERE expires_at > ?1 OR saved_at > ?2
+"""
 _LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
 _FORGET_SETTINGS = "DELETE FROM setting"
 _RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
@@ -420,7 +424,7 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     if not start.audit_rows:
         # Who compares counters with the trail is to know that it has a gap.
         await control.execute(_COUNT, ("runs_not_recorded", 1))
-    await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit,))
+    await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit, start.now))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_SETTINGS)
     await control.executemany(_RECORD_SETTING, start.settings.items())
@@ -458,7 +462,10 @@ async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows
 
 async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
     if audit_rows:
-        await control.execute(_TRIM_EVENTS, (audit_rows,))
+        async with control.execute(_TRIM_EVENTS, (audit_rows,)) as cursor:
+            trimmed = cursor.rowcount
+        if trimmed:
+            await control.execute(_COUNT, ("events_trimmed", trimmed))
 
 
 def _open_data_plane(file: str) -> sqlite3.Connection:

@@ -29,6 +29,8 @@ COUNTERS: Final = (
     *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
     "clients_connected",
     "clients_not_recorded",
+    "clients_not_allowed",
+    "events_trimmed",
     "events_dropped",
     "runs_not_recorded",
     "limit_clients",

@@ -208,7 +208,7 @@ class Trail:
         if self._others:
             batch.add_many(_ANY, self._others.copy())
             self._others.clear()
-        batch.execute(_TRIM, (self._limit,))
+        self._trim(batch, _TRIM, self._limit)
         self._grown = False
         long, self._long = self._long, 0
         self._count_long(batch, long)
@@ -223,7 +223,12 @@ class Trail:
         while self._long_kept > MAX_LONG_SIZE:
             last, size = self._long_written.popleft()
             self._long_kept -= size
-            batch.execute(_TRIM_UP_TO, (last,))
+            self._trim(batch, _TRIM_UP_TO, last)
+
+    def _trim(self, batch: Batch, sql: str, parameter: int) -> None:
+        trimmed = batch.execute(sql, (parameter,)).rowcount
+        if trimmed:
+            batch.counts["events_trimmed"] += trimmed
 
     def _write_forms(self, batch: Batch) -> None:
         # First what was saved, so that no connection seems to be found before that.
