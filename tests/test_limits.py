@@ -482,6 +482,21 @@ class TestWhoMay:
                     assert not own.save_endp(60, "e", "", sock)
             assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
 
+    def test_a_connection_to_the_daemon_in_the_queue_of_a_saved_socket(
+        self, path: Path, pair: Pair
+    ) -> None:
+        """Nobody sees it there: its client seems connected until the socket leaves the cache."""
+        connected = "SELECT count(*) FROM client WHERE disconnected_at IS NULL"
+        with limited(path) as client:
+            with Wire(path) as hidden:
+                assert hidden.announcement()
+                socket.send_fds(pair[0], [b"x"], [hidden.fileno()])
+                assert client.save_endp(60, "e", "", pair[1])
+                pair[1].close()
+            assert snapshot(client, connected) == [(2,)]
+            client.purge(["e"])
+            eventually(lambda: snapshot(client, connected) == [(1,)])
+
     def test_root_is_left_behind_once_the_socket_is_made(self) -> None:
         """The daemon and its file are the user's, who is its own administrator."""
 
