@@ -13,7 +13,8 @@ EXIT_FAILURE = 1
 """Something went wrong that scache did not foresee: please report it."""
 
 EXIT_SETTINGS = 2
-"""An option, a key of the configuration file, a ``SCACHE_*`` variable or a statement is wrong."""
+"""An option, a key of the configuration file, a ``SCACHE_*`` variable or a statement is wrong, or
+the limit on open files is too low."""
 
 EXIT_SOCKET = 3
 """The listening socket cannot be made, another daemon holds it, or none answers on it."""
@@ -39,7 +40,7 @@ class StartupError(ScacheError):
 
 
 class SettingsError(StartupError):
-    """A setting is unknown or has a value that makes no sense."""
+    """A setting is unknown or has a value that makes no sense, or too few files may be open."""
 
     exit_code = EXIT_SETTINGS
 

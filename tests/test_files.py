@@ -7,15 +7,16 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from scache import Client
+from scache import Client, Unavailable
 from scache.errors import DatabaseError
 from scache.model import Event, Status
 from scache.store import Database, LiveRows, complete, database, files, load
@@ -538,6 +539,18 @@ class TestRunning:
             assert "cannot be read" in (stats_or_none(path) or "cannot be read")
             assert counted(daemon, "cannot be read") == 1
             daemon.terminate()
+
+    def test_index_emptied_under_us(self, path: Path, file: Path) -> None:
+        """The kernel ends whoever looks at a mapped file where it is no more."""
+        with Daemon(path, database=file) as daemon, Client(path) as client:
+            assert client.save_dest(60, "d", "q", "e")
+            eventually(lambda: read(file, "SELECT endpoint FROM binding") == [(b"e",)])
+            os.truncate(f"{file}-shm", 0)
+            with suppress(Unavailable):
+                client.save_dest(60, "other", "q", "e")
+            assert daemon.wait() == -signal.SIGBUS
+        with Daemon(path, database=file), Client(path) as client, Parked(client, 60, "e") as parked:
+            take(client.find_dest("d"), parked)
 
     @pytest.mark.skipif(
         not AS_ROOT or shutil.which("mkfs.ext4") is None or not Path("/dev/loop-control").exists(),

@@ -14,7 +14,7 @@ import pytest
 
 from scache import Client, errors
 from scache.cli import execute
-from scache.daemon.capacity import Capacity, capacity
+from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
 from tests.support.clients import Pair
@@ -25,6 +25,7 @@ from tests.support.genuine import private_directory
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, GROUP, UID, as_somebody
 from tests.support.wire import DUMMY, Wire, encode
+from tests.test_surroundings import refused
 
 OPEN_FILES = 160
 
@@ -203,6 +204,31 @@ class TestTooManyClients:
                 assert not last.save_dest(60, "d", "", "e")
             if options[0] == "--max-clients":
                 assert count(client, "limit_clients") >= 21
+
+
+@pytest.mark.parametrize("open_files", [9, 16, MIN_OPEN_FILES - 1])
+def test_too_few_open_files(open_files: int, path: Path, tmp_path: Path) -> None:
+    """A daemon that could serve nobody does not start, and says what to do."""
+    limit = ("bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash")
+    line = refused(path, tmp_path / "cache.db", errors.EXIT_SETTINGS, *limit)
+    assert line == (
+        f"scache: only {open_files} files may be open, and the daemon needs {MIN_OPEN_FILES}: "
+        "raise the limit (ulimit -n, or LimitNOFILE= in a unit of systemd)\n"
+    )
+
+
+def test_just_enough_open_files(path: Path, database: str, pair: Pair) -> None:
+    """With no more than must be, a client is served, and can look inside."""
+    with (
+        Daemon(path, database=database, open_files=MIN_OPEN_FILES) as daemon,
+        Client(path) as client,
+    ):
+        assert client.save_endp(60, "e", "", pair[1])
+        assert snapshot(client, "SELECT count(*) FROM descriptor") == [(1,)]
+        found = client.find_endp("e")
+        assert found is not None
+        found.close()
+        assert daemon.terminate() == 0
 
 
 def test_few_open_files(path: Path, database: str) -> None:
@@ -503,6 +529,21 @@ class TestWhoMay:
                 for sock in (own._socket, another):
                     assert not own.save_endp(60, "e", "", sock)
             assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
+
+    def test_a_connection_to_the_daemon_in_the_queue_of_a_saved_socket(
+        self, path: Path, pair: Pair
+    ) -> None:
+        """Nobody sees it there: its client seems connected until the socket leaves the cache."""
+        connected = "SELECT count(*) FROM client WHERE disconnected_at IS NULL"
+        with limited(path) as client:
+            with Wire(path) as hidden:
+                assert hidden.announcement()
+                socket.send_fds(pair[0], [b"x"], [hidden.fileno()])
+                assert client.save_endp(60, "e", "", pair[1])
+                pair[1].close()
+            assert snapshot(client, connected) == [(2,)]
+            client.purge(["e"])
+            eventually(lambda: snapshot(client, connected) == [(1,)])
 
     def test_root_is_left_behind_once_the_socket_is_made(self) -> None:
         """The daemon and its file are the user's, who is its own administrator."""

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from scache import Client, Found
 from scache.daemon import listener
 from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
+from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, eventually
@@ -433,6 +435,22 @@ class TestDisk:
             prepare = f'cp "{tmp_path}/cache.db" . && {state}'
         line = refused(path, disk / "cache.db", EXIT_DATABASE, *on_a_disk(disk, prepare))
         assert text in line
+
+    def test_a_disk_that_the_log_fills(self, path: Path, disk: Path) -> None:
+        """It cannot be copied without room, so that less in the cache does not end the fault."""
+        options = ("--socket", str(path), "--database", str(disk / "cache.db"))
+        command = on_a_disk(disk, "head -c 300000 /dev/zero >ballast", *SCACHE, "serve", *options)
+        with listening(command) as (process, _), Client(path) as client:
+            labels = ["d"]
+            while client.save_dest(60, labels[-1], "q" * 30_000, "e"):
+                time.sleep(2 * COMMIT_INTERVAL)  # or one batch would have more than the disk
+                labels.append(f"d{len(labels)}")
+            client.purge(destinations=labels)
+            for _ in range(5):
+                time.sleep(2 * FAULT_RETRY_INTERVAL)
+                assert not client.save_dest(60, "d", "q", "e")
+            Path(f"/proc/{process.pid}/root{disk}/ballast").unlink()
+            eventually(lambda: client.save_dest(60, "d", "q", "e"))
 
     def test_a_disk_that_is_full_for_a_while(self, path: Path, disk: Path, tmp_path: Path) -> None:
         """While the disk refuses, saves fail and finds work; in the end nothing was lost."""

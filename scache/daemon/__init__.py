@@ -6,6 +6,7 @@ import signal
 
 import anyio
 
+from scache.daemon.capacity import raise_open_files
 from scache.daemon.server import SIGNALS, serve
 from scache.errors import EXIT_OK
 from scache.settings import Settings
@@ -19,9 +20,10 @@ def run(settings: Settings) -> int:
     A signal that comes before it is ready waits until it is. Raises
     StartupError, whose text is one sentence, when it cannot start.
     """
+    open_files = raise_open_files()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        anyio.run(serve, settings, backend="asyncio")
+        anyio.run(serve, settings, open_files, backend="asyncio")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return EXIT_OK

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import resource
+from contextlib import suppress
 from typing import NamedTuple
 
+from scache.errors import SettingsError
 from scache.settings import Settings
+
+MIN_OPEN_FILES = 32
+"""Open files without which there is no daemon: with a database in a file it has 15 for itself, and
+a few more while it takes a snapshot."""
+
+
+def raise_open_files() -> int:
+    """Let this process hold as many descriptors as it may; return how many these are.
+
+    Raises SettingsError if they are too few.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files < MIN_OPEN_FILES:
+        raise SettingsError(
+            f"only {open_files} files may be open, and the daemon needs {MIN_OPEN_FILES}: "
+            "raise the limit (ulimit -n, or LimitNOFILE= in a unit of systemd)"
+        )
+    return open_files
 
 
 class Capacity(NamedTuple):

@@ -7,11 +7,10 @@ import gc
 import logging
 import os
 import pwd
-import resource
 import signal
 import socket
 from collections.abc import Collection, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from operator import attrgetter
 
 import anyio
@@ -258,12 +257,11 @@ class Server:
                 await self._all_gone.wait()
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, open_files: int) -> None:
     """Run the daemon until it is asked to stop or has been idle for long enough.
 
-    Raises StartupError when it cannot start.
+    It may hold so many descriptors. Raises StartupError when it cannot start.
     """
-    open_files = _raise_descriptor_limit()
     bury_children()
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
@@ -339,11 +337,3 @@ def _become(uid: int, gid: int) -> None:
         os.setuid(uid)
     except OSError as error:
         raise SettingsError(f"--user: cannot become user {uid}: {error.strerror}") from error
-
-
-def _raise_descriptor_limit() -> int:
-    """Let this process hold as many descriptors as it may; return how many these are."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
