@@ -286,22 +286,23 @@ def test_ten_crashes_under_load(path: Path, tmp_path: Path) -> None:
     diaries.mkdir()
     for number in range(CRASHES):
         with Daemon(path, *AUDIT_ROWS, database=database) as daemon:
-            check_after_crash(database, diaries)
+            check_after_crash(path, database, diaries)
             with processes(path, diaries, number, seconds=10):
                 time.sleep(0.8)  # the load
                 daemon.kill()
                 path.unlink()
         assert read(database, "PRAGMA quick_check") == [(b"ok",)]
     with Daemon(path, *AUDIT_ROWS, database=database) as daemon:
-        check_after_crash(database, diaries)
+        check_after_crash(path, database, diaries)
     assert len(read(database, "SELECT id FROM instance")) == CRASHES + 1
 
 
-def check_after_crash(database: str, diaries: Path) -> None:
+def check_after_crash(socket: Path, database: str, diaries: Path) -> None:
     """Hold the trail of all runs together against the diaries."""
-    books = Books(lambda sql: read(database, sql), diaries)
-    books.check_connections()
-    books.check_bindings()
-    books.check_counters()
-    books.check_ages()
-    books.check_finders(all_on_record=False)
+    with looking(socket, database) as query:
+        books = Books(query, diaries)
+        books.check_connections()
+        books.check_bindings()
+        books.check_counters()
+        books.check_ages()
+        books.check_finders(all_on_record=False)

@@ -92,9 +92,9 @@ class Supply:
 class Player:
     """A client of a server, in the base protocol.
 
-    A second client tells when the first has been served: its own request, sent
-    afterwards, has been answered. Twice, as a server that waits for several
-    clients may learn of the two at the same time and begin with the wrong one.
+    A second client tells when the first has been served: its own request, sent after
+    all that the first has said was read, has been answered. Twice, as a server that waits for
+    several clients may learn of the two at the same time and begin with the wrong one.
     """
 
     _ASKED_BY_OTHER = encode(save_dest(b"other", b"", b"other"))
@@ -140,7 +140,7 @@ class Player:
             if self.client not in ready:
                 assert self._other.receive_message_bytes() == OK
                 self._other_waits = False
-                served += 1
+                served = served + 1 if self.client.all_read() else 0
                 continue
             data, descriptors = self.client.receive_raw()
             assert data, f"hung up, having said {said!r}"

@@ -6,8 +6,10 @@ It shares no code with the package: what it says of the wire is a second opinion
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
+import termios
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -87,6 +89,12 @@ class Wire:
     def fileno(self) -> int:
         """Return the socket's descriptor, to wait for it."""
         return self._socket.fileno()
+
+    def all_read(self) -> bool:
+        """Return whether the daemon has read all that was sent (SIOCOUTQ, unix(7))."""
+        waiting = bytearray(4)
+        fcntl.ioctl(self._socket, termios.TIOCOUTQ, waiting)
+        return not any(waiting)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes, with descriptors attached to the first of them."""
