@@ -129,9 +129,9 @@ def served(
 
 
 def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner) -> None:
-    """While others are served, a millisecond of theirs comes after each few turns."""
+    """While others are served, milliseconds of theirs come after each few turns."""
     turns, others = (re.findall(f"{each}+", served(runner, waiting=1)) for each in "Ts")
-    assert 30 <= len(turns) <= 100
+    assert 20 <= len(turns) <= 35
     assert max(map(len, turns)) <= 10
     assert min(map(len, others[1:-1])) >= 3
 
@@ -139,7 +139,7 @@ def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner) -> None
 def test_if_many_ask_for_much_they_have_more_of_the_time(runner: asyncio.Runner) -> None:
     """They have more turns one after the other, and the others have theirs all the same."""
     turns, others = (re.findall(f"{each}+", served(runner, waiting=64)) for each in "Ts")
-    assert len(turns) >= 20
+    assert len(turns) >= 12
     assert 15 <= max(map(len, turns)) <= 50
     assert min(map(len, others[1:-1])) >= 3
 

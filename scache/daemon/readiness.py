@@ -29,7 +29,7 @@ _COMPANY = 0.02
 """Seconds for which somebody who asked for little counts as being there. Meanwhile those who ask
 for much have a turn only"""
 
-_REST = 0.001
+_REST = 0.003
 """when so many seconds have gone by since the last, so that most requests meet none of them;"""
 
 _TURNS = 0.0003
