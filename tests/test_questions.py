@@ -419,7 +419,7 @@ def test_datasette_agrees(cache: Traffic) -> None:
             given = parameters(cache, statement)
             answer = server.query(statement, given)
             assert answer == shown(ask(cache.database, statement, given))
-        check_views(cache, server)
+        check_views(cache, server, cache.database)
 
 
 def test_datasette_agrees_on_a_copy(cache: Traffic, tmp_path: Path) -> None:
@@ -429,16 +429,16 @@ def test_datasette_agrees_on_a_copy(cache: Traffic, tmp_path: Path) -> None:
     assert run_command(*SCACHE, *dump).returncode == 0
     before = copy.read_bytes()
     with datasette([*COMMAND_OF_DATASETTE, "-i"], copy) as server:
-        check_views(cache, server)
+        check_views(cache, server, copy)
     assert copy.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy.db"]
 
 
-def check_views(cache: Traffic, server: Datasette) -> None:
-    """Compare all views as JSON with what sqlite3 says of them."""
+def check_views(cache: Traffic, server: Datasette, database: Path) -> None:
+    """Compare all views of a file as JSON with what sqlite3 says of them."""
     for view in VIEWS:
         statement = f"SELECT * FROM {view} LIMIT {ROWS_OF_DATASETTE}"
-        expected = ask_sqlite3(COMMAND_OF_SQLITE3, cache.database, statement, {})
+        expected = ask_sqlite3(COMMAND_OF_SQLITE3, database, statement, {})
         assert _lasting(view, server.rows(view)) == _lasting(view, expected)
         assert expected or (view == "live_connection" and not cache.running)
 
