@@ -363,30 +363,10 @@ class TestHangUps:
             found.close()
 
 
-def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
-    """What would wait for its peer at its end, and has something for it, is closed at once."""
+@contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """Connect a socket that has something for its peer, and waits for it at its end (SO_LINGER)."""
     with (
-        limited(path) as client,
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as lingers,
-        listener.accept()[0],
-    ):
-        lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 20))
-        lingers.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                lingers.send(bytes(65536))
-        assert client.save_endp(60, "e", "", lingers)
-        lingers.close()  # the daemon is to be the last that closes it
-        assert client.purge(["e"]).connections == 1
-        assert client.find_endp("e") is None
-
-
-def test_a_socket_that_lingers_and_was_found_holds_up_nobody(path: Path) -> None:
-    """Its finder has closed it first, so that the daemon's copy is the one that waits."""
-    with (
-        limited(path) as client,
-        Wire(path) as finder,
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as lingers,
         listener.accept()[0],
@@ -396,6 +376,21 @@ def test_a_socket_that_lingers_and_was_found_holds_up_nobody(path: Path) -> None
         with suppress(BlockingIOError):
             while True:
                 lingers.send(bytes(65536))
+        yield lingers
+
+
+def test_a_socket_that_lingers_holds_up_nobody(path: Path) -> None:
+    """What would wait for its peer at its end, and has something for it, is closed at once."""
+    with limited(path) as client, lingering() as lingers:
+        assert client.save_endp(60, "e", "", lingers)
+        lingers.close()  # the daemon is to be the last that closes it
+        assert client.purge(["e"]).connections == 1
+        assert client.find_endp("e") is None
+
+
+def test_a_socket_that_lingers_and_was_found_holds_up_nobody(path: Path) -> None:
+    """Its finder has closed it first, so that the daemon's copy is the one that waits."""
+    with limited(path) as client, Wire(path) as finder, lingering() as lingers:
         assert client.save_endp(60, "e", "", lingers)
         lingers.close()
         finder.announcement()

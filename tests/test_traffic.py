@@ -110,6 +110,14 @@ class Books:
                     assert (endpoint, ttl) == (each.label, each.ttl)
                     self.token_of[row_id] = each.token
 
+    def check(self, *, all_on_record: bool) -> None:
+        """Check what holds whether or not the daemon crashed before all was on record."""
+        self.check_connections()
+        self.check_bindings()
+        self.check_counters()
+        self.check_ages()
+        self.check_finders(all_on_record=all_on_record)
+
     def check_connections(self) -> None:
         """Every connection is live or has exactly one way out."""
         query = self.query
@@ -266,11 +274,7 @@ def test_everything_is_accounted_for(seed: int, path: Path, tmp_path: Path, data
         log = daemon.log()
         with looking(path, database) as query:
             books = Books(query, diaries)
-            books.check_connections()
-            books.check_bindings()
-            books.check_counters()
-            books.check_ages()
-            books.check_finders(all_on_record=True)
+            books.check(all_on_record=True)
             books.check_requests()
             books.check_statistics(log)
             kinds = {kind.decode() for (kind,) in query("SELECT DISTINCT kind FROM event")}
@@ -300,9 +304,4 @@ def test_ten_crashes_under_load(path: Path, tmp_path: Path) -> None:
 def check_after_crash(socket: Path, database: str, diaries: Path) -> None:
     """Hold the trail of all runs together against the diaries."""
     with looking(socket, database) as query:
-        books = Books(query, diaries)
-        books.check_connections()
-        books.check_bindings()
-        books.check_counters()
-        books.check_ages()
-        books.check_finders(all_on_record=False)
+        Books(query, diaries).check(all_on_record=False)

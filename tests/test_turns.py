@@ -90,6 +90,14 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
     assert "please report it" in caplog.text
 
 
+def ticking_loop(step: float) -> asyncio.AbstractEventLoop:
+    """Return the running loop, whose clock from now on goes on by so much at each look at it."""
+    loop = asyncio.get_running_loop()
+    ticks = itertools.count()
+    loop.time = lambda: 1000 + next(ticks) * step  # type: ignore[method-assign]
+    return loop
+
+
 def served(
     runner: asyncio.Runner, *, waiting: int, company: bool = True, soon: int | None = None
 ) -> str:
@@ -99,11 +107,9 @@ def served(
     it, a T for each turn, t for those of the one who asks for it ``soon``, and s for the others.
     """
     record: list[str] = []
-    ticks = itertools.count()
 
     async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        loop.time = lambda: 1000 + next(ticks) * 5e-5  # type: ignore[method-assign]
+        loop = ticking_loop(5e-5)
         readiness = Readiness(loop)
         reading, writing = socket.socketpair()
         writing.send(b"x")  # never read, so there is always something to serve
@@ -161,11 +167,9 @@ def test_who_asks_for_much_has_all_the_time_that_nobody_else_wants(
 def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None:
     """Those who send much in pieces, small ones among them, do not slow each other down."""
     counts = Counter[str]()
-    ticks = itertools.count()
 
     async def count() -> None:
-        loop = asyncio.get_running_loop()
-        loop.time = lambda: 1000 + next(ticks) * 5e-5  # type: ignore[method-assign]
+        loop = ticking_loop(5e-5)
         readiness = Readiness(loop)
         reading, writing = socket.socketpair()
         descriptor = reading.fileno()
@@ -190,11 +194,9 @@ def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None
 def test_turns_come_however_many_are_ready(runner: asyncio.Runner, ready: int) -> None:
     """Those who are always ready, and take longer than a slice, keep nobody from his turn."""
     turned = asyncio.Event()
-    ticks = itertools.count()
 
     async def wait() -> None:
-        loop = asyncio.get_running_loop()
-        loop.time = lambda: 1000 + next(ticks) * 5e-4  # type: ignore[method-assign]
+        loop = ticking_loop(5e-4)
         readiness = Readiness(loop)
 
         def look() -> None:
