@@ -29,11 +29,11 @@ _COMPANY = 0.02
 """Seconds for which somebody who asked for little counts as being there. Meanwhile those who ask
 for much have a turn only"""
 
-_REST = 0.003
-"""when so many seconds have gone by since the last, so that most requests meet none of them;"""
+_REST = 0.006
+"""when so many seconds have gone by without one, so that most requests meet none of them,"""
 
-_TURNS = 0.0003
-"""so many seconds of turns, one after the other,"""
+_TURNS = 0.0006
+"""after every so many seconds of turns,"""
 
 _WAITING = 8
 """and as many again for each so many of those who wait, but no more than a slice."""
@@ -62,8 +62,10 @@ class Readiness:
         """By descriptor, when its client asked for much; at most one for each there ever was."""
         self._company_until = 0.0
         """Until when these have to leave time to others,"""
+        self._turns_left = _TURNS
+        """of which so many seconds may still be theirs"""
         self._rest_until = 0.0
-        """and until when they do."""
+        """from this time on."""
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -151,11 +153,10 @@ class Readiness:
         return bool(self._ready or self._later or self._turns)
 
     def _serve_once(self, end: float) -> bool:
-        """Call back whoever is ready, then some of those who wait for a turn.
+        """Call back whoever is ready, then one of those who wait for a turn.
 
-        So whoever asks for little waits for those who ask for much for a slice and
-        one turn at the most, however many these are, and mostly for none. Return
-        whether there may be more to do at once.
+        So whoever asks for little waits for one turn of those who ask for much at the most,
+        however many these are, and mostly for none. Return whether there may be more to do at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
@@ -176,7 +177,7 @@ class Readiness:
             if self._ready and not served % _FEW and self._loop.time() >= end:
                 return True  # the others come first in the next turn
         if self._turns_are_due():
-            self._take_turns()
+            self._take_turn()
         return bool(served or self._unfinished)
 
     def _turns_are_due(self) -> bool:
@@ -189,10 +190,11 @@ class Readiness:
         if now > self._asked_much.get(descriptor, 0) + _COMPANY:
             self._company_until = now + _COMPANY
 
-    def _take_turns(self) -> None:
+    def _take_turn(self) -> None:
+        began = self._loop.time()
+        self._turns.popleft()()
         now = self._loop.time()
-        end = now + min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))
-        while self._turns and now < end:
-            self._turns.popleft()()
-            now = self._loop.time()
-        self._rest_until = now + _REST
+        self._turns_left -= now - began
+        if self._turns_left <= 0:
+            self._turns_left = min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))
+            self._rest_until = now + _REST
