@@ -421,6 +421,13 @@ class Settings:
     )
     """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
+    priority_boost: int = field(
+        default=5,
+        metadata=_about(COUNT, "Steps of nice(2) ahead of others, if it starts as root; 0: none."),
+    )
+    """Steps, of which 20 are all there are; by these the daemon goes before others on a busy machine,
+    if it may: before it becomes another `user`."""
+
     announce: bool = field(
         default=True,
         metadata=_about(SWITCH, "Speak first, as clients from Postfix 3.6 on expect."),

@@ -17,6 +17,7 @@ from scache.cli import execute
 from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
+from tests.commands import SCACHE, listening
 from tests.support.clients import Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
@@ -562,3 +563,25 @@ class TestWhoMay:
                 assert daemon.terminate() == 0
                 # The directory is root's, and so it takes root to remove what is in it.
                 assert daemon.wait_for_log("is left behind: Permission denied")
+
+
+class TestPriority:
+    """The daemon goes before others on a busy machine, where it may."""
+
+    @pytest.mark.parametrize(
+        ("options", "steps"),
+        [((), 5), (("--user", f"{UID}:{GID}"), 5), (("--priority-boost", "0"), 0)],
+        ids=["root", "another user", "none"],
+    )
+    def test_root_s_daemon_goes_ahead(self, options: tuple[str, ...], steps: int) -> None:
+        """By the steps that it is told, whoever it runs as afterwards."""
+        with private_directory() as directory, Daemon(directory / "socket", *options) as daemon:
+            priority = os.getpriority(os.PRIO_PROCESS, daemon.pid)
+            assert priority == max(os.getpriority(os.PRIO_PROCESS, 0) - steps, -20)
+
+    def test_who_may_not_go_ahead_serves_all_the_same(self, path: Path) -> None:
+        """It stays as it was started."""
+        command = ("setpriv", "--bounding-set", "-sys_nice", *SCACHE, "serve")
+        with listening([*command, "--socket", str(path)]) as (process, _):
+            ours, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, process.pid))
+            assert its == ours

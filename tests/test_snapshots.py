@@ -32,6 +32,7 @@ from scache.daemon.snapshots import Snapshots
 from scache.model import Connection, Loan, Peer
 from scache.protocol.messages import PURGE_SLICE
 from scache.protocol.server import ServerConversation
+from tests.commands import run_command
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
@@ -46,8 +47,8 @@ WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 
 @pytest.fixture
 def daemon(path: Path, database: str) -> Iterator[Daemon]:
-    """Run a daemon."""
-    with Daemon(path, database=database) as daemon:
+    """Run a daemon that forgets nothing."""
+    with Daemon(path, "--audit-rows", "1000000", database=database) as daemon:
         yield daemon
 
 
@@ -338,6 +339,31 @@ def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor() -> N
         child = snapshots._Child(process.pid, -1, told)
         asyncio.run(snapshots._expect_byte(child, 0.0))
     os.close(told)
+
+
+STANDS_BACK = """if True:
+    import os
+    from scache.daemon import snapshots
+    for niceness in (5, 10, 5):
+        snapshots._stand_back(niceness)
+        print(os.getpriority(os.PRIO_PROCESS, 0), end=" ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("priority", "user", "child"),
+    [
+        (-5, 0, "0 0 0 "),
+        (8, 0, "8 8 8 "),
+        (-5, UID, "5 10 10 "),
+        (0, UID, "5 10 10 "),
+        (8, UID, "8 10 10 "),
+    ],
+)
+def test_the_child_goes_before_nobody(priority: int, user: int, child: str) -> None:
+    """Whatever the priority of the daemon, and the child never comes forward again."""
+    command = ("nice", "-n", f"{priority}", "setpriv", f"--reuid={user}")
+    assert run_command(*command, sys.executable, "-c", STANDS_BACK).stdout == child
 
 
 def no_descriptor(_: int) -> int:

@@ -10,7 +10,7 @@ import pwd
 import signal
 import socket
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from operator import attrgetter
 
 import anyio
@@ -277,6 +277,8 @@ async def serve(settings: Settings, open_files: int) -> None:
             open_files,
         )
     with closing(sock):
+        with suppress(PermissionError):
+            os.nice(-settings.priority_boost)
         _become(*settings.user_ids)
         clock = Clock()
         start = Start(

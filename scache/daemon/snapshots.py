@@ -60,9 +60,10 @@ _PATIENCE = 2.0
 """Seconds for which root's child runs only when nobody else wants to, while commits wait for it and
 after that: then it gets its share."""
 
-_NICENESS = 5
-"""Of the child of another user, who may not take it out of SCHED_IDLE again (sched(7)): once while
-commits wait for it, and as much again after that."""
+_COPY_NICENESS = 5
+_NICENESS = 10
+"""Of another user's child while commits wait for it, and after that: he may not take it out of
+SCHED_IDLE again (sched(7)). Of root's 0: it goes before nobody, though the daemon does."""
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class Snapshots:
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
         try:
-            _stand_back()
+            _stand_back(_COPY_NICENESS)
             signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
@@ -196,7 +197,7 @@ class Snapshots:
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
-            _stand_back()  # the more so: commits wait no longer
+            _stand_back(_NICENESS)  # the more so: commits wait no longer
             settings = {}
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
@@ -254,12 +255,13 @@ def _hand_out(image: int | None, asker: Asker) -> None:
             logger.exception("cannot disconnect a client, please report it")
 
 
-def _stand_back() -> None:
-    """In the child: let others go first; twice, root's child does so again if it was urged."""
+def _stand_back(niceness: int) -> None:
+    """In the child: let others go first; root's child does so again if it was urged."""
     if os.geteuid() == 0:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(_NICENESS)
+        niceness = 0
+    least = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, least))
 
 
 def _reopened(image: int) -> int:
