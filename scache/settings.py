@@ -425,8 +425,8 @@ class Settings:
         default=5,
         metadata=_about(COUNT, "Steps of nice(2) ahead of others, if it starts as root; 0: none."),
     )
-    """Steps, of which 20 are all there are; by these the daemon goes before others on a busy machine,
-    if it may: before it becomes another `user`."""
+    """Steps, of which there are 40; by these the daemon goes before others on a busy machine, if it
+    may: before it becomes another `user`."""
 
     announce: bool = field(
         default=True,

@@ -17,10 +17,11 @@ import pytest
 
 from scache import Client, ProtocolError, __version__, errors
 from scache.cli import EXIT_INTERRUPTED, execute
-from scache.cli.logs import LineFormatter, one_line
+from scache.cli.logs import FloodFilter, LineFormatter, one_line
 from scache.settings import SETTINGS, Settings
 from tests.commands import SCACHE, clean_environment, listening, run_command
 from tests.support.daemon import Daemon
+from tests.support.wire import Wire, encode
 
 Run = Callable[[Settings], int]
 
@@ -456,6 +457,38 @@ class TestLog:
         first, *rest = LineFormatter().format(record).splitlines()
         assert first.endswith(r"oh: LookupError: a\nb")
         assert bool(rest) == (level == "DEBUG")
+
+    def test_of_a_flood_there_are_some_lines_and_the_number_of_the_others(self) -> None:
+        """Ten with one text in ten seconds, whatever is put into it; who logs is told nothing."""
+
+        def logged(
+            second: float, msg: str = "client %d is odd", level: int = logging.WARNING
+        ) -> str:
+            attributes = {"msg": msg, "args": (), "levelno": level, "created": second}
+            record = logging.makeLogRecord(attributes)
+            if not flood.filter(record):
+                return ""
+            return LineFormatter().format(record).partition("client %d is odd")[2] or "yes"
+
+        flood = FloodFilter()
+        assert [logged(100 + each / 10) for each in range(60)] == ["yes"] * 10 + [""] * 50
+        assert logged(105, "something else") == "yes"
+        assert [logged(109, level=logging.INFO) for _ in range(20)] == ["yes"] * 20
+        assert logged(110) == " (50 more like it were not logged)"
+        assert [logged(111) for _ in range(10)] == ["yes"] * 9 + [""]
+        assert logged(50) == " (1 more like it were not logged)", "the clock was set back"
+        assert logged(70) == "yes"
+
+    def test_clients_do_not_flood_the_log(self, path: Path) -> None:
+        """Hundreds that send nonsense make a few lines, and one that tells of the others."""
+        with Daemon(path) as daemon:
+            for _ in range(100):
+                with Wire(path) as client:
+                    client.announcement()
+                    client.send(encode([(b"request", b"nonsense")]))
+                    assert client.receive_message() == [(b"status", b"1")]
+            assert daemon.terminate() == 0
+        assert 10 <= len([line for line in daemon.log() if "malformed" in line]) <= 20
 
     def test_a_record_is_a_line(self) -> None:
         """Labels hold any bytes, but no line break or terminal sequence of theirs gets out."""

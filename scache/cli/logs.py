@@ -9,6 +9,10 @@ import select
 
 STDERR = 2
 
+_MOST_ALIKE = 10
+_PERIOD = 10
+"""So many warnings that differ in nothing but names and numbers are logged in so many seconds."""
+
 
 def one_line(text: str) -> str:
     r"""Return the text with whatever would break the line, or a terminal, as \n, \x1b and so on."""
@@ -21,13 +25,15 @@ class LineFormatter(logging.Formatter):
     """``scache[PID]: message``, the level in between unless it is info.
 
     An exception is told by its type and text; its traceback is for those who
-    asked for debug.
+    asked for debug. Of a flood the last word is how many `FloodFilter` held back.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as it goes to stderr, without the final newline."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
+        if held_back := getattr(record, HELD_BACK, 0):
+            line += f" ({held_back} more like it were not logged)"
         if not record.exc_info or record.exc_info[1] is None:
             return line
         error = record.exc_info[1]
@@ -35,6 +41,35 @@ class LineFormatter(logging.Formatter):
         if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+HELD_BACK = "held_back"
+
+
+class FloodFilter(logging.Filter):
+    """Keeps clients from filling the disk with what is logged of them.
+
+    Of the warnings with one text, before names and numbers are put into it, a
+    few are let through in each period. The first of a later one has the count
+    of those that were not, as its ``held_back``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, tuple[float, int]] = {}
+        """By text, when its period began, and how many there were since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log it."""
+        if record.levelno < logging.WARNING:
+            return True
+        text, now = str(record.msg), record.created
+        began, count = self._seen.get(text, (now, 0))
+        if not began <= now < began + _PERIOD:
+            setattr(record, HELD_BACK, max(count - _MOST_ALIKE, 0))
+            began, count = now, 0
+        self._seen[text] = began, count + 1
+        return count < _MOST_ALIKE
 
 
 class StderrHandler(logging.Handler):
@@ -63,6 +98,7 @@ def start_logging(level: str) -> None:
     logging.raiseExceptions = False
     handler = StderrHandler()
     handler.setFormatter(LineFormatter())
+    handler.addFilter(FloodFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("scache").setLevel(level.upper())
 

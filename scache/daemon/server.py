@@ -41,9 +41,6 @@ MAX_REFUSED = 16
 So many that are not allowed, and so many for whom there is no room: the ones do not hang up on the
 others."""
 
-SHORTAGE_LOG_INTERVAL = 10.0
-"""Seconds for which it is said once that there are no descriptors."""
-
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
 
@@ -89,7 +86,6 @@ class Server:
         """those for whom there is no room, the first first,"""
         self._not_allowed: dict[Session, None] = {}
         """and those who never get anything."""
-        self._silent_until = 0.0
         """When to log that there are no descriptors, at the earliest."""
         self._crowded = False
         """Whether there is no room, and that was logged."""
@@ -192,12 +188,9 @@ class Server:
                 next(iter(refused)).abort()
 
     def _out_of_descriptors(self, what: str) -> None:
-        """Say so now and then, and hang up on who has most that wait for their messages."""
+        """Say so, and hang up on who has most that wait for their messages."""
         self._cache.counts["limit_open_files"] += 1
-        now = self._clock.now()
-        if now >= self._silent_until:
-            self._silent_until = now + SHORTAGE_LOG_INTERVAL
-            logger.warning("out of descriptors: %s", what)
+        logger.warning("out of descriptors: %s", what)
         greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
         if greediest is not None and greediest.waiting_descriptors > 1:
             self._readiness.call_later(greediest.abort)
