@@ -42,6 +42,8 @@ SETTLE = 10.0
 
 ALONE, AT_ONCE, BETWEEN = "alone", "hostile at once", "between"
 """Phases that are more than a name."""
+ELSEWHERE = "hostile at once, at another daemon"
+"""The same to the machine, and nothing to our daemon: what a client sees then is not its doing."""
 
 SHORTEST = 0.5
 """Seconds for which each hostile behaviour must be there alone for its times to mean anything."""
@@ -142,7 +144,6 @@ class Leg:
             self._start_daemon()
             self._at_start = self._open_descriptors()
             self._probing = Helper(self._stack, probe.run, self._path)
-            self._phase(ALONE, max(2.0, plan.seconds * 0.07), quiet=True)
             each = plan.clients // PROCESSES
             share = [each + (at < plan.clients % PROCESSES) for at in range(PROCESSES)]
             populations = [
@@ -154,19 +155,23 @@ class Leg:
             ]
             hostile = Helper(self._stack, foes.run, self._path, plan.seed)
             hostile.ask("in turn")
-            self._phase("with restarts", plan.seconds * 0.2, restarts=True)
+            self._phase("with restarts", plan.seconds * 0.18, restarts=True)
             # The table of clients is full then, as the trail is: memory can be flat.
             for _ in range(KNOWN_CLIENTS):
                 with Wire(self._path) as client:
                     client.announcement()
-            steady = plan.seconds * 0.55
+            steady = plan.seconds * 0.5
             with watch.watching(self._daemon.pid) as samples:
                 self._phase("with all clients", steady)
             reports = [each.ask("end") for each in populations]
-            in_turn = hostile.ask("at once")
+            in_turn = hostile.ask("nothing")
             before = watch.resident(self._daemon.pid)
+            self._phase(ALONE, plan.seconds * 0.05, quiet=True)
+            hostile.ask("at once")
             self._phase(AT_ONCE, plan.seconds * 0.1, quiet=True)
             at_once = hostile.ask("nothing") - in_turn
+            self._phase(ALONE, plan.seconds * 0.05, quiet=True)
+            self._elsewhere(plan.seconds * 0.05)
             each_alone = plan.seconds * 0.08 / len(BEHAVIOURS)
             for name in BEHAVIOURS if each_alone > SHORTEST else ():
                 hostile.ask(name)
@@ -179,6 +184,13 @@ class Leg:
         self._report_foes(in_turn, at_once)
         self._report_latencies(latencies)
         return self._facts
+
+    def _elsewhere(self, seconds: float) -> None:
+        """Let all hostile ones be at another daemon."""
+        path = self._path.with_name("elsewhere")
+        with Daemon(path, *OPTIONS), ExitStack() as stack:
+            Helper(stack, foes.run, path, self._plan.seed).ask("at once")
+            self._phase(ELSEWHERE, seconds, quiet=True)
 
     # The daemon
 
