@@ -423,7 +423,7 @@ class Settings:
 
     priority_boost: int = field(
         default=5,
-        metadata=_about(COUNT, "Steps of nice(2) ahead of others, if it starts as root; 0: none."),
+        metadata=_about(COUNT, "Steps of nice(2) ahead of others, where it may (root); 0: none."),
     )
     """Steps, of which there are 40; by these the daemon goes before others on a busy machine, if it
     may: before it becomes another `user`."""

@@ -565,6 +565,7 @@ class TestWhoMay:
                 assert daemon.wait_for_log("is left behind: Permission denied")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can go before others")
 class TestPriority:
     """The daemon goes before others on a busy machine, where it may."""
 

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from scache.clock import Clock
 from scache.daemon.readiness import Readiness
+from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
+from scache.model import Peer
+from scache.protocol.server import ServerConversation
 from tests.support.daemon import Daemon
 from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
 
@@ -142,9 +146,9 @@ def windows(record: str) -> tuple[list[str], list[str]]:
 def test_who_asks_for_much_leaves_time_to_others(runner: asyncio.Runner) -> None:
     """While others are served, milliseconds of theirs come after each few turns."""
     turns, others = windows(served(runner, waiting=1))
-    assert 10 <= len(turns) <= 16
+    assert 10 <= len(turns) <= 20
     assert 3 <= max(len(each) // 2 for each in turns) <= 12
-    assert min(map(len, others)) >= 20
+    assert min(map(len, others)) >= 15
 
 
 def test_if_many_ask_for_much_they_have_more_of_the_time(runner: asyncio.Runner) -> None:
@@ -152,12 +156,48 @@ def test_if_many_ask_for_much_they_have_more_of_the_time(runner: asyncio.Runner)
     turns, others = windows(served(runner, waiting=64))
     assert len(turns) >= 8
     assert 15 <= max(len(each) // 2 for each in turns) <= 40
-    assert min(map(len, others)) >= 20
+    assert min(map(len, others)) >= 8
 
 
 def test_who_asks_for_little_waits_for_one_turn_at_the_most(runner: asyncio.Runner) -> None:
     """However many wait, and whosever time it is, who is ready is served between two turns."""
     assert not re.search("TT", served(runner, waiting=64))
+
+
+@pytest.mark.parametrize(("ready", "at_least"), [(1, 0.15), (16, 0.15), (64, 0.12), (250, 0.09)])
+def test_who_asks_for_much_has_a_share_however_busy_the_others_are(
+    runner: asyncio.Runner, ready: int, at_least: float
+) -> None:
+    """With 64 of the ones, and as many others as there are, all of them without a pause."""
+    now, turns = 1000.0, 0.0
+
+    def serve() -> None:
+        nonlocal now
+        now += 4e-5
+
+    def turn() -> None:
+        nonlocal now, turns
+        now += 5e-4
+        turns += 5e-4
+        readiness.take_turn(10_000, turn)
+
+    async def work() -> None:
+        with ExitStack() as stack:
+            stack.callback(readiness.close)
+            for _ in range(ready):
+                reading, writing = map(stack.enter_context, socket.socketpair())
+                writing.send(b"x")
+                readiness.add(reading.fileno(), serve)
+            for _ in range(64):
+                readiness.take_turn(10_000, turn)
+            while now < 1001:  # noqa: ASYNC110 - turns of the loop are what is wanted
+                await asyncio.sleep(0)
+
+    loop = runner.get_loop()
+    loop.time = lambda: now  # type: ignore[method-assign]
+    readiness = Readiness(loop)
+    runner.run(work())
+    assert at_least <= turns / (now - 1000) <= 0.35
 
 
 def test_who_asks_for_a_turn_soon_waits_for_one_other(runner: asyncio.Runner) -> None:
@@ -171,7 +211,7 @@ def test_who_asks_for_much_has_all_the_time_that_nobody_else_wants(
     runner: asyncio.Runner,
 ) -> None:
     """Turn follows turn when there is nobody else to be served."""
-    assert len(served(runner, waiting=1, company=False)) >= 250
+    assert len(served(runner, waiting=1, company=False)) >= 200
 
 
 def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None:
@@ -315,6 +355,26 @@ def test_who_was_done_in_between_begins_anew() -> None:
     for clock.time in range(9):
         member.half_done = clock.time != 4
         assert watchdog.look([member]) == []
+
+
+def test_who_waits_for_a_turn_is_not_half_done() -> None:
+    """A client that has sent its part is not hung up on because we take our time."""
+    conversation = ServerConversation()
+    channel = MagicMock(sent_all=True, waiting=True)
+    nobody = MagicMock()
+    session = Session(channel, Peer(1, 0, 0), nobody, nobody, conversation, nobody, nobody, nobody)
+    conversation.data_to_send()
+    conversation.receive(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+    seen = [session.half_done]
+    channel.waiting = False
+    seen.append(session.half_done)
+    session.finish()
+    channel.close.assert_not_called()
+    conversation.next_event()
+    seen.append(session.half_done)
+    assert seen == [False, True, False]
+    session.finish()
+    channel.close.assert_called_once()
 
 
 def test_replies_are_whole_when_the_client_does_not_read(path: Path, database: str) -> None:

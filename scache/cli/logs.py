@@ -11,7 +11,7 @@ STDERR = 2
 
 _MOST_ALIKE = 10
 _PERIOD = 10
-"""So many warnings that differ in nothing but names and numbers are logged in so many seconds."""
+"""So many warnings of one kind about clients are logged in so many seconds."""
 
 
 def one_line(text: str) -> str:
@@ -25,15 +25,15 @@ class LineFormatter(logging.Formatter):
     """``scache[PID]: message``, the level in between unless it is info.
 
     An exception is told by its type and text; its traceback is for those who
-    asked for debug. Of a flood the last word is how many `FloodFilter` held back.
+    asked for debug. Of a flood the last word is what `FloodFilter` has to say.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as it goes to stderr, without the final newline."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
-        if held_back := getattr(record, HELD_BACK, 0):
-            line += f" ({held_back} more like it were not logged)"
+        if remark := getattr(record, REMARK, ""):
+            line += f" ({remark})"
         if not record.exc_info or record.exc_info[1] is None:
             return line
         error = record.exc_info[1]
@@ -43,33 +43,35 @@ class LineFormatter(logging.Formatter):
         return line
 
 
-HELD_BACK = "held_back"
+REMARK = "remark"
 
 
 class FloodFilter(logging.Filter):
     """Keeps clients from filling the disk with what is logged of them.
 
-    Of the warnings with one text, before names and numbers are put into it, a
-    few are let through in each period. The first of a later one has the count
-    of those that were not, as its ``held_back``.
+    Of the warnings from one place in the code a few are let through in each
+    period. The last of these says that there may be more, and the first of a
+    later period how many there were.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[str, tuple[float, int]] = {}
-        """By text, when its period began, and how many there were since."""
+        self._seen: dict[tuple[str, int], tuple[float, int]] = {}
+        """By place, when its period began, and how many there were since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to log it."""
-        if record.levelno < logging.WARNING:
-            return True
-        text, now = str(record.msg), record.created
-        began, count = self._seen.get(text, (now, 0))
+        place, now = (record.pathname, record.lineno), record.created
+        began, count = self._seen.get(place, (now, 0))
         if not began <= now < began + _PERIOD:
-            setattr(record, HELD_BACK, max(count - _MOST_ALIKE, 0))
+            if count > _MOST_ALIKE:
+                setattr(record, REMARK, f"{count - _MOST_ALIKE} more like it were not logged")
             began, count = now, 0
-        self._seen[text] = began, count + 1
-        return count < _MOST_ALIKE
+        count += 1
+        self._seen[place] = began, count
+        if count == _MOST_ALIKE:
+            setattr(record, REMARK, f"more like it are not logged for {_PERIOD} seconds")
+        return count <= _MOST_ALIKE
 
 
 class StderrHandler(logging.Handler):
@@ -98,9 +100,9 @@ def start_logging(level: str) -> None:
     logging.raiseExceptions = False
     handler = StderrHandler()
     handler.setFormatter(LineFormatter())
-    handler.addFilter(FloodFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("scache").setLevel(level.upper())
+    logging.getLogger("scache.clients").addFilter(FloodFilter())
 
 
 def occupy_standard_descriptors() -> None:

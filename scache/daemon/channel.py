@@ -22,6 +22,9 @@ _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
 logger = logging.getLogger(__name__)
 
+client_logger = logging.getLogger("scache.clients")
+"""For what clients can cause again and again: whoever writes the log may leave some of it out."""
+
 
 class Receiver(Protocol):
     """What a channel tells of its client."""
@@ -123,7 +126,7 @@ class Channel:
             try:
                 self._watch()
             except OSError as error:
-                logger.warning("cannot watch a client, which is disconnected: %s", error)
+                client_logger.warning("cannot watch a client, which is disconnected: %s", error)
                 self._hang_up()
                 return
             self._tell(self._go_on)

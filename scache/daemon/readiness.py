@@ -26,17 +26,20 @@ _LINGER = 0.001
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
 _COMPANY = 0.02
-"""Seconds for which somebody who asked for little counts as being there. Meanwhile those who ask
-for much have a turn only"""
-
-_REST = 0.006
-"""when so many seconds have gone by without one, so that most requests meet none of them,"""
+"""Seconds for which somebody who asked for little counts as being there. Meanwhile"""
 
 _TURNS = 0.0006
-"""after every so many seconds of turns,"""
+"""those who ask for much have so many seconds of turns,"""
 
 _WAITING = 8
-"""and as many again for each so many of those who wait, but no more than a slice."""
+"""and as many again for each so many of those who wait, but no more than a slice,"""
+
+_REST = 0.006
+"""before the others have had so many, so that most of their requests meet no turn."""
+
+_SHARE = 8
+"""Of those seconds a turn comes after each look at who is ready; more than one if serving these
+took more than so many times as long."""
 
 _FEW = 8
 """Sockets that are served between two looks at the time."""
@@ -65,7 +68,11 @@ class Readiness:
         self._turns_left = _TURNS
         """of which so many seconds may still be theirs"""
         self._rest_until = 0.0
-        """from this time on."""
+        """from this time on;"""
+        self._others_had = 0.0
+        """since when so many were others'."""
+        self._others_begin = 0.0
+        """When these were served last, all who were ready."""
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -153,10 +160,11 @@ class Readiness:
         return bool(self._ready or self._later or self._turns)
 
     def _serve_once(self, end: float) -> bool:
-        """Call back whoever is ready, then one of those who wait for a turn.
+        """Call back whoever is ready, then one or more of those who wait for a turn.
 
-        So whoever asks for little waits for one turn of those who ask for much at the most,
-        however many these are, and mostly for none. Return whether there may be more to do at once.
+        So whoever asks for little waits for one turn of those who ask for much, or for a little
+        longer than for the others like it, and mostly for none, however many those are. Return
+        whether there may be more to do at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
@@ -164,6 +172,7 @@ class Readiness:
             at_once = self._later or self._turns_are_due()
             ready = self._epoll.poll(0 if at_once else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
+            self._others_begin = self._loop.time()
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
@@ -177,7 +186,7 @@ class Readiness:
             if self._ready and not served % _FEW and self._loop.time() >= end:
                 return True  # the others come first in the next turn
         if self._turns_are_due():
-            self._take_turn()
+            self._take_turns()
         return bool(served or self._unfinished)
 
     def _turns_are_due(self) -> bool:
@@ -190,11 +199,19 @@ class Readiness:
         if now > self._asked_much.get(descriptor, 0) + _COMPANY:
             self._company_until = now + _COMPANY
 
-    def _take_turn(self) -> None:
+    def _take_turns(self) -> None:
+        """Let one have a turn, and more of them if the others took long."""
         began = self._loop.time()
-        self._turns.popleft()()
-        now = self._loop.time()
+        others = began - self._others_begin
+        end = began + others / _SHARE
+        while True:
+            self._turns.popleft()()
+            now = self._loop.time()
+            if now >= end or not self._turns:
+                break
         self._turns_left -= now - began
+        self._others_had += others
         if self._turns_left <= 0:
+            self._rest_until = now + _REST - self._others_had
             self._turns_left = min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))
-            self._rest_until = now + _REST
+            self._others_had = 0.0

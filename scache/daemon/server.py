@@ -10,7 +10,7 @@ import pwd
 import signal
 import socket
 from collections.abc import Collection, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from operator import attrgetter
 
 import anyio
@@ -23,7 +23,7 @@ from scache.clock import Clock
 from scache.daemon import upkeep
 from scache.daemon.administration import Administration, People
 from scache.daemon.capacity import capacity
-from scache.daemon.channel import Channel
+from scache.daemon.channel import Channel, client_logger
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.readiness import Readiness
@@ -86,7 +86,6 @@ class Server:
         """those for whom there is no room, the first first,"""
         self._not_allowed: dict[Session, None] = {}
         """and those who never get anything."""
-        """When to log that there are no descriptors, at the earliest."""
         self._crowded = False
         """Whether there is no room, and that was logged."""
         self._stop = anyio.Event()
@@ -181,7 +180,7 @@ class Server:
         try:
             session.start()
         except OSError as error:
-            logger.warning("cannot serve a client: %s", error)
+            client_logger.warning("cannot serve a client: %s", error)
             session.abort()
         for refused in (self._crowd, self._not_allowed):
             if len(refused) > MAX_REFUSED:
@@ -190,7 +189,7 @@ class Server:
     def _out_of_descriptors(self, what: str) -> None:
         """Say so, and hang up on who has most that wait for their messages."""
         self._cache.counts["limit_open_files"] += 1
-        logger.warning("out of descriptors: %s", what)
+        client_logger.warning("out of descriptors: %s", what)
         greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
         if greediest is not None and greediest.waiting_descriptors > 1:
             self._readiness.call_later(greediest.abort)
@@ -270,8 +269,7 @@ async def serve(settings: Settings, open_files: int) -> None:
             open_files,
         )
     with closing(sock):
-        with suppress(PermissionError):
-            os.nice(-settings.priority_boost)
+        _go_ahead(settings.priority_boost)
         _become(*settings.user_ids)
         clock = Clock()
         start = Start(
@@ -307,6 +305,15 @@ async def serve(settings: Settings, open_files: int) -> None:
             finally:
                 cache.close()
                 await database.stop(clock.now())
+
+
+def _go_ahead(steps: int) -> None:
+    """Go before others by so many steps of nice(2), if this process may."""
+    try:
+        os.nice(-steps)
+    except PermissionError:
+        if os.geteuid() == 0:  # nobody else is surprised by that
+            logger.info("priority_boost has no effect: this process lacks CAP_SYS_NICE")
 
 
 def _become(uid: int, gid: int) -> None:

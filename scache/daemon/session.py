@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol
 
 from scache import fdpass
 from scache.cache import Cache
-from scache.daemon.channel import Channel
+from scache.daemon.channel import Channel, client_logger
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer, Status
 from scache.protocol.codec import NeedData
@@ -44,8 +43,6 @@ _EVENTS_PER_MESSAGE = 64
 _OUTPUT_SIZE = 32768
 """Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
 hits there are behind it, the fewer are lost with a client that leaves before it has read them."""
-
-logger = logging.getLogger(__name__)
 
 
 class Administration(Protocol):
@@ -131,7 +128,7 @@ class Session:
 
     def overdue(self) -> None:
         """End because the client left an exchange half done for too long."""
-        logger.warning(
+        client_logger.warning(
             "client with process id %d stopped in the middle of an exchange: disconnected",
             self.peer.pid,
         )
@@ -141,9 +138,14 @@ class Session:
 
     @property
     def half_done(self) -> bool:
-        """Whether the client owes us the rest of an exchange, or does not take what we sent."""
-        if self._asking:
-            return False
+        """Whether the client owes us the rest of an exchange, or does not take what we sent.
+
+        Not while it waits for us.
+        """
+        return self._in_exchange and not (self._asking or self._channel.waiting)
+
+    @property
+    def _in_exchange(self) -> bool:
         conversation, channel = self._conversation, self._channel
         return not (conversation.between_exchanges and channel.sent_all and not conversation.output)
 
@@ -196,7 +198,9 @@ class Session:
         except ProtocolError as error:
             self._cache.counts["limit_ahead_size"] += 1
             self._record_malformed("unknown", str(error))
-            logger.warning("client with process id %d: %s: disconnected", self.peer.pid, error)
+            client_logger.warning(
+                "client with process id %d: %s: disconnected", self.peer.pid, error
+            )
             self.abort()
             return
         if more:
@@ -237,7 +241,7 @@ class Session:
             self._end_loans(sent=True)
 
     def _leave_if_finished(self) -> None:
-        if self._channel.open and not self.half_done:
+        if self._channel.open and (self._asking or not self._in_exchange):
             self.abort()
 
     def _save(self, event: Save) -> None:
@@ -415,7 +419,7 @@ class Session:
         self._record_malformed(kind, detail)
         if self.allowed and not self._warned:
             self._warned = True
-            logger.warning(
+            client_logger.warning(
                 "client with process id %d sent a malformed or unknown request (%s): "
                 "answered with status 1, further ones of this client are not logged",
                 self.peer.pid,

@@ -57,13 +57,13 @@ _WRITE_SIZE = 65536
 
 _COPY_PATIENCE = 0.2
 _PATIENCE = 2.0
-"""Seconds for which root's child runs only when nobody else wants to, while commits wait for it and
+"""Seconds for which the child runs only when nobody else wants to, while commits wait for it and
 after that: then it gets its share."""
 
 _COPY_NICENESS = 5
 _NICENESS = 10
-"""Of another user's child while commits wait for it, and after that: he may not take it out of
-SCHED_IDLE again (sched(7)). Of root's 0: it goes before nobody, though the daemon does."""
+"""Of the child of a daemon that may not take it out of SCHED_IDLE again (sched(7)): what is added
+to the daemon's own while commits wait for it, and after that."""
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ class Snapshots:
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
         try:
-            _stand_back(_COPY_NICENESS)
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            _stand_back(own, _COPY_NICENESS)
             signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
@@ -197,7 +198,7 @@ class Snapshots:
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
-            _stand_back(_NICENESS)  # the more so: commits wait no longer
+            _stand_back(own, _NICENESS)  # the more so: commits wait no longer
             settings = {}
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
@@ -255,13 +256,25 @@ def _hand_out(image: int | None, asker: Asker) -> None:
             logger.exception("cannot disconnect a client, please report it")
 
 
-def _stand_back(niceness: int) -> None:
-    """In the child: let others go first; root's child does so again if it was urged."""
-    if os.geteuid() == 0:
+def _stand_back(own: int, more: int) -> None:
+    """In the child, which goes before nobody: let others go first.
+
+    ``own`` is the daemon's niceness. One that may be urged needs no ``more``, but to do this again.
+    """
+    may_come_back = _may_come_forward()
+    os.setpriority(os.PRIO_PROCESS, 0, max(own, 0) + (0 if may_come_back else more))
+    if may_come_back:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        niceness = 0
-    least = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, least))
+
+
+def _may_come_forward() -> bool:
+    """Whether this process may raise its priority, which takes more than to be root."""
+    try:
+        os.nice(-1)
+    except PermissionError:
+        return False
+    os.nice(1)
+    return True
 
 
 def _reopened(image: int) -> int:
@@ -284,9 +297,8 @@ async def _expect_byte(child: _Child, patience: float) -> None:
 
 def _urge(child: _Child) -> None:
     """Let a child have its share of the processor from now on."""
-    if os.geteuid() == 0:
-        with suppress(OSError):  # it may have ended
-            os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
+    with suppress(OSError):  # it may have ended
+        os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
 
 
 async def _expect_success(child: _Child) -> None:
