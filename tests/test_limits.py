@@ -24,7 +24,7 @@ from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
 from tests.support.snapshots import snapshot
-from tests.support.somebody import GID, GROUP, UID, as_somebody
+from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
 from tests.support.wire import DUMMY, Wire, encode
 from tests.test_surroundings import refused
 
@@ -290,6 +290,18 @@ def test_descriptors_that_cannot_be_received(path: Path) -> None:
             assert found is not None
             found.close()
         assert daemon.terminate() == 0
+
+
+def test_coming_and_going_at_the_limit_does_not_flood_the_log(path: Path) -> None:
+    """There is no room, and there is again, a hundred times, and ten times that is said."""
+    with Daemon(path, "--max-clients", "1") as daemon:
+        for _ in range(100):
+            with Wire(path) as served, Wire(path) as refused:
+                assert served.announcement()
+                assert refused.announcement()
+        assert daemon.terminate() == 0
+    lines = [line for line in daemon.log() if "further ones are told no" in line]
+    assert 10 <= len(lines) <= 20
 
 
 class TestHangUps:
@@ -565,7 +577,7 @@ class TestWhoMay:
                 assert daemon.wait_for_log("is left behind: Permission denied")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can go before others")
+@pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
 class TestPriority:
     """The daemon goes before others on a busy machine, where it may."""
 
@@ -581,8 +593,9 @@ class TestPriority:
             assert priority == max(os.getpriority(os.PRIO_PROCESS, 0) - steps, -20)
 
     def test_who_may_not_go_ahead_serves_all_the_same(self, path: Path) -> None:
-        """It stays as it was started."""
+        """It stays as it was started, and says so to root, who might wonder."""
         command = ("setpriv", "--bounding-set", "-sys_nice", *SCACHE, "serve")
-        with listening([*command, "--socket", str(path)]) as (process, _):
+        with listening([*command, "--socket", str(path)]) as (process, said):
+            assert any("priority_boost has no effect" in line for line in said)
             ours, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, process.pid))
             assert its == ours

@@ -9,19 +9,15 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
 from scache.clock import Clock
 from scache.daemon.readiness import Readiness
-from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
-from scache.model import Peer
-from scache.protocol.server import ServerConversation
 from tests.support.daemon import Daemon
 from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
 
@@ -330,6 +326,7 @@ class Member:
 
     half_done = True
     progress = 0
+    awaited_turn: int | None = None
 
 
 def test_who_makes_no_step_for_the_whole_timeout_is_overdue() -> None:
@@ -357,24 +354,34 @@ def test_who_was_done_in_between_begins_anew() -> None:
         assert watchdog.look([member]) == []
 
 
-def test_who_waits_for_a_turn_is_not_half_done() -> None:
-    """A client that has sent its part is not hung up on because we take our time."""
-    conversation = ServerConversation()
-    channel = MagicMock(sent_all=True, waiting=True)
-    nobody = MagicMock()
-    session = Session(channel, Peer(1, 0, 0), nobody, nobody, conversation, nobody, nobody, nobody)
-    conversation.data_to_send()
-    conversation.receive(encode([(b"request", b"find_endp"), (b"label", b"e")]))
-    seen = [session.half_done]
-    channel.waiting = False
-    seen.append(session.half_done)
-    session.finish()
-    channel.close.assert_not_called()
-    conversation.next_event()
-    seen.append(session.half_done)
-    assert seen == [False, True, False]
-    session.finish()
-    channel.close.assert_called_once()
+def test_who_waits_for_a_turn_has_time() -> None:
+    """We hang up on nobody who could not go on, but turns without a step are no excuse."""
+    clock = SetClock()
+    watchdog: Watchdog[Member] = Watchdog(clock, 5)
+    waiting, endless = Member(), Member()
+    waiting.awaited_turn = 3
+    overdue = []
+    for clock.time in range(20):
+        endless.awaited_turn = int(clock.time)
+        overdue += watchdog.look([waiting, endless])
+        if overdue:
+            break
+    assert (overdue, clock.time) == ([endless], 5)
+    waiting.awaited_turn = None
+    assert watchdog.look([waiting]) == []
+    clock.time += 5
+    assert watchdog.look([waiting]) == [waiting]
+
+
+def test_a_label_without_end_is_ended(path: Path) -> None:
+    """However fast it comes, and however many turns it has."""
+    with Daemon(path, "--exchange-timeout", "0.3") as daemon, Wire(path) as client:
+        client.announcement()
+        client.send(b"request\0find_endp\0label\0")
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                client.send(b"x" * 65536)
+        daemon.wait_for_log("stopped in the middle of an exchange")
 
 
 def test_replies_are_whole_when_the_client_does_not_read(path: Path, database: str) -> None:

@@ -70,7 +70,11 @@ class FloodFilter(logging.Filter):
         count += 1
         self._seen[place] = began, count
         if count == _MOST_ALIKE:
-            setattr(record, REMARK, f"more like it are not logged for {_PERIOD} seconds")
+            setattr(
+                record,
+                REMARK,
+                f"of more like it {_MOST_ALIKE} are logged in {_PERIOD} s",
+            )
         return count <= _MOST_ALIKE
 
 

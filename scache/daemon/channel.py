@@ -20,8 +20,6 @@ _BUFFER = fdpass.new_buffer()
 _PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
-logger = logging.getLogger(__name__)
-
 client_logger = logging.getLogger("scache.clients")
 """For what clients can cause again and again: whoever writes the log may leave some of it out."""
 
@@ -56,6 +54,8 @@ class Channel:
         self._go_on: Callable[[], None]
         self.waiting = False
         """Whether the client's turn is still to come, and nothing is read from it meanwhile."""
+        self.turns = 0
+        """How many it has had."""
         self.open = True
         self.sent_all = True
         """Whether everything given to `send` has reached the kernel."""
@@ -122,6 +122,7 @@ class Channel:
 
     def _take_turn(self) -> None:
         self.waiting = False
+        self.turns += 1
         if self.open and not self._held:
             try:
                 self._watch()
@@ -178,7 +179,7 @@ class Channel:
         try:
             self._receiver.received(data, descriptors, truncated)
         except Exception:
-            logger.exception(_A_BUG)
+            client_logger.exception(_A_BUG)
             self._hang_up()
         much = len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS
         if much and self.open and not self.waiting:
@@ -188,7 +189,7 @@ class Channel:
         try:
             callback()
         except Exception:
-            logger.exception(_A_BUG)
+            client_logger.exception(_A_BUG)
             self._hang_up()
 
     def _on_writable(self) -> None:

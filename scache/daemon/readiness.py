@@ -38,8 +38,8 @@ _REST = 0.006
 """before the others have had so many, so that most of their requests meet no turn."""
 
 _SHARE = 8
-"""Of those seconds a turn comes after each look at who is ready; more than one if serving these
-took more than so many times as long."""
+"""After each look at who is ready comes one turn; more if to serve the others took long: turns for
+so great a part of that time."""
 
 _FEW = 8
 """Sockets that are served between two looks at the time."""
@@ -71,8 +71,10 @@ class Readiness:
         """from this time on;"""
         self._others_had = 0.0
         """since when so many were others'."""
-        self._others_begin = 0.0
-        """When these were served last, all who were ready."""
+        self._others_now = 0.0
+        """The same since the last look at who is ready."""
+        self._served_at = 0.0
+        """When somebody was served last."""
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -172,7 +174,9 @@ class Readiness:
             at_once = self._later or self._turns_are_due()
             ready = self._epoll.poll(0 if at_once else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
-            self._others_begin = self._loop.time()
+            self._others_now = 0.0
+        if self._turns:
+            self._served_at = self._loop.time()
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
@@ -198,19 +202,20 @@ class Readiness:
         now = self._loop.time()
         if now > self._asked_much.get(descriptor, 0) + _COMPANY:
             self._company_until = now + _COMPANY
+            self._others_now += now - self._served_at
+        self._served_at = now
 
     def _take_turns(self) -> None:
         """Let one have a turn, and more of them if the others took long."""
         began = self._loop.time()
-        others = began - self._others_begin
-        end = began + others / _SHARE
+        end = began + self._others_now / _SHARE
         while True:
             self._turns.popleft()()
             now = self._loop.time()
             if now >= end or not self._turns:
                 break
         self._turns_left -= now - began
-        self._others_had += others
+        self._others_had += self._others_now
         if self._turns_left <= 0:
             self._rest_until = now + _REST - self._others_had
             self._turns_left = min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))

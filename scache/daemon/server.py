@@ -217,12 +217,12 @@ class Server:
     def _say_crowded(self, *, crowded: bool) -> None:
         """Log when there is no room for clients any more, and when there is again."""
         if crowded and not self._crowded:
-            logger.warning(
+            client_logger.warning(
                 "%d clients are connected, as many as may be: further ones are told no",
                 len(self._admitted),
             )
         elif self._crowded and not crowded:
-            logger.warning("there is room for clients again")
+            client_logger.warning("there is room for clients again")
         self._crowded = crowded
 
     def _on_their_way(self) -> Iterator[Connection]:

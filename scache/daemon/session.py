@@ -138,16 +138,16 @@ class Session:
 
     @property
     def half_done(self) -> bool:
-        """Whether the client owes us the rest of an exchange, or does not take what we sent.
-
-        Not while it waits for us.
-        """
-        return self._in_exchange and not (self._asking or self._channel.waiting)
-
-    @property
-    def _in_exchange(self) -> bool:
+        """Whether the client owes us the rest of an exchange, or does not take what we sent."""
+        if self._asking:
+            return False
         conversation, channel = self._conversation, self._channel
         return not (conversation.between_exchanges and channel.sent_all and not conversation.output)
+
+    @property
+    def awaited_turn(self) -> int | None:
+        """The number of the turn that it waits for, if it does."""
+        return self._channel.turns if self._channel.waiting else None
 
     @property
     def waiting_descriptors(self) -> int:
@@ -241,7 +241,7 @@ class Session:
             self._end_loans(sent=True)
 
     def _leave_if_finished(self) -> None:
-        if self._channel.open and (self._asking or not self._in_exchange):
+        if self._channel.open and not self.half_done:
             self.abort()
 
     def _save(self, event: Save) -> None:

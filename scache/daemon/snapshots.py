@@ -57,7 +57,7 @@ _WRITE_SIZE = 65536
 
 _COPY_PATIENCE = 0.2
 _PATIENCE = 2.0
-"""Seconds for which the child runs only when nobody else wants to, while commits wait for it and
+"""Seconds for which a child in SCHED_IDLE is left in it, while commits wait for it and
 after that: then it gets its share."""
 
 _COPY_NICENESS = 5

@@ -19,12 +19,17 @@ class Watched(Hashable, Protocol):
     def progress(self) -> int:
         """How many steps were made so far."""
 
+    @property
+    def awaited_turn(self) -> int | None:
+        """The number of the turn of ours that it waits for; None if it waits for none."""
+
 
 W = TypeVar("W", bound=Watched)
 
 
 class _Sight(NamedTuple):
     progress: int
+    awaited_turn: int | None
     since: float
 
 
@@ -51,10 +56,11 @@ class Watchdog(Generic[W]):
         for each in everybody:
             if not each.half_done:
                 continue
-            sight = before.get(each)
-            if sight is None or sight.progress != each.progress:
-                sight = _Sight(each.progress, now)
-            self._seen[each] = sight
+            sight, turn = before.get(each), each.awaited_turn
+            since = now if sight is None or sight.progress != each.progress else sight.since
+            if sight is not None and turn is not None and turn == sight.awaited_turn:
+                since = now  # it had no chance to make one
+            self._seen[each] = sight = _Sight(each.progress, turn, since)
             if now - sight.since >= self._timeout:
                 overdue.append(each)
         return overdue
