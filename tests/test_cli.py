@@ -467,7 +467,7 @@ class TestLog:
             return LineFormatter().format(record).partition("odd")[2] if flood(record) else None
 
         flood = FloodFilter().filter
-        last = " (of more like it 10 are logged in 10 s)"
+        last = " (at most 10 like it are logged in 10 s)"
         assert [logged(100 + each / 10) for each in range(60)] == [""] * 9 + [last] + [None] * 50
         assert logged(105, 2) == ""
         assert logged(110) == " (50 more like it were not logged)"
@@ -486,7 +486,7 @@ class TestLog:
             assert daemon.terminate() == 0
         lines = [line for line in daemon.log() if "malformed" in line]
         assert 10 <= len(lines) <= 20
-        assert "of more like it" in lines[9]
+        assert "at most 10 like it are logged in 10 s" in lines[9]
 
     def test_a_record_is_a_line(self) -> None:
         """Labels hold any bytes, but no line break or terminal sequence of theirs gets out."""

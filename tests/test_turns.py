@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,16 @@ def ticking_loop(step: float) -> asyncio.AbstractEventLoop:
     return loop
 
 
+def add_ready(
+    stack: ExitStack, readiness: Readiness, count: int, callback: Callable[[], None]
+) -> None:
+    """Let so many sockets be ready for ever: what they have to read never is."""
+    for _ in range(count):
+        reading, writing = map(stack.enter_context, socket.socketpair())
+        writing.send(b"x")
+        readiness.add(reading.fileno(), callback)
+
+
 def served(
     runner: asyncio.Runner, *, waiting: int, company: bool = True, soon: int | None = None
 ) -> str:
@@ -180,10 +190,7 @@ def test_who_asks_for_much_has_a_share_however_busy_the_others_are(
     async def work() -> None:
         with ExitStack() as stack:
             stack.callback(readiness.close)
-            for _ in range(ready):
-                reading, writing = map(stack.enter_context, socket.socketpair())
-                writing.send(b"x")
-                readiness.add(reading.fileno(), serve)
+            add_ready(stack, readiness, ready, serve)
             for _ in range(64):
                 readiness.take_turn(10_000, turn)
             while now < 1001:  # noqa: ASYNC110 - turns of the loop are what is wanted
@@ -250,10 +257,7 @@ def test_turns_come_however_many_are_ready(runner: asyncio.Runner, ready: int) -
 
         with ExitStack() as stack:
             stack.callback(readiness.close)
-            for _ in range(ready):
-                reading, writing = map(stack.enter_context, socket.socketpair())
-                writing.send(b"x")
-                readiness.add(reading.fileno(), look)
+            add_ready(stack, readiness, ready, look)
             readiness.take_turn(10_000, turned.set)
             for _ in range(100):
                 await asyncio.sleep(0)

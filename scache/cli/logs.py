@@ -13,6 +13,9 @@ _MOST_ALIKE = 10
 _PERIOD = 10
 """So many warnings of one kind about clients are logged in so many seconds."""
 
+_REMARK = "remark"
+"""The attribute of a record that has what `FloodFilter` says of the others like it."""
+
 
 def one_line(text: str) -> str:
     r"""Return the text with whatever would break the line, or a terminal, as \n, \x1b and so on."""
@@ -32,7 +35,7 @@ class LineFormatter(logging.Formatter):
         """Return the record as it goes to stderr, without the final newline."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
-        if remark := getattr(record, REMARK, ""):
+        if remark := getattr(record, _REMARK, ""):
             line += f" ({remark})"
         if not record.exc_info or record.exc_info[1] is None:
             return line
@@ -41,9 +44,6 @@ class LineFormatter(logging.Formatter):
         if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
             line += "\n" + self.formatException(record.exc_info)
         return line
-
-
-REMARK = "remark"
 
 
 class FloodFilter(logging.Filter):
@@ -65,16 +65,12 @@ class FloodFilter(logging.Filter):
         began, count = self._seen.get(place, (now, 0))
         if not began <= now < began + _PERIOD:
             if count > _MOST_ALIKE:
-                setattr(record, REMARK, f"{count - _MOST_ALIKE} more like it were not logged")
+                setattr(record, _REMARK, f"{count - _MOST_ALIKE} more like it were not logged")
             began, count = now, 0
         count += 1
         self._seen[place] = began, count
         if count == _MOST_ALIKE:
-            setattr(
-                record,
-                REMARK,
-                f"of more like it {_MOST_ALIKE} are logged in {_PERIOD} s",
-            )
+            setattr(record, _REMARK, f"at most {_MOST_ALIKE} like it are logged in {_PERIOD} s")
         return count <= _MOST_ALIKE
 
 

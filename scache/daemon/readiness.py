@@ -12,8 +12,10 @@ import asyncio
 import logging
 import select
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from scache.daemon.turns import Callback, Turns
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -25,26 +27,8 @@ _LINGER = 0.001
 """Seconds to wait for the next message within a slice: the shortest that epoll can wait.
 A client that is served has its next message ready sooner than the loop can make a turn."""
 
-_COMPANY = 0.02
-"""Seconds for which somebody who asked for little counts as being there. Meanwhile"""
-
-_TURNS = 0.0006
-"""those who ask for much have so many seconds of turns,"""
-
-_WAITING = 8
-"""and as many again for each so many of those who wait, but no more than a slice,"""
-
-_REST = 0.006
-"""before the others have had so many, so that most of their requests meet no turn."""
-
-_SHARE = 8
-"""After each look at who is ready comes one turn; more if to serve the others took long: turns for
-so great a part of that time."""
-
 _FEW = 8
 """Sockets that are served between two looks at the time."""
-
-Callback = Callable[[], None]
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +43,7 @@ class Readiness:
         self._ready: deque[int] = deque()
         """Those that were ready and have not been served yet."""
         self._later: deque[Callback] = deque()
-        self._turns: deque[Callback] = deque()
-        """Those who ask for much."""
-        self._asked_much: dict[int, float] = {}
-        """By descriptor, when its client asked for much; at most one for each there ever was."""
-        self._company_until = 0.0
-        """Until when these have to leave time to others,"""
-        self._turns_left = _TURNS
-        """of which so many seconds may still be theirs"""
-        self._rest_until = 0.0
-        """from this time on;"""
-        self._others_had = 0.0
-        """since when so many were others'."""
-        self._others_now = 0.0
-        """The same since the last look at who is ready."""
-        self._served_at = 0.0
-        """When somebody was served last."""
+        self._turns = Turns(loop.time)
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -107,11 +76,7 @@ class Readiness:
 
         Or ``soon``: when the one whose turn is next has had it.
         """
-        self._asked_much[descriptor] = self._loop.time()
-        if soon:
-            self._turns.insert(1, callback)
-        else:
-            self._turns.append(callback)
+        self._turns.ask(descriptor, callback, soon=soon)
         self._queue()
 
     @contextmanager
@@ -159,7 +124,7 @@ class Readiness:
 
     @property
     def _unfinished(self) -> bool:
-        return bool(self._ready or self._later or self._turns)
+        return bool(self._ready or self._later or self._turns.waiting)
 
     def _serve_once(self, end: float) -> bool:
         """Call back whoever is ready, then one or more of those who wait for a turn.
@@ -170,13 +135,13 @@ class Readiness:
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
-        if not self._ready:
-            at_once = self._later or self._turns_are_due()
+        new_look = not self._ready
+        if new_look:
+            at_once = self._later or self._turns.are_due()
             ready = self._epoll.poll(0 if at_once else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
-            self._others_now = 0.0
-        if self._turns:
-            self._served_at = self._loop.time()
+        if self._turns.waiting:
+            self._turns.begin(new_look=new_look)
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
@@ -184,39 +149,11 @@ class Readiness:
             callback = self._callbacks.get(descriptor)
             if callback is not None:
                 callback()
-                if self._turns:
-                    self._note_company(descriptor)
+                if self._turns.waiting:
+                    self._turns.served(descriptor)
             served += 1
             if self._ready and not served % _FEW and self._loop.time() >= end:
                 return True  # the others come first in the next turn
-        if self._turns_are_due():
-            self._take_turns()
+        if self._turns.are_due():
+            self._turns.take()
         return bool(served or self._unfinished)
-
-    def _turns_are_due(self) -> bool:
-        if not self._turns:
-            return False
-        return self._loop.time() >= min(self._company_until, self._rest_until)
-
-    def _note_company(self, descriptor: int) -> None:
-        now = self._loop.time()
-        if now > self._asked_much.get(descriptor, 0) + _COMPANY:
-            self._company_until = now + _COMPANY
-            self._others_now += now - self._served_at
-        self._served_at = now
-
-    def _take_turns(self) -> None:
-        """Let one have a turn, and more of them if the others took long."""
-        began = self._loop.time()
-        end = began + self._others_now / _SHARE
-        while True:
-            self._turns.popleft()()
-            now = self._loop.time()
-            if now >= end or not self._turns:
-                break
-        self._turns_left -= now - began
-        self._others_had += self._others_now
-        if self._turns_left <= 0:
-            self._rest_until = now + _REST - self._others_had
-            self._turns_left = min(SLICE, _TURNS * (1 + len(self._turns) // _WAITING))
-            self._others_had = 0.0

@@ -188,9 +188,11 @@ class Leg:
     def _elsewhere(self, seconds: float) -> None:
         """Let all hostile ones be at another daemon."""
         path = self._path.with_name("elsewhere")
-        with Daemon(path, *OPTIONS), ExitStack() as stack:
+        database = path.with_suffix(".db") if self._plan.is_file else self._plan.database
+        with Daemon(path, *OPTIONS, database=database) as daemon, ExitStack() as stack:
             Helper(stack, foes.run, path, self._plan.seed).ask("at once")
             self._phase(ELSEWHERE, seconds, quiet=True)
+        self._read_log(daemon)
 
     # The daemon
 
@@ -216,12 +218,12 @@ class Leg:
             if code := self._daemon.terminate():
                 self._wrong.append(f"asked to stop, it ended with {code}")
             self._restarts["SIGTERM"] += 1
-        self._read_log()
+        self._read_log(self._daemon)
         self._start_daemon()
 
-    def _read_log(self) -> None:
+    def _read_log(self, daemon: Daemon) -> None:
         self._logged += [
-            line for line in self._daemon.log() if "report it" in line or "Traceback" in line
+            line for line in daemon.log() if "report it" in line or "Traceback" in line
         ]
 
     # Time
@@ -286,7 +288,7 @@ class Leg:
         after = watch.resident(self._daemon.pid)
         if code := self._daemon.terminate():
             self._wrong.append(f"asked to stop, it ended with {code}")
-        self._read_log()
+        self._read_log(self._daemon)
 
         def fact(what: str, value: object, bound: str, *, ok: bool) -> None:
             self._facts.append(judged(name, what, value, bound, ok=ok))
