@@ -170,7 +170,7 @@ def test_who_asks_for_little_waits_for_one_turn_at_the_most(runner: asyncio.Runn
     assert not re.search("TT", served(runner, waiting=64))
 
 
-@pytest.mark.parametrize(("ready", "at_least"), [(1, 0.15), (16, 0.15), (64, 0.12), (250, 0.09)])
+@pytest.mark.parametrize(("ready", "at_least"), [(1, 0.25), (16, 0.25), (64, 0.14), (250, 0.11)])
 def test_who_asks_for_much_has_a_share_however_busy_the_others_are(
     runner: asyncio.Runner, ready: int, at_least: float
 ) -> None:
