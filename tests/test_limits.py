@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -23,6 +26,7 @@ from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
+from tests.support.hostile import label_without_end
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
 from tests.support.wire import DUMMY, Wire, encode
@@ -577,6 +581,12 @@ class TestWhoMay:
                 assert daemon.wait_for_log("is left behind: Permission denied")
 
 
+def times_slept(pid: int) -> int:
+    """Return how often a process has given its processor up."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)[0])
+
+
 @pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
 class TestPriority:
     """The daemon goes before others on a busy machine, where it may."""
@@ -591,6 +601,40 @@ class TestPriority:
         with private_directory() as directory, Daemon(directory / "socket", *options) as daemon:
             priority = os.getpriority(os.PRIO_PROCESS, daemon.pid)
             assert priority == max(os.getpriority(os.PRIO_PROCESS, 0) - steps, -20)
+
+    @pytest.mark.parametrize(
+        ("options", "processors", "sleeps"),
+        [((), None, False), (("--priority-boost", "0"), None, True), ((), 1, True)],
+        ids=["ahead", "not ahead", "one processor"],
+    )
+    def test_who_goes_ahead_does_not_sleep_while_somebody_waits_for_a_turn(
+        self, path: Path, options: tuple[str, ...], processors: int | None, sleeps: bool
+    ) -> None:
+        """Between the requests of others, if these have a processor to run on meanwhile."""
+        several = os.sched_getaffinity(0)
+        enough = threading.Event()
+
+        def ask_for_much() -> None:
+            while not enough.is_set():
+                label_without_end(path, Random(1))
+
+        with ExitStack() as stack:
+            stack.callback(os.sched_setaffinity, 0, several)
+            os.sched_setaffinity(0, sorted(several)[:processors])
+            daemon = stack.enter_context(Daemon(path, *options))
+            os.sched_setaffinity(0, several)
+            client = stack.enter_context(Client(path))
+            for _ in range(3):
+                thread = threading.Thread(target=ask_for_much)
+                thread.start()
+                stack.callback(thread.join)
+            stack.callback(enough.set)
+            client.find_endp("nothing")
+            before = times_slept(daemon.pid)
+            for _ in range(2000):
+                client.find_endp("nothing")
+            slept = times_slept(daemon.pid) - before
+        assert (slept > 200) == (sleeps or len(several) == 1)
 
     def test_who_may_not_go_ahead_serves_all_the_same(self, path: Path) -> None:
         """It stays as it was started, and says so to root, who might wonder."""

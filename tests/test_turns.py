@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import re
+import select
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -241,6 +242,52 @@ def test_who_asked_for_much_lately_is_no_company(runner: asyncio.Runner) -> None
 
     runner.run(count())
     assert counts["turns"] >= 900
+
+
+class Looks:
+    """An epoll that says for how long somebody was ready to sleep in it."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        self.longest = 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._epoll, name)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Look, and do not sleep."""
+        self.longest = max(self.longest, timeout)
+        return self._epoll.poll(0)
+
+
+@pytest.mark.parametrize("stay_awake", [True, False])
+@pytest.mark.parametrize("waiting", [True, False])
+def test_who_stays_awake_sleeps_only_if_nobody_waits_for_a_turn(
+    runner: asyncio.Runner, *, stay_awake: bool, waiting: bool
+) -> None:
+    """So that it burns no processor when there is nothing to be done."""
+
+    async def look() -> float:
+        loop = ticking_loop(5e-5)
+        readiness = Readiness(loop, stay_awake=stay_awake)
+        reading, writing = socket.socketpair()
+
+        def turn() -> None:
+            readiness.take_turn(10_000, turn)
+
+        with reading, writing, closing(readiness):
+            if waiting:
+                turn()
+            readiness.add(reading.fileno(), lambda: reading.recv(1))
+            readiness._epoll = looks = Looks(readiness._epoll)  # type: ignore[assignment]
+            for _ in range(20):
+                writing.send(b"x")
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            readiness.remove(reading.fileno())
+        return looks.longest
+
+    assert (runner.run(look()) == 0) == (stay_awake and waiting)
 
 
 @pytest.mark.parametrize("ready", [7, 8, 16])

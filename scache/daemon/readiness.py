@@ -36,8 +36,14 @@ logger = logging.getLogger(__name__)
 class Readiness:
     """Calls back when a descriptor is ready, again and again until it is removed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stay_awake: bool = False) -> None:
+        """Serve within this loop; or ``stay_awake`` while somebody waits for a turn.
+
+        Then this process does not sleep between two requests of the others, who so wait neither for
+        its being woken nor for the processor that it would have left.
+        """
         self._loop = loop
+        self._stay_awake = stay_awake
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._ready: deque[int] = deque()
@@ -137,8 +143,8 @@ class Readiness:
             self._later.popleft()()
         new_look = not self._ready
         if new_look:
-            at_once = self._later or self._turns.are_due()
-            ready = self._epoll.poll(0 if at_once else _LINGER)
+            awake = self._turns.waiting if self._stay_awake else self._turns.are_due()
+            ready = self._epoll.poll(0 if self._later or awake else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
         if self._turns.waiting:
             self._turns.begin(new_look=new_look)

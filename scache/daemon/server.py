@@ -60,6 +60,8 @@ class Server:
         clock: Clock,
         database: Database,
         cache: Cache,
+        *,
+        goes_ahead: bool,
     ) -> None:
         self._settings = settings
         self._max_clients = max_clients
@@ -70,7 +72,9 @@ class Server:
         self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
-        self._readiness = Readiness(self._loop)
+        # Whoever has no priority to spend, or one processor alone, would take it from the clients.
+        several = len(os.sched_getaffinity(0)) > 1
+        self._readiness = Readiness(self._loop, stay_awake=goes_ahead and several)
         self._snapshots = Snapshots(
             database,
             cache,
@@ -269,7 +273,7 @@ async def serve(settings: Settings, open_files: int) -> None:
             open_files,
         )
     with closing(sock):
-        _go_ahead(settings.priority_boost)
+        goes_ahead = _go_ahead(settings.priority_boost)
         _become(*settings.user_ids)
         clock = Clock()
         start = Start(
@@ -301,19 +305,24 @@ async def serve(settings: Settings, open_files: int) -> None:
                     f"the database {settings.database} cannot be read ({error}): try again"
                 ) from error
             try:
-                await Server(settings, room.clients, clock, database, cache).serve(sock)
+                server = Server(
+                    settings, room.clients, clock, database, cache, goes_ahead=goes_ahead
+                )
+                await server.serve(sock)
             finally:
                 cache.close()
                 await database.stop(clock.now())
 
 
-def _go_ahead(steps: int) -> None:
-    """Go before others by so many steps of nice(2), if this process may."""
+def _go_ahead(steps: int) -> bool:
+    """Go before others by so many steps of nice(2), if this process may; return whether it does."""
     try:
         os.nice(-steps)
     except PermissionError:
         if os.geteuid() == 0:  # nobody else is surprised by that
             logger.info("priority_boost has no effect: this process lacks CAP_SYS_NICE")
+        return False
+    return steps > 0
 
 
 def _become(uid: int, gid: int) -> None:
