@@ -275,10 +275,13 @@ def test_who_stays_awake_sleeps_only_if_nobody_waits_for_a_turn(
         def turn() -> None:
             readiness.take_turn(10_000, turn)
 
+        def serve() -> None:
+            reading.recv(1)
+
         with reading, writing, closing(readiness):
             if waiting:
                 turn()
-            readiness.add(reading.fileno(), lambda: reading.recv(1))
+            readiness.add(reading.fileno(), serve)
             readiness._epoll = looks = Looks(readiness._epoll)  # type: ignore[assignment]
             for _ in range(20):
                 writing.send(b"x")
