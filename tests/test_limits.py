@@ -634,7 +634,8 @@ class TestPriority:
             for _ in range(2000):
                 client.find_endp("nothing")
             slept = times_slept(daemon.pid) - before
-        assert (slept > 200) == (sleeps or len(several) == 1)
+        behind = os.getpriority(os.PRIO_PROCESS, 0) >= 5
+        assert (slept > 200) == (sleeps or len(several) == 1 or behind)
 
     def test_who_may_not_go_ahead_serves_all_the_same(self, path: Path) -> None:
         """It stays as it was started, and says so to root, who might wonder."""

@@ -72,7 +72,7 @@ class Server:
         self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
-        # Whoever has no priority to spend, or one processor alone, would take it from the clients.
+        # Or what it burns would be the clients' share of the processors.
         several = len(os.sched_getaffinity(0)) > 1
         self._readiness = Readiness(self._loop, stay_awake=goes_ahead and several)
         self._snapshots = Snapshots(
@@ -317,12 +317,11 @@ async def serve(settings: Settings, open_files: int) -> None:
 def _go_ahead(steps: int) -> bool:
     """Go before others by so many steps of nice(2), if this process may; return whether it does."""
     try:
-        os.nice(-steps)
+        return os.nice(-steps) < 0 < steps
     except PermissionError:
         if os.geteuid() == 0:  # nobody else is surprised by that
             logger.info("priority_boost has no effect: this process lacks CAP_SYS_NICE")
         return False
-    return steps > 0
 
 
 def _become(uid: int, gid: int) -> None:
