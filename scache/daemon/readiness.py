@@ -37,10 +37,10 @@ class Readiness:
     """Calls back when a descriptor is ready, again and again until it is removed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, stay_awake: bool = False) -> None:
-        """Serve within this loop; or ``stay_awake`` while somebody waits for a turn.
+        """Serve within this loop.
 
-        Then this process does not sleep between two requests of the others, who so wait neither for
-        its being woken nor for the processor that it would have left.
+        With ``stay_awake`` this process does not sleep while somebody waits for a turn: the next
+        request of the others need not wake it up, nor wait for the processor that it has left.
         """
         self._loop = loop
         self._stay_awake = stay_awake
@@ -143,8 +143,9 @@ class Readiness:
             self._later.popleft()()
         new_look = not self._ready
         if new_look:
-            awake = self._turns.waiting if self._stay_awake else self._turns.are_due()
-            ready = self._epoll.poll(0 if self._later or awake else _LINGER)
+            awake = self._stay_awake and self._turns.waiting
+            at_once = awake or self._later or self._turns.are_due()
+            ready = self._epoll.poll(0 if at_once else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
         if self._turns.waiting:
             self._turns.begin(new_look=new_look)

@@ -61,7 +61,7 @@ class Server:
         database: Database,
         cache: Cache,
         *,
-        goes_ahead: bool,
+        stay_awake: bool,
     ) -> None:
         self._settings = settings
         self._max_clients = max_clients
@@ -72,9 +72,7 @@ class Server:
         self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
-        # Or what it burns would be the clients' share of the processors.
-        several = len(os.sched_getaffinity(0)) > 1
-        self._readiness = Readiness(self._loop, stay_awake=goes_ahead and several)
+        self._readiness = Readiness(self._loop, stay_awake=stay_awake)
         self._snapshots = Snapshots(
             database,
             cache,
@@ -274,6 +272,8 @@ async def serve(settings: Settings, open_files: int) -> None:
         )
     with closing(sock):
         goes_ahead = _go_ahead(settings.priority_boost)
+        # With no priority, or a single processor, the clients would have to do without that time.
+        stay_awake = goes_ahead and len(os.sched_getaffinity(0)) > 1
         _become(*settings.user_ids)
         clock = Clock()
         start = Start(
@@ -306,7 +306,7 @@ async def serve(settings: Settings, open_files: int) -> None:
                 ) from error
             try:
                 server = Server(
-                    settings, room.clients, clock, database, cache, goes_ahead=goes_ahead
+                    settings, room.clients, clock, database, cache, stay_awake=stay_awake
                 )
                 await server.serve(sock)
             finally:
