@@ -47,13 +47,24 @@ def inside(socket: Path) -> Iterator[Client]:
             match error.__cause__:
                 case PermissionError():
                     raise Refused(
-                        f"you may not connect to {socket}: ask as root or as its owner"
+                        f"you may not connect to {socket}: ask as {_who_may(socket)}"
                     ) from error
                 case FileNotFoundError() | ConnectionRefusedError():
                     raise Unavailable(
                         f"{error}: start `scache serve`, or name another --socket"
                     ) from error
             raise
+
+
+def _who_may(socket: Path) -> str:
+    """Return the users who may connect, where this one may not."""
+    try:
+        socket.lstat()
+    except PermissionError:
+        return "root or as a user who may enter its directory"
+    except OSError:
+        pass  # it has gone meanwhile
+    return "root or as its owner"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
+from scache.daemon.privileges import ROOT
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
 from scache.model import Peer
-
-ROOT = 0
 
 
 class People(NamedTuple):

@@ -13,6 +13,8 @@ MIN_OPEN_FILES = 32
 """Open files without which there is no daemon: with a database in a file it has 15 for itself, and
 a few more while it takes a snapshot."""
 
+_RAISE_OPEN_FILES = "ulimit -n, or LimitNOFILE= in a unit of systemd"
+
 
 def raise_open_files() -> int:
     """Let this process hold as many descriptors as it may; return how many these are.
@@ -26,7 +28,7 @@ def raise_open_files() -> int:
     if open_files < MIN_OPEN_FILES:
         raise SettingsError(
             f"only {open_files} files may be open, and the daemon needs {MIN_OPEN_FILES}: "
-            "raise the limit (ulimit -n, or LimitNOFILE= in a unit of systemd)"
+            f"raise the limit ({_RAISE_OPEN_FILES})"
         )
     return open_files
 
@@ -48,3 +50,20 @@ def capacity(settings: Settings, open_files: int) -> Capacity:
     clients = min(settings.max_clients, max(spare // 4, 1))
     connections = spare - clients
     return Capacity(clients, min(settings.max_connections or connections, connections))
+
+
+def shortage(settings: Settings, room: Capacity, open_files: int) -> str | None:
+    """Return a sentence if there is room for less than the settings say."""
+    if room.clients >= settings.max_clients and room.connections >= settings.max_connections:
+        return None
+    return (
+        f"{room.clients} clients and {room.connections} connections at the most: "
+        f"there are only {open_files} open files; raise the limit ({_RAISE_OPEN_FILES})"
+    )
+
+
+def client_limit(settings: Settings, clients: int) -> str:
+    """Return which limit has so many clients reached, the most that fit, and what raises it."""
+    if clients < settings.max_clients:
+        return f"the limit on open files allows: raise it ({_RAISE_OPEN_FILES})"
+    return "max_clients allows: raise it"

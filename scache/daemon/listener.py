@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from scache.daemon.ownership import why_not_given
 from scache.daemon.readiness import READABLE, Readiness
 from scache.errors import SocketError
+from scache.settings import UNCHANGED
 
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
@@ -45,7 +47,8 @@ def make_directory(path: Path) -> None:
     """
     uid = os.geteuid()
     try:
-        path.mkdir(mode=0o755 if uid == 0 else 0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o755 if uid == 0 else 0o700)
         status = path.lstat()
     except OSError as error:
         raise SocketError(f"cannot make the directory {path}: {_reason(error, path)}") from error
@@ -62,7 +65,8 @@ class ListeningSocket:
         """Listen at this path, with this mode and owner (uid, gid; -1 keeps).
 
         A socket that nobody listens on any more is replaced. Raises SocketError
-        if somebody does, or if the path cannot be used.
+        if somebody does, or if the path cannot be used or given to the owner;
+        then no socket is left there.
         """
         size = len(os.fsencode(path))
         if size > MAX_PATH_SIZE:
@@ -77,7 +81,8 @@ class ListeningSocket:
             with _starting_in(path.parent):
                 _remove_stale(path)
                 _bind(self.socket, path, mode)
-                self._identity = _give(path, owner)
+                with _held(path) as (handle, self._identity):
+                    _give(handle, path, owner)
                 # Until now nobody could connect, so nobody met a socket with another owner.
                 self.socket.listen(socket.SOMAXCONN)
         except OSError as error:
@@ -112,11 +117,12 @@ def _bind(sock: socket.socket, path: Path, mode: int) -> None:
         os.umask(umask)
 
 
-def _give(path: Path, owner: tuple[int, int]) -> tuple[int, int]:
-    """Give the socket at a path to its owner; return its identity.
+@contextmanager
+def _held(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Hold the socket at a path; yield a descriptor (O_PATH) and the identity of it.
 
-    Whoever may write to the directory can put a link to any file in its place at any moment: so
-    the path is followed once, and no link is. SocketError if there is no socket.
+    A process that may write to the directory can put a link to any file in its place at any
+    moment: so the path is followed once, and no link is. SocketError if there is no socket.
     """
     handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -126,10 +132,20 @@ def _give(path: Path, owner: tuple[int, int]) -> tuple[int, int]:
                 f"somebody has put something else in the place of the socket {path}: "
                 "choose another --socket, in a directory of yours"
             )
-        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) takes no O_PATH
+        yield handle, (status.st_dev, status.st_ino)
     finally:
         os.close(handle)
-    return status.st_dev, status.st_ino
+
+
+def _give(handle: int, path: Path, owner: tuple[int, int]) -> None:
+    """Give the socket at a path, held by an O_PATH descriptor, to its owner (uid, gid)."""
+    if owner == (UNCHANGED, UNCHANGED):
+        return
+    try:
+        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) takes no O_PATH
+    except OSError as error:
+        reason = why_not_given(error, *owner)
+        raise SocketError(f"cannot make the socket {path}: {reason}") from error
 
 
 @contextmanager
@@ -164,25 +180,58 @@ def _remove_stale(path: Path) -> None:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
-            path.unlink()
+            _unlink_stale(path)
+            return
+        except FileNotFoundError:
             return
         except BlockingIOError:
             pass
+        except PermissionError as error:
+            raise SocketError(
+                f"{path} is a socket that this user may not connect to: "
+                "remove it if no daemon uses it, or choose another --socket"
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            raise SocketError(
+                f"{path} is a socket of another program: remove it, or choose another --socket"
+            ) from error
     raise SocketError(f"another daemon listens on {path}: stop it, or choose another --socket")
 
 
+def _unlink_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on; another user's may be ours to replace or not."""
+    try:
+        path.unlink()
+    except PermissionError as error:
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise
+        raise SocketError(
+            f"the socket {path}, on which nobody listens, is another user's: "
+            "remove it as root or as that user, or choose another --socket"
+        ) from error
+
+
 def _reason(error: OSError, path: Path) -> str:
+    directory = path.parent
     match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
-            return f"there is no directory {path.parent}: make it first"
-        case errno.EACCES | errno.EPERM:
-            return f"permission denied: run as a user who may write to {path.parent}"
+        case errno.ENOENT if not directory.exists():
+            return f"there is no directory {directory}: make it first"
+        case errno.ENOTDIR:
+            return f"{directory} is not a directory: choose another --socket"
+        case errno.EACCES:
+            return f"permission denied: run as a user who may read, enter and write to {directory}"
+        case errno.EPERM | errno.ENOENT:
+            return f"{directory} or its file system lets no user make it: choose another --socket"
         case errno.EROFS:
             return "its file system is read-only: choose another --socket"
         case errno.ENOSPC | errno.EDQUOT:
             return "the disk is full: free some space"
+        case errno.EADDRINUSE:
+            return "another program has just made it: choose another --socket, or try again"
         case _:
-            return error.strerror or str(error)
+            return f"{error.strerror or error}: choose another --socket"
 
 
 class Listener:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import pwd
 import signal
 import socket
 from collections.abc import Collection, Iterator
@@ -22,19 +21,21 @@ from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.daemon import upkeep
 from scache.daemon.administration import Administration, People
-from scache.daemon.capacity import capacity
+from scache.daemon.capacity import capacity, client_limit, shortage
 from scache.daemon.channel import Channel, client_logger
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
+from scache.daemon.ownership import left_out
+from scache.daemon.privileges import ROOT, become
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots, bury_children
 from scache.daemon.watchdog import Watchdog
-from scache.errors import DatabaseError, DatabaseFault, SettingsError
+from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
 from scache.protocol.server import ServerConversation
-from scache.settings import UNCHANGED, Settings
-from scache.store import Database, Start, open_database
+from scache.settings import Settings
+from scache.store import CLIENTS_SERVED, Database, Start, open_database
 
 MAX_REFUSED = 16
 """Clients that are answered though nothing is done for them; of more, the first are hung up on.
@@ -79,6 +80,7 @@ class Server:
             self._readiness,
             self._on_their_way,
             lambda: [session.fileno() for session in self._sessions],
+            lambda: {CLIENTS_SERVED: str(len(self._admitted))},
         )
         self._administration = Administration(People(*settings.admin_ids), self._snapshots)
         self._allowed = People(*settings.allowed_ids)
@@ -220,8 +222,9 @@ class Server:
         """Log when there is no room for clients any more, and when there is again."""
         if crowded and not self._crowded:
             client_logger.warning(
-                "%d clients are connected, as many as may be: further ones are told no",
+                "%d clients are connected, as many as %s; further ones are told no",
                 len(self._admitted),
+                client_limit(self._settings, self._max_clients),
             )
         elif self._crowded and not crowded:
             client_logger.warning("there is room for clients again")
@@ -262,19 +265,16 @@ async def serve(settings: Settings, open_files: int) -> None:
     # First, so that a daemon that is not to be leaves no trace in a database.
     owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
     sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
-    room = capacity(settings, open_files)
-    if room.clients < settings.max_clients or room.connections < settings.max_connections:
-        logger.warning(
-            "%d clients and %d connections at the most: there are only %d open files (ulimit -n)",
-            room.clients,
-            room.connections,
-            open_files,
-        )
     with closing(sock):
+        if owner[0] != ROOT and (mistake := left_out(settings.socket)):
+            logger.warning("%s", mistake)
+        room = capacity(settings, open_files)
+        if too_little := shortage(settings, room, open_files):
+            logger.warning("%s", too_little)
         goes_ahead = _go_ahead(settings.priority_boost)
         # With no priority, or a single processor, the clients would have to do without that time.
         stay_awake = goes_ahead and len(os.sched_getaffinity(0)) > 1
-        _become(*settings.user_ids)
+        become(*settings.user_ids)
         clock = Clock()
         start = Start(
             clock.now(),
@@ -322,28 +322,3 @@ def _go_ahead(steps: int) -> bool:
         if os.geteuid() == 0:  # nobody else is surprised by that
             logger.info("priority_boost has no effect: this process lacks CAP_SYS_NICE")
         return False
-
-
-def _become(uid: int, gid: int) -> None:
-    """Be this user from now on, and of its groups; UNCHANGED keeps what there is.
-
-    Raises SettingsError if this process may not.
-    """
-    if uid == UNCHANGED:
-        return
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        group, name = gid, None
-    else:
-        group, name = (user.pw_gid if gid == UNCHANGED else gid), user.pw_name
-    try:
-        if name is None:
-            os.setgroups([])
-        else:
-            os.initgroups(name, group)
-        if group != UNCHANGED:
-            os.setgid(group)
-        os.setuid(uid)
-    except OSError as error:
-        raise SettingsError(f"--user: cannot become user {uid}: {error.strerror}") from error

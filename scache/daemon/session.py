@@ -389,7 +389,8 @@ class Session:
         if not permitted:
             self._cache.refuse(kind, self._client_id, "not permitted")
             self._conversation.reply_refusal(
-                "not permitted: ask as root, as the user of the daemon, or as one of its admin_uids"
+                "not permitted: ask as root, as the user of the daemon, "
+                "or as one of its admin_uids or admin_gids"
             )
         return permitted
 

@@ -24,7 +24,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -99,16 +99,19 @@ class Snapshots:
         readiness: Readiness,
         on_their_way: Callable[[], Iterable[Connection]],
         clients: Callable[[], Iterable[int]],
+        figures: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """Include, besides what is in the cache, what is on its way to those who found it.
 
-        ``clients`` returns the descriptors of all clients' sockets, watched or not.
+        ``clients`` returns the descriptors of all clients' sockets, watched or not; ``figures``
+        returns rows of ``setting`` that only the process knows.
         """
         self._database = database
         self._cache = cache
         self._readiness = readiness
         self._on_their_way = on_their_way
         self._clients = clients
+        self._figures = figures
         self._askers: list[Asker] = []
         self._wanted = Signal()
 
@@ -199,7 +202,7 @@ class Snapshots:
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
             _stand_back(own, _NICENESS)  # the more so: commits wait no longer
-            settings = {}
+            settings = dict(self._figures())
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
             data = complete(copy, on_their_way, self._facts(), settings)

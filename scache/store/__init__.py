@@ -3,10 +3,11 @@
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live import Binding, Gone, LiveRows
-from scache.store.snapshot import FAULT, complete, load
+from scache.store.snapshot import CLIENTS_SERVED, FAULT, complete, load
 from scache.store.trail import Trail
 
 __all__ = [
+    "CLIENTS_SERVED",
     "COMMIT_INTERVAL",
     "FAULT",
     "FAULT_RETRY_INTERVAL",

@@ -516,7 +516,15 @@ def _explain(path: str, error: sqlite3.Error, *, ours: bool) -> DatabaseError:
         case sqlite3.SQLITE_FULL:
             problem = "cannot be written, the disk is full: free some space"
         case sqlite3.SQLITE_READONLY:
-            problem = "cannot be written, it is read-only: let this user write it and its directory"
+            problem = (
+                "cannot be written, it is read-only: let this user write it, "
+                "the files beside it (-wal and -shm) and its directory"
+            )
+        case sqlite3.SQLITE_CANTOPEN:
+            problem = (
+                f"cannot be used ({error}): let this user read and write it, "
+                "the files beside it (-wal and -shm) and its directory"
+            )
         case sqlite3.SQLITE_BUSY:
             problem = "is locked by another program: close that program and start again"
         case _:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,12 +188,23 @@ def _identity_of(descriptor: int) -> Identity:
     return found.st_dev, found.st_ino
 
 
+def _this_user() -> str:
+    uid = os.geteuid()
+    with suppress(KeyError):
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    return f"user {uid}"
+
+
 def _reason(error: OSError, path: str) -> str:
     match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
+        case errno.ENOTDIR:
+            return f"{Path(path).parent} is not a directory: choose another --database"
+        case errno.ENOENT:
             return f"there is no directory {Path(path).parent}: make it first"
-        case errno.EACCES | errno.EPERM:
-            return "permission denied: let this user read and write it and its directory"
+        case errno.EACCES:
+            return f"permission denied: let {_this_user()} read and write it and its directory"
+        case errno.EPERM:
+            return "its file system or its attributes forbid that: choose another --database"
         case errno.EISDIR:
             return "it is a directory: name a file"
         case errno.EROFS:

@@ -374,6 +374,10 @@ def _explain(what: str, error: Exception) -> DatabaseError:
             return _corrupt(what, error)
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             problem = "is locked by another program: try again when that is done"
-        case _:
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             problem = f"cannot be read ({error}): ask as the user of the daemon, or as root"
+        case sqlite3.SQLITE_NOMEM:
+            problem = "cannot be read: there is not enough memory"
+        case _:
+            problem = f"cannot be read ({error}): check its disk"
     return DatabaseError(f"{what} {problem}")

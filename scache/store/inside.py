@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from scache.store.image import Image, Result, Value
-from scache.store.snapshot import FAULT
+from scache.store.snapshot import CLIENTS_SERVED, FAULT
 
 REQUESTS: Final = (
     "save_endp",
@@ -215,8 +215,10 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     counters = dict.fromkeys(COUNTERS, 0) | _texts(image.execute(_COUNTERS).rows)
     settings = _texts(image.execute(_SETTINGS).rows)
     ((size,),) = image.execute(_SIZE).rows
+    # A file does not tell which of the connected clients are refused.
+    served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
     in_use = {
-        "max_clients": clients,
+        "max_clients": min(served, _number(settings.get("max_clients", ""))),
         "max_connections": connections,
         # Of the fullest.
         "max_connections_per_endpoint": of_endpoint,

@@ -17,6 +17,10 @@ ROLLBACK_JOURNAL = b"\1\1"
 FAULT: Final = "database_fault"
 """The setting under which the image of a live daemon says what is wrong with its database."""
 
+CLIENTS_SERVED: Final = "clients_served"
+"""The setting under which the image of a live daemon says how many clients it serves: without those
+that are connected and refused, for `max_clients` or for `allow_uids` and `allow_gids`."""
+
 # One that was found while the database could not be written is still there.
 _ADD_CONNECTION = """
     INSERT OR IGNORE INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)

@@ -1,0 +1,104 @@
+"""The owner of the socket: why it cannot be set, and the users that it keeps out by mistake."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from scache.daemon.privileges import ROOT, group_name, has_capability, user_name
+from scache.settings import UNCHANGED
+
+
+def why_not_given(error: OSError, uid: int, gid: int) -> str:
+    """Return why the socket cannot be given to this user and group, and what to do.
+
+    ``error`` is what chown(2) raised; UNCHANGED stands for a user or a group that was not named.
+    """
+    names = []
+    if uid not in (UNCHANGED, os.geteuid()):
+        names.append(f"user {user_name(uid)}")
+    if gid != UNCHANGED:
+        names.append(f"group {group_name(gid)}")
+    owner = " and ".join(names) or f"user {user_name(uid)}"
+    return f"it cannot be given to {owner}: {_why_refused(error, uid, gid)}"
+
+
+def _why_refused(error: OSError, uid: int, gid: int) -> str:
+    match error.errno:
+        case errno.EPERM if has_capability("CAP_CHOWN"):
+            return "its file system does not allow that: choose another --socket"
+        case errno.EPERM if uid not in (UNCHANGED, os.geteuid()):
+            return (
+                "this process lacks CAP_CHOWN: start it as root with that capability, "
+                f"or start it as {user_name(uid)} and leave --user and --socket-owner out"
+            )
+        case errno.EPERM:
+            return (
+                f"this process lacks CAP_CHOWN, and its user {user_name(os.geteuid())} is not in "
+                f"that group: add it to {group_name(gid)}, or choose another group"
+            )
+        case errno.EINVAL:
+            return (
+                "that is not mapped in this user namespace (/proc/self/uid_map and gid_map): "
+                "choose another owner"
+            )
+        case errno.ENOENT:
+            return "that takes /proc, which is not mounted here: mount it"
+        case _:
+            return f"{error.strerror}: choose another --socket"
+
+
+def left_out(path: Path) -> str | None:
+    """Return a sentence if the socket at a path lets in no user at all but root by mistake.
+
+    A daemon that root starts in the private directory of another program makes a socket that this
+    program cannot connect to, unless its owner or mode says so. It is a mistake if the directory
+    has an owner other than root who may not connect, and no other user may who gets that far.
+    """
+    try:
+        directory, sock = path.parent.stat(), path.lstat()
+    except OSError:
+        return None
+    if directory.st_uid == ROOT or _lets_in_anybody(directory, sock):
+        return None
+    owner = user_name(directory.st_uid)
+    return (
+        f"user {owner} may not connect to the socket {path}, which belongs to "
+        f"{user_name(sock.st_uid)} with mode {stat.S_IMODE(sock.st_mode):04o} in a directory of "
+        f"{owner}: choose --user {owner} or --socket-owner {owner}"
+    )
+
+
+def _lets_in_anybody(directory: os.stat_result, sock: os.stat_result) -> bool:
+    """Return whether some user other than root may connect (unix(7): write the socket)."""
+    if sock.st_mode & stat.S_IWOTH:
+        return True
+    if sock.st_mode & stat.S_IWUSR and sock.st_uid != ROOT and _may_enter(directory, sock.st_uid):
+        return True
+    if not sock.st_mode & stat.S_IWGRP or sock.st_gid == ROOT:
+        return False
+    if directory.st_mode & stat.S_IXOTH:
+        return True
+    if directory.st_mode & stat.S_IXGRP and directory.st_gid == sock.st_gid:
+        return True
+    return _may_belong(directory.st_uid, sock.st_gid)
+
+
+def _may_enter(directory: os.stat_result, uid: int) -> bool:
+    if uid == directory.st_uid:
+        return bool(directory.st_mode & stat.S_IXUSR)
+    if directory.st_mode & stat.S_IXGRP and _may_belong(uid, directory.st_gid):
+        return True
+    return bool(directory.st_mode & stat.S_IXOTH)
+
+
+def _may_belong(uid: int, gid: int) -> bool:
+    """Return whether a user is in a group; True for a user without an entry in the database."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return True
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
