@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from scache.client.asynchronous import AsyncClient
     from scache.client.blocking import Client
     from scache.client.found import Found
-    from scache.errors import ProtocolError, Refused, ScacheError, Unavailable
+    from scache.errors import ClientInUse, ProtocolError, Refused, ScacheError, Unavailable
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
     "Client",
+    "ClientInUse",
     "Found",
     "ProtocolError",
     "Refused",

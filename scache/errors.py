@@ -77,6 +77,13 @@ class ProtocolError(ScacheError):
     """The peer sent something that the protocol of scache(8) does not allow."""
 
 
+class ClientInUse(ScacheError, RuntimeError):
+    """A client was used by two threads, or by a signal handler, during one request of it.
+
+    Nothing was sent, and the request under way goes on.
+    """
+
+
 class Unavailable(ScacheError):
     """No daemon answers on the socket, or it did not answer in time."""
 

@@ -15,6 +15,8 @@ from threading import Event
 import pytest
 
 from scache import Client, __version__, fdpass
+from scache.protocol.client import ClientConversation
+from scache.protocol.codec import NEED_DATA
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.genuine import GenuineScache
@@ -347,3 +349,51 @@ def test_requests_are_answered_while_another_client_sends_ahead_without_pause(
             saved.set()
         sending.result()
         assert listening.result() == [identity(os.dup(pipe)) for pipe in pipes[:60:2]]
+
+
+OLD_NAMES = [b"status", b"version", b"server"]
+
+
+def test_hello_without_features_gets_the_reply_of_old_daemons(path: Path) -> None:
+    """A client that does not know features compares the names of the reply with these."""
+    with Daemon(path), Wire(path) as client:
+        client.announcement()
+        client.send(HELLO)
+        assert [name for name, _ in client.receive_message()] == OLD_NAMES
+
+
+@pytest.mark.parametrize("words", [b"", b"later", b"later  later other", b" x "])
+def test_hello_with_features_gets_a_list_of_features(path: Path, words: bytes) -> None:
+    """Whatever words the client knows; inline mode is on from then on."""
+    with Daemon(path), Wire(path) as client:
+        client.announcement()
+        client.send(encode([(b"request", b"hello"), (b"features", words)]))
+        reply = client.receive_message()
+        assert [name for name, _ in reply] == [*OLD_NAMES, b"features"]
+        client.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
+        assert client.receive_message()[0] == (b"status", b"2")
+
+
+@pytest.mark.parametrize(
+    ("more", "features"),
+    [
+        ([], set()),
+        ([(b"features", b"")], set()),
+        ([(b"features", b"b a  a")], {b"a", b"b"}),
+        ([(b"later", b"x"), (b"features", b"a")], {b"a"}),
+    ],
+    ids=["old daemon", "none", "repeated words", "unknown attribute"],
+)
+def test_client_accepts_hello_reply_with_further_attributes(
+    more: list[tuple[bytes, bytes]], features: set[bytes]
+) -> None:
+    """It is in inline mode with old daemons and with later ones, and knows what they offer."""
+    conversation = ClientConversation()
+    exchange = conversation.hello()
+    next(exchange)
+    assert next(exchange) is NEED_DATA
+    conversation.receive(encode([(b"status", b"0"), (b"version", b"1"), (b"server", b"s"), *more]))
+    with pytest.raises(StopIteration):
+        next(exchange)
+    assert conversation.inline
+    assert conversation.features == features

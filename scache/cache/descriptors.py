@@ -12,6 +12,7 @@ from scache import fdpass
 
 _HUNG_UP = select.EPOLLRDHUP  # EPOLLHUP and EPOLLERR are always told
 _DATA = select.EPOLLIN
+_NEVER_CONNECTED = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLIN
 
 
 class Parked(NamedTuple):
@@ -88,16 +89,26 @@ class Descriptors:
         return self._watch_due
 
     def hung_up(self, limit: int) -> list[Parked]:
-        """Return up to ``limit`` that are watched and whose peers have hung up: close them."""
-        return [self._watched[descriptor] for descriptor, _ in self._epoll.poll(0, limit)]
+        """Return those whose peers have hung up, of up to ``limit`` that are ready: close them."""
+        gone = []
+        for descriptor, events in self._epoll.poll(0, limit):
+            if _has_ended(descriptor, events):
+                gone.append(self._watched[descriptor])
+            else:  # it would be ready for ever; from now on each find looks at it
+                del self._watched[descriptor]
+                self._epoll.unregister(descriptor)
+        return gone
 
     def has_hung_up(self, parked: Parked) -> bool:
-        """Return whether one that is watched has nobody at its other end any more."""
-        if parked.descriptor not in self._watched or not self._epoll.poll(0, 1):
-            return False  # most are found before they are watched, at the cost of no system call
+        """Return whether the peer of a connection has hung up.
+
+        Most are found before they are watched: those are polled one by one.
+        """
+        if parked.descriptor in self._watched and not self._epoll.poll(0, 1):
+            return False
         look = select.poll()
         look.register(parked.descriptor, self._events)
-        return bool(look.poll(0))
+        return any(_has_ended(descriptor, events) for descriptor, events in look.poll(0))
 
     def parked(self, row_id: int) -> Parked | None:
         """Return one that is parked; None if somebody has put a row into the database."""
@@ -142,3 +153,12 @@ class Descriptors:
             self._watched.pop(parked.descriptor, None) is not None
         ):
             self._epoll.unregister(parked.descriptor)
+
+
+def _has_ended(descriptor: int, events: int) -> bool:
+    """Return whether these events of a descriptor, of which there are some, tell of a hang-up.
+
+    A stream socket that was never connected shows EPOLLHUP alone; one whose peer has gone shows
+    EPOLLRDHUP too.
+    """
+    return events & _NEVER_CONNECTED != select.EPOLLHUP or not fdpass.is_stream(descriptor)

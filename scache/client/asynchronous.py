@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
+from anyio.lowlevel import current_token
 
 from scache.client import exchanges
 from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, send_courtesy
 from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
 from scache.client.found import Found
+from scache.errors import ClientInUse
 from scache.protocol.client import Send
 
 T = TypeVar("T")
@@ -24,7 +26,8 @@ T = TypeVar("T")
 class AsyncClient(BaseClient):
     """`Client` for async programs; its promises are the same.
 
-    Tasks may share one: their requests wait for each other. A request that is
+    Tasks of one event loop may share one: their requests wait for each other. Another event loop
+    gets `ClientInUse`, unless it is of the same kind and the first has ended. A request that is
     cancelled half-way closes the connection, and the next one opens another.
     """
 
@@ -34,6 +37,8 @@ class AsyncClient(BaseClient):
         """Do what `Client` does."""
         super().__init__(path, timeout=timeout, inline=inline)
         self._turn = anyio.Lock()
+        self._loop: object = None
+        """The event loop of the first request."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,6 +112,16 @@ class AsyncClient(BaseClient):
         """Carry out an exchange, on a new connection if the one that we had is gone."""
         if self._forked():
             self._turn = anyio.Lock()  # the old one may be held by a task of the parent
+            self._loop = None
+        loop = current_token()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop != loop:
+            if type(_native(loop)) is not type(_native(self._loop)) or not _has_ended(self._loop):
+                raise ClientInUse(
+                    "this client belongs to another event loop: make one for each loop"
+                )
+            self._loop, self._turn = loop, anyio.Lock()
         try:
             with anyio.fail_after(self._timeout):
                 async with self._turn:
@@ -179,3 +194,20 @@ class AsyncClient(BaseClient):
     def _give_up(self, exchange: Exchange[T]) -> None:
         exchange.close()
         self._hang_up()
+
+
+def _native(loop: object) -> object:
+    """Return asyncio's or trio's own object for an event loop (later versions of anyio wrap it)."""
+    return getattr(loop, "native_token", loop)
+
+
+def _has_ended(loop: object) -> bool:
+    """Return whether an event loop is closed (asyncio) or its run is over (trio)."""
+    native: Any = _native(loop)
+    if hasattr(native, "is_closed"):
+        return bool(native.is_closed())
+    try:
+        native.run_sync_soon(bool)
+    except RuntimeError:  # trio.RunFinishedError
+        return True
+    return False

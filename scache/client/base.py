@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from scache import fdpass
 from scache.client.exchanges import HangupError
@@ -36,6 +37,8 @@ class BaseClient:
         self._socket: socket.socket | None = None
         self._conversation = ClientConversation()
         self._process_id = os.getpid()
+        self._user: dict[str, object] = {}
+        """Under one key, the token of the request under way."""
         self._buffer = fdpass.new_buffer()
         self._told = False
         """Whether the server may have acted on what it was sent of the request under way."""
@@ -45,6 +48,12 @@ class BaseClient:
     def __repr__(self) -> str:
         state = "connected" if self._socket else "not connected"
         return f"<{type(self).__name__} {self._path} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: it holds a connection and the "
+            "conversation on it; make a new one from the same path"
+        )
 
     def close(self) -> None:
         """Hang up; what was saved stays in the cache. A later request connects again."""
@@ -64,6 +73,7 @@ class BaseClient:
         if self._process_id == os.getpid():
             return False
         self._process_id = os.getpid()
+        self._user = {}
         self._hang_up()
         return True
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -12,6 +14,7 @@ from scache.client import exchanges
 from scache.client.base import CONNECT_PAUSE, BaseClient, send_courtesy
 from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
 from scache.client.found import Found
+from scache.errors import ClientInUse
 from scache.protocol.client import Send
 
 T = TypeVar("T")
@@ -23,7 +26,8 @@ class Client(BaseClient):
     It connects at the first request, keeps the connection, and connects once
     more by itself when the daemon was restarted meanwhile, or when it finds
     itself in a forked child, which must not share the parent's conversation.
-    One thread at a time may use it. As a context manager it closes itself.
+    One thread at a time may use it: a second one, or a signal handler during a request, gets
+    `ClientInUse`. As a context manager it closes itself.
 
     Labels and properties are bytes, or text that is sent as UTF-8; they may
     hold anything but a NUL, and come back as exact bytes.
@@ -114,7 +118,15 @@ class Client(BaseClient):
         """Carry out an exchange, on a new connection if the one that we had is gone."""
         deadline = time.monotonic() + self._timeout
         self._forked()
+        token = object()
+        users = self._user
         try:
+            # Atomic, and within the try: an exception from a signal handler leaves no mark behind.
+            if users.setdefault("token", token) is not token:
+                raise ClientInUse(
+                    "this client has a request under way, in another thread or in the code that a "
+                    "signal interrupted: use one client for each thread and each signal handler"
+                )
             self._begin_request()
             if self._socket is not None:
                 try:
@@ -130,6 +142,21 @@ class Client(BaseClient):
             raise self._hung_up() from None
         except TimeoutError:
             raise self._late() from None
+        finally:
+            if users.get("token") is token:
+                del users["token"]
+
+    def close(self) -> None:
+        """Hang up; what was saved stays in the cache. A later request connects again.
+
+        A request that is under way, in another thread say, raises `Unavailable`.
+        """
+        if self._process_id == os.getpid() and self._user and self._socket is not None:
+            # It waits for this socket, which must not be closed under it; this wakes it.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._hang_up()
 
     def _connect(self, deadline: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -28,14 +28,13 @@ from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
     DUMMY,
     GRAMMAR,
-    HELLO_NAMES,
+    HELLO,
     INLINE_VERSION,
     NAMES,
     PURGED_NAMES,
     REFUSAL_NAMES,
     FindDest,
     FindEndp,
-    Hello,
     PurgeDest,
     PurgeEndp,
     Request,
@@ -43,6 +42,7 @@ from scache.protocol.messages import (
     SaveEndp,
     Snapshot,
     encode_request,
+    read_features,
 )
 
 
@@ -95,6 +95,8 @@ class ClientConversation:
     def __init__(self) -> None:
         self.inline = False
         """Whether the server has granted inline mode."""
+        self.features: frozenset[bytes] = frozenset()
+        """The words of the server's list: send no request or attribute that is not in it."""
         self._buffer = b""
         self._at = 0
         self._descriptors: deque[int] = deque()
@@ -113,13 +115,16 @@ class ClientConversation:
         return surplus
 
     def hello(self) -> Generator[Step, None, None]:
-        """Ask for inline mode; a server that does not know it stays in the base protocol."""
-        yield Send(encode_request(Hello()))
+        """Ask for inline mode; a server that does not know it stays in the base protocol.
+
+        Further attributes of the reply are passed over: later servers may have some.
+        """
+        yield Send(HELLO)
         answer = yield from self._message()
-        if [name for name, _ in answer] == list(HELLO_NAMES):
-            self.inline = (b"version", INLINE_VERSION) in answer
-        else:
-            self._parse(answer, 0)
+        status = self._parse([pair for pair in answer if pair[0] == b"status"], 0).status
+        self.inline = status is Status.OK and (b"version", INLINE_VERSION) in answer
+        if self.inline:
+            self.features = read_features(answer) or frozenset()
 
     def save_endp(self, request: SaveEndp, descriptor: int) -> Generator[Step, None, Status]:
         """Save a connection; return the status."""

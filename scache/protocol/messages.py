@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from scache import __version__
@@ -50,7 +51,10 @@ class FindDest(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Ask for inline mode, our extension; the genuine program calls it malformed."""
+    """Ask for inline mode, our extension; Postfix's scache(8) calls it malformed."""
+
+    features: frozenset[bytes] | None = None
+    """What the client understands in replies; None if it does not know features."""
 
 
 class Snapshot(NamedTuple):
@@ -110,6 +114,9 @@ NAMES: dict[type[Request], bytes] = {grammar.kind: name for name, grammar in GRA
 def encode_request(request: Request) -> bytes:
     """Return the message that makes this request; ValueError if a string has a NUL byte."""
     name = NAMES[type(request)]
+    if isinstance(request, Hello):
+        words = None if request.features is None else b" ".join(sorted(request.features))
+        return encode([(b"request", name), *(() if words is None else ((b"features", words),))])
     values = [value if isinstance(value, bytes) else b"%d" % value for value in request]
     return encode([(b"request", name), *zip(GRAMMAR[name].names, values, strict=True)])
 
@@ -128,10 +135,28 @@ def encode_reply(status: Status, *properties: bytes) -> bytes:
 STATUS_REPLY = tuple(encode_reply(status) for status in Status)
 """The reply to a save, and to a request that nobody knows, by status."""
 
-HELLO_NAMES = (b"status", b"version", b"server")
-"""The attributes of the reply to ``hello`` when it is granted."""
-
 INLINE_VERSION = b"1"
+
+FEATURES: tuple[bytes, ...] = ()
+"""The words for the extensions that this version understands, as a client and as a server. A client
+lists what it understands in replies, a server which requests and attributes it understands. Neither
+sends anything that the other side has not listed."""
+
+_FEATURES = (b"features", b" ".join(FEATURES))
+
+HELLO = encode_request(Hello(frozenset(FEATURES)))
+"""Asks for inline mode, and for the server's list of features. Postfix's scache(8) and daemons that
+do not know features read no further than ``hello``."""
+
+
+def read_features(attributes: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes] | None:
+    """Return the words of the list of features among these attributes; None if there is no list.
+
+    Several lists are one. Words have blanks between them; their order and number mean nothing.
+    """
+    lists = [value for name, value in attributes if name == b"features"]
+    return frozenset(b" ".join(lists).split()) if lists else None
+
 
 PURGED_NAMES = (b"status", b"count")
 """The attributes of the reply to a purge that was done."""
@@ -139,10 +164,17 @@ PURGED_NAMES = (b"status", b"count")
 REFUSAL_NAMES = (b"status", b"reason")
 """The attributes of the reply to an administrator's request that was not granted."""
 
-HELLO_REPLY = encode(
-    zip(HELLO_NAMES, (b"0", INLINE_VERSION, f"scache {__version__}".encode()), strict=True)
+_GRANTED = (
+    (b"status", b"0"),
+    (b"version", INLINE_VERSION),
+    (b"server", f"scache {__version__}".encode()),
 )
-"""Grants inline mode."""
+
+HELLO_REPLY = encode(_GRANTED)
+"""Grants inline mode to a client that does not know features, and takes no further attribute."""
+
+HELLO_REPLY_WITH_FEATURES = encode([*_GRANTED, _FEATURES])
+"""Grants inline mode to a client that knows features."""
 
 EMPTY_REPLY = {
     grammar.kind: tuple(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from scache.protocol.codec import NUL, decode_integer
-from scache.protocol.messages import GRAMMAR, Grammar, Request
+from scache.protocol.messages import GRAMMAR, Grammar, Hello, Request, read_features
 
 
 class Malformed(NamedTuple):
@@ -93,6 +93,8 @@ def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
     grammar = GRAMMAR.get(name)
     if grammar is None or not complete:
         return Malformed(name, too_long=not complete)
+    if grammar.kind is Hello:
+        return Hello(read_features(zip(tokens[1::2], tokens[2::2], strict=False)))
     names = tuple(tokens[1 : 1 + 2 * len(grammar.names) : 2])
     values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
     if names != grammar.names or len(values) < len(names):

@@ -43,6 +43,7 @@ from scache.protocol.messages import (
     EMPTY_REPLY,
     GRAMMAR,
     HELLO_REPLY,
+    HELLO_REPLY_WITH_FEATURES,
     NAMES,
     PURGED_NAMES,
     REFUSAL_NAMES,
@@ -281,7 +282,8 @@ class ServerConversation:
         if isinstance(request, Hello):
             if self._offers_inline:
                 self.inline = True
-                self.output.append(HELLO_REPLY)
+                knows = request.features is not None
+                self.output.append(HELLO_REPLY_WITH_FEATURES if knows else HELLO_REPLY)
                 return None
             request = Malformed(NAMES[Hello])
         if isinstance(request, Admin) and not self.inline:

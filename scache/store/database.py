@@ -397,6 +397,14 @@ async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tu
     marked = await _number(control, "PRAGMA application_id") == APPLICATION_ID
     if not marked and await _number(control, "SELECT count(*) FROM sqlite_schema"):
         raise DatabaseError(f"{path} is a database of another program: choose another --database")
+    async with control.execute("PRAGMA encoding") as cursor:
+        encoding = await cursor.fetchone()
+    if encoding is None or encoding[0] != "UTF-8":
+        # Labels are any bytes: in UTF-16 SQLite cuts them to whole code units.
+        raise DatabaseError(
+            f"the database {path} is encoded in {encoding and encoding[0]}, not in UTF-8: "
+            "move it away, or choose another --database"
+        )
     if version > known[-1].version:
         raise DatabaseError(
             f"the database {path} was made by a newer version of scache: "

@@ -332,6 +332,9 @@ def _check(connection: sqlite3.Connection, what: str) -> None:
     newest = migrations()[-1].version
     if application_id != APPLICATION_ID:
         raise DatabaseError(f"{what} is of another program: name the file of a daemon")
+    ((encoding,),) = connection.execute("PRAGMA encoding")
+    if encoding not in ("UTF-8", b"UTF-8"):
+        raise DatabaseError(f"{what} is not encoded in UTF-8: no daemon can use it")
     if version > newest:
         raise DatabaseError(f"{what} was made by a newer version of scache: upgrade this one")
     if version < newest:
