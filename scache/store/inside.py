@@ -20,6 +20,7 @@ REQUESTS: Final = (
     "unknown",
 )
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
+_BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
 """What the column ``kind`` of an event may be."""
 
@@ -246,9 +247,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
         },
         "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
         "ways_out": {way: counters.get(f"connections_{way}", 0) for way in WAYS_OUT},
-        "bindings_out": {
-            way: counters.get(f"bindings_{way}", 0) for way in ("expired", "evicted", "purged")
-        },
+        "bindings_out": {way: counters.get(f"bindings_{way}", 0) for way in _BINDING_WAYS_OUT},
         "limits": {
             name: {"now": _whole(now_used or 0), "limit": limit}
             for name, now_used in in_use.items()
