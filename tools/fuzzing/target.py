@@ -22,6 +22,7 @@ from scache.protocol.messages import (
     EMPTY_REPLY,
     GRAMMAR,
     HELLO_REPLY,
+    HELLO_REPLY_WITH_FEATURES,
     STATUS_REPLY,
     FindDest,
     FindEndp,
@@ -247,7 +248,7 @@ class Served:
             message = decode(self.output, at)
             if message is None:
                 raise Broken(f"it said something that is no message: {self.output[at:]!r}")
-            if self.output[at : message[1]] != HELLO_REPLY:
+            if self.output[at : message[1]] not in (HELLO_REPLY, HELLO_REPLY_WITH_FEATURES):
                 said.append(self.output[at : message[1]])
             at = message[1]
         if said[-1:] == [DUMMY] and len(said) == len(self.expected) + 1:
