@@ -6,8 +6,8 @@ It speaks the protocol of Postfix's scache(8) and can take its place.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # to import typing takes the command longer than all else before it starts
 if TYPE_CHECKING:
     from scache.client.asynchronous import AsyncClient
     from scache.client.blocking import Client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,47 @@ def clean_environment(**more: str) -> dict[str, str]:
     for name in ("PYTHON", "VENV"):
         ours.pop(name, None)
     return ours | more
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Start processes with the default action of the signals that end them.
+
+    The tests may have been started with some of them ignored (nohup, a script's ``&``), and a
+    process inherits that.
+    """
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def ignoring(number: signal.Signals) -> tuple[str, ...]:
+    """Return the words that go before a command to start it with this signal ignored."""
+    return ("sh", "-c", f'trap "" {number.value}; exec "$@"', "sh")
+
+
+@contextmanager
+def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command whose output is read as it comes; it is killed at the end if it still runs."""
+    with default_signals():
+        process = subprocess.Popen(
+            command,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run_command(

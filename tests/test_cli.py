@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from scache import Client, ProtocolError, __version__, errors
-from scache.cli import EXIT_INTERRUPTED, execute
+from scache.cli import execute
+from scache.cli.commands import EXIT_INTERRUPTED
 from scache.cli.logs import FloodFilter, LineFormatter, one_line
 from scache.settings import SETTINGS, Settings
 from tests.commands import SCACHE, clean_environment, listening, run_command

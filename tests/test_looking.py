@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from scache import ProtocolError, Refused, Unavailable, errors
-from scache.cli import EXIT_INTERRUPTED, execute
+from scache.cli import execute
+from scache.cli.commands import EXIT_INTERRUPTED
 from scache.cli.reach import Origin
 from scache.cli.screen import screen
 from scache.cli.stats import Meter
@@ -825,7 +826,7 @@ class TestFollow:
             terminal.read_until("expired")
             terminal.process.send_signal(signal.SIGINT)
             terminal.read_to_end()
-            assert terminal.process.wait() == EXIT_INTERRUPTED
+            assert terminal.process.wait() == -signal.SIGINT
         assert "Traceback" not in terminal.shown
 
 
@@ -1022,7 +1023,7 @@ class TestStats:
             terminal.read_until("process 42")
             terminal.process.send_signal(signal.SIGINT)
             terminal.read_to_end()
-            assert terminal.process.wait() == EXIT_INTERRUPTED
+            assert terminal.process.wait() == -signal.SIGINT
         assert "Traceback" not in terminal.shown
 
 

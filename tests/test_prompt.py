@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -17,14 +19,17 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from scache.cli import prompt
+from scache.cli import prompt, sql
 from scache.cli.output import Format
 from scache.cli.reach import Origin
 from scache.errors import Unavailable
 from scache.store.image import Image
 from tests.commands import SCACHE
 from tests.support.cached import ODD, filling
+from tests.support.daemon import Daemon
 from tests.support.terminal import on_terminal
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT sum(i) FROM n"
 
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
@@ -206,10 +211,11 @@ def test_on_a_terminal(file: Path, state: Path) -> None:
         assert terminal.process.wait() == 0
 
 
-def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path) -> None:
-    """Ctrl-C ends a statement that takes too long, and not the session."""
+@pytest.mark.parametrize("what", ["sum(i)", "i"])
+def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path, what: str) -> None:
+    """Ctrl-C ends a statement that takes too long, or shows too much, and not the session."""
     begin = "SELECT 'it has ' || 'begun';"
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT sum(i) FROM n;"
+    endless = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT {what} FROM n;"
     command = (*SCACHE, "sql", "--database", str(file))
     with on_terminal(*command, columns=200, XDG_STATE_HOME=str(state)) as terminal:
         terminal.read_until("scache>")
@@ -223,3 +229,60 @@ def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path) 
         terminal.type(CTRL_D)
         terminal.read_to_end()
         assert terminal.process.wait() == 0
+
+
+def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that comes between Enter and the statement is not forgotten."""
+
+    def execute(*arguments: Any) -> None:  # noqa: ANN401 - those of the original
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        sql.execute(*arguments)
+
+    monkeypatch.setattr(prompt, "execute", execute)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert converse(f"{ENDLESS};\rSELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_ends_the_prompt_restores_the_terminal(
+    file: Path, state: Path, number: signal.Signals
+) -> None:
+    """The shell gets it back with its echo, its cursor and without bracketed paste."""
+    command = (*SCACHE, "sql", "--database", str(file))
+    with on_terminal(*command, XDG_STATE_HOME=str(state)) as terminal:
+        terminal.read_until("scache>")
+        terminal.type("SELECT 1")
+        terminal.read_until("1")
+        assert not terminal.is_cooked()
+        terminal.process.send_signal(number)
+        terminal.read_to_end()
+        assert terminal.process.wait() == -number
+        assert terminal.is_cooked()
+    for mode in ("?25", "?2004"):
+        switches = re.findall(rf"\x1b\[{re.escape(mode)}[hl]", terminal.shown)
+        assert switches[-1] == f"\x1b[{mode}{'h' if mode == '?25' else 'l'}"
+
+
+def test_ctrl_c_during_refresh_ends_the_command(path: Path, state: Path) -> None:
+    """A daemon that does not answer is not waited for."""
+    command = (*SCACHE, "sql", "--socket", str(path))
+    with ExitStack() as stack:
+        with Daemon(path):
+            terminal = stack.enter_context(on_terminal(*command, XDG_STATE_HOME=str(state)))
+            terminal.read_until("scache>")
+        silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+        path.unlink(missing_ok=True)
+        silent.bind(str(path))
+        silent.listen()
+        terminal.type(".refresh\r")
+        stack.enter_context(silent.accept()[0])
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_to_end()
+        assert terminal.process.wait() == -signal.SIGINT

@@ -15,7 +15,8 @@ import pytest
 
 import scache
 from scache import errors
-from scache.cli import cli, execute
+from scache.cli import execute
+from scache.cli.commands import cli
 from tests.support.cached import filling
 from tests.support.daemon import Daemon
 

@@ -14,6 +14,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from scache.cli.interrupts import Interrupts, terminal_restored
 from scache.cli.logs import one_line
 from scache.cli.output import Format
 from scache.cli.reach import Origin
@@ -46,33 +47,44 @@ CONTINUATION = "   ...> "
 
 
 def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | str]) -> None:
-    """Carry out what a person types, until Ctrl-D; what goes wrong is one line, and no end."""
+    """Carry out what a person types, until Ctrl-D; what goes wrong is one line, and no end.
+
+    Ctrl-C drops the line, or the statement that takes too long. While a copy is taken it ends the
+    process, as it does with every other command.
+    """
     image = origin.image()
-    try:
-        click.echo(f"A copy of the {one_line(str(origin))}, as it is now. .help helps.")
-        session = make_session()
-        while True:
-            try:
-                text = session.prompt(PROMPT, completer=_Completer(image)).strip()
-                match text.rstrip(";"):
-                    case ".quit" | ".exit":
-                        break
-                    case ".refresh":
-                        fresh = origin.image()
-                        image.close()
-                        image = fresh
-                    case command if command.startswith("."):
-                        _say(image, command)
-                    case _:
-                        execute(image, text, layout, parameters)
-            except EOFError:
-                break
-            except KeyboardInterrupt:  # drops the line, or the statement that takes too long
-                continue
-            except ScacheError as error:
-                click.echo(one_line(str(error)), err=True)
-    finally:
-        image.close()
+    with Interrupts() as interrupts:
+        try:
+            image.stop_if(interrupts.came)
+            click.echo(f"A copy of the {one_line(str(origin))}, as it is now. .help helps.")
+            session = make_session()
+            while True:
+                # Here, and not before the statement: Ctrl-C may come as soon as Enter was typed.
+                interrupts.clear()
+                try:
+                    with terminal_restored():
+                        text = session.prompt(PROMPT, completer=_Completer(image)).strip()
+                    match text.rstrip(";"):
+                        case ".quit" | ".exit":
+                            break
+                        case ".refresh":
+                            with interrupts.ending():
+                                fresh = origin.image()
+                            image.close()
+                            image = fresh
+                            image.stop_if(interrupts.came)
+                        case command if command.startswith("."):
+                            _say(image, command)
+                        case _:
+                            execute(image, text, layout, parameters)
+                except EOFError:
+                    break
+                except KeyboardInterrupt:
+                    continue
+                except ScacheError as error:
+                    click.echo(one_line(str(error)), err=True)
+        finally:
+            image.close()
 
 
 def make_session() -> PromptSession[str]:

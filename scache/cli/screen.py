@@ -7,6 +7,7 @@ from itertools import chain
 from textwrap import wrap
 from typing import Any
 
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -29,12 +30,24 @@ def show(origin: Origin, figures: dict[str, Any]) -> None:
     console.print(screen(origin, figures, width_of(console) or 80), soft_wrap=True)
 
 
+class _Console(Console):
+    """A console that never hides the cursor: a signal that ends the process leaves it visible."""
+
+    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT - rich's signature
+        """Leave the cursor as it is."""
+        return False
+
+
 def live(origin: Origin, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
-    """Show the screen, and again in its place with each of the figures that follow."""
-    console = make_console()
+    """Show the screen, and again in its place with each of the figures that follow.
+
+    The cursor rests on the line below it, where a shell's prompt may begin at any moment.
+    """
+    console = make_console(_Console)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
         for figures in chain([first], rest):
-            display.update(screen(origin, figures, console.width, console.height), refresh=True)
+            text = screen(origin, figures, console.width, console.height - 1)
+            display.update(text.append("\n"), refresh=True)
 
 
 def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | None = None) -> Text:

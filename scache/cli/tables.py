@@ -65,11 +65,11 @@ def span(seconds: float) -> str:
     return f"{hours // 24}d {hours % 24:02}h"
 
 
-def make_console() -> Console:
+def make_console(kind: type[Console] = Console) -> Console:
     """Return standard output as rich sees it; text is data, never markup."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot write
-    return Console(markup=False, highlight=False, emoji=False)
+    return kind(markup=False, highlight=False, emoji=False)
 
 
 def width_of(console: Console) -> int | None:

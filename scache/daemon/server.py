@@ -139,18 +139,21 @@ class Server:
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """SIGHUP logs the statistics; SIGTERM and SIGINT stop, and a second one stops at once."""
-        with anyio.open_signal_receiver(*SIGNALS) as signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    upkeep.log_statistics(self._cache, self._clock)
-                elif self._stop.is_set():
-                    signal.signal(number, signal.SIG_DFL)
-                    signal.raise_signal(number)
-                else:
-                    logger.info("stopping: received %s", signal.Signals(number).name)
-                    self._stop.set()
+        try:
+            with anyio.open_signal_receiver(*SIGNALS) as signals:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                task_status.started()
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        upkeep.log_statistics(self._cache, self._clock)
+                    elif self._stop.is_set():
+                        signal.signal(number, signal.SIG_DFL)
+                        signal.raise_signal(number)
+                    else:
+                        logger.info("stopping: received %s", signal.Signals(number).name)
+                        self._stop.set()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # asyncio leaves one that raises
 
     async def _watch_idleness(self) -> None:
         await self._idle.wait()

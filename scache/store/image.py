@@ -10,8 +10,7 @@ import os
 import re
 import sqlite3
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import NamedTuple, Self
 from scache.errors import DatabaseError, QueryError
 from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations
+from scache.store.replacing import replace
 from scache.store.snapshot import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 
 Value = int | float | bytes | None
@@ -28,8 +28,8 @@ Value = int | float | bytes | None
 READ_TIMEOUT = 5.0
 """Seconds to wait for a database file that another program keeps locked."""
 
-INTERRUPT_STEPS = 100_000
-"""Instructions of SQLite's machine between two occasions for Ctrl-C: well under 10 ms."""
+INTERRUPT_STEPS = 10_000
+"""Instructions of SQLite's machine between two looks at `Image.stop_if`: about 1 ms."""
 
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = slice(68, 72)
@@ -86,10 +86,9 @@ class Image:
         """Take over a connection to a database in memory."""
         self._connection = connection
         self._refusal = ""
+        self._asked_to_stop: Callable[[], bool] | None = None
         connection.text_factory = bytes
         connection.set_authorizer(self._authorize)
-        # Python handles signals when it runs: without this, Ctrl-C would wait for the query's end.
-        connection.set_progress_handler(lambda: 0, INTERRUPT_STEPS)
 
     def __enter__(self) -> Self:
         return self
@@ -160,16 +159,21 @@ class Image:
         self._connection.close()
 
     def execute(self, sql: str, parameters: Mapping[str, Value | str] | None = None) -> Result:
-        """Carry out one statement with named parameters.
-
-        Raises QueryError if it cannot be, and KeyboardInterrupt in the middle of it.
-        """
+        """Carry out one statement with named parameters; raise QueryError if that fails."""
         self._refusal = ""
         cursor = self._connection.cursor()
         with self._faults_explained():
             cursor.execute(sql, parameters or {})
         columns = [column[0] for column in cursor.description or ()]
         return Result(columns, self._rest(cursor), cursor.rowcount)
+
+    def stop_if(self, asked: Callable[[], bool]) -> None:
+        """Let KeyboardInterrupt end every statement, or the reading of its rows, once this is true.
+
+        It is asked every `INTERRUPT_STEPS`, and at each row.
+        """
+        self._asked_to_stop = asked
+        self._connection.set_progress_handler(asked, INTERRUPT_STEPS)
 
     def relations(self) -> list[Relation]:
         """Return the tables and then the views, each in the order of making."""
@@ -202,14 +206,7 @@ class Image:
         """
         _check_replaceable(path)
         try:
-            descriptor, name = tempfile.mkstemp(prefix=".scache-dump-", dir=path.parent)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(self._connection.serialize())
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            replace(path, self._connection.serialize())
         except OSError as error:
             raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
 
@@ -223,7 +220,9 @@ class Image:
     def _rest(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Value, ...]]:
         with self._faults_explained():
             # Not "yield from", which closes a cursor that is given up, the image perhaps before it.
-            for row in cursor:  # noqa: UP028
+            for row in cursor:
+                if self._asked_to_stop is not None and self._asked_to_stop():
+                    raise KeyboardInterrupt
                 yield row
 
     @contextmanager

@@ -12,9 +12,9 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.commands import clean_environment
+from tests.commands import clean_environment, default_signals
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds after which a command that says nothing more is given up."""
 
 
@@ -27,6 +27,11 @@ class Terminal:
         self.shown = ""
         """All that it has written so far."""
         self._seen = 0
+
+    def is_cooked(self) -> bool:
+        """Return whether the terminal echoes and edits lines, as a shell leaves it to a command."""
+        flags = int(termios.tcgetattr(self._screen)[3])
+        return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def type(self, text: str) -> None:
         """Press keys."""
@@ -68,9 +73,10 @@ def on_terminal(*command: str, columns: int = 60, **environment: str) -> Iterato
         ours = clean_environment(**variables)
         ours.pop("COLUMNS", None)
         ours.pop("LINES", None)
-        process = subprocess.Popen(
-            command, env=ours, stdin=inner, stdout=inner, stderr=inner, start_new_session=True
-        )
+        with default_signals():
+            process = subprocess.Popen(
+                ("setsid", "--ctty", *command), env=ours, stdin=inner, stdout=inner, stderr=inner
+            )
         os.close(inner)
         inner = -1
         with process:

@@ -1,0 +1,50 @@
+"""Writing a file whole or not at all, even if a signal ends the process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+CHUNK: Final = 1 << 20
+"""Bytes that are written between two looks for a signal."""
+
+_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""Signals that people and shells end a command with."""
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file, for its owner alone to read, in place of the one that is there.
+
+    A signal that would end the process waits until the temporary file has been renamed or
+    removed, which is before the next `CHUNK`. Raises OSError.
+    """
+    with _held_back() as held_back:
+        descriptor, name = tempfile.mkstemp(prefix=".scache-dump-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    if signal.sigpending() & held_back:
+                        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+                    rest = rest[file.write(rest[:CHUNK]) :]
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _held_back() -> Iterator[set[signal.Signals]]:
+    """Hold back the signals that would end this thread's process; yield which these are."""
+    ending = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        yield ending
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,91 @@
+"""A command that gets a signal at one chosen moment: at an event, a return or a line of code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from signal import SIGINT, Signals
+from typing import NamedTuple
+
+from tests.commands import clean_environment, default_signals, ignoring
+
+_PROGRAM = """
+import os, sys
+_, number, left, code, *sys.argv[1:] = sys.argv
+left = int(left)
+
+def happened():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), int(number))
+
+def fits(frame):
+    return f"{frame.f_code.co_filename}:{frame.f_code.co_name}".endswith(code)
+
+def profile_all(frame, event, argument):
+    happened()
+
+def profile_returns(frame, event, argument):
+    if event == "return" and fits(frame):
+        happened()
+
+def trace_lines(frame, event, argument):
+    if event == "line":
+        happened()
+    return trace_lines if fits(frame) else None
+
+from scache.cli import main
+SET
+status = main()
+sys.settrace(None)
+sys.setprofile(None)
+sys.stderr.write(f"{left} moments left")
+sys.exit(status)
+"""
+
+
+class Moment(NamedTuple):
+    """When a command gets its signal."""
+
+    nth: int
+    """It comes at the n-th of the moments that are counted, the first being 1."""
+    how: str = "sys.setprofile(profile_all)"
+    code: str = ""
+    """What is counted: the end of ``FILE:FUNCTION``."""
+
+
+def at_event(nth: int) -> Moment:
+    """Count every call and return, those of the imports included."""
+    return Moment(nth)
+
+
+def at_return(nth: int, code: str) -> Moment:
+    """Count the returns of a function, of a generator at each value and at its end."""
+    return Moment(nth, "sys.setprofile(profile_returns)", code)
+
+
+def at_line(nth: int, code: str) -> Moment:
+    """Count the lines that a function executes."""
+    return Moment(nth, "sys.settrace(trace_lines)", code)
+
+
+def interrupted(
+    moment: Moment, *command: str, number: Signals = SIGINT, ignored: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run ``scache`` with this signal at this moment; stderr tells if the moment never came.
+
+    The process is started with the signal ignored, if that is said.
+    """
+    program = _PROGRAM.replace("SET", moment.how)
+    words = (str(number.value), str(moment.nth), moment.code, *command)
+    start = ignoring(number) if ignored else ()
+    with default_signals():
+        return subprocess.run(
+            (*start, sys.executable, "-c", program, *words),
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
