@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from scache.client.asynchronous import AsyncClient
     from scache.client.blocking import Client
     from scache.client.found import Found
-    from scache.errors import ClientInUse, ProtocolError, Refused, ScacheError, Unavailable
+    from scache.errors import (
+        ClientInUse,
+        NotParkable,
+        ProtocolError,
+        Refused,
+        ScacheError,
+        Unavailable,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,6 +28,7 @@ __all__ = [
     "Client",
     "ClientInUse",
     "Found",
+    "NotParkable",
     "ProtocolError",
     "Refused",
     "ScacheError",

@@ -77,6 +77,10 @@ class ProtocolError(ScacheError):
     """The peer sent something that the protocol of scache(8) does not allow."""
 
 
+class NotParkable(ScacheError, TypeError):
+    """A connection cannot be saved, because part of its state is in this process."""
+
+
 class ClientInUse(ScacheError, RuntimeError):
     """A client was used by two threads, or by a signal handler, during one request of it.
 

@@ -16,11 +16,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import FrozenInstanceError
 
 import pytest
 
-from scache import Client, Found, ProtocolError
+from scache import Client, ProtocolError
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
@@ -221,15 +220,6 @@ def test_owner_after_a_find(client: Client, pair: Pair) -> None:
     assert ours.recv(10) == b"mine"
     found.close()
     assert ours.recv(10) == b""
-
-
-def test_found_is_frozen() -> None:
-    """What a find gives is a value: equal to its like, and unchangeable."""
-    found = Found(7, b"properties")
-    assert found == Found(descriptor=7, endpoint_properties=b"properties")
-    assert hash(found) == hash(Found(7, b"properties", b""))
-    with pytest.raises(FrozenInstanceError):
-        found.descriptor = 8  # type: ignore[misc]
 
 
 def test_what_is_no_socket(client: Client) -> None:

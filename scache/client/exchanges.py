@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from scache import fdpass
 from scache.client.found import Found
+from scache.client.parkable import refuse_tls
 from scache.errors import ProtocolError
 from scache.model import Status
 from scache.protocol.client import ClientConversation, Hit, Step
@@ -60,6 +61,7 @@ def save_endp(
 ) -> Begin[bool]:
     """Save one connection."""
     request = SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties))
+    refuse_tls(connection)
 
     def exchange(conversation: ClientConversation) -> Exchange[bool]:
         return _accepted((yield from conversation.save_endp(request, _descriptor(connection))))
@@ -95,6 +97,7 @@ def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin
     connections = []
     for ttl, endpoint, properties, connection in items:
         requests.append(SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties)))
+        refuse_tls(connection)
         connections.append(connection)
 
     def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:

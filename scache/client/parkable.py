@@ -1,0 +1,70 @@
+"""Refuses connections whose state is not in the kernel alone."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+from scache.errors import NotParkable
+
+_DEPTH = 4
+_MOST_OBJECTS = 200
+"""Bounds of the search for a TLS socket inside of an object: wrappers are small."""
+
+_WRAPPED = ("raw", "buffer", "_sock", "fp", "sock", "socket")
+"""Attributes of wrappers that are not in their __dict__ (io, socket.SocketIO)."""
+
+
+def refuse_tls(connection: object) -> None:
+    """Raise NotParkable if an object is a TLS socket of Python, or wraps one."""
+    ssl = sys.modules.get("ssl")  # without it nobody has made a TLS socket
+    if ssl is None or isinstance(connection, int) or type(connection) is socket.socket:
+        return
+    descriptor = _fileno(connection)
+    if any(
+        isinstance(each, ssl.SSLObject)
+        or (isinstance(each, ssl.SSLSocket) and (each is connection or _fileno(each) == descriptor))
+        for each in _inside(connection)
+    ):
+        raise NotParkable(
+            "a TLS connection of this process cannot be saved: its keys are in the process, and "
+            "the finder would have the encrypted stream alone; save a connection to a TLS proxy"
+        )
+
+
+def _fileno(value: object) -> int | None:
+    with suppress(Exception):  # it is asked again when it is saved
+        return int(value.fileno())  # type: ignore[attr-defined]
+    return None
+
+
+def _inside(connection: object) -> Iterator[object]:
+    """Yield an object and what its attributes lead to."""
+    seen = {id(connection)}
+    found = [connection]
+    for _ in range(_DEPTH):
+        level, found = found, []
+        for each in level:
+            yield each
+            for inner in _attributes(each):
+                if id(inner) not in seen and len(seen) < _MOST_OBJECTS:
+                    seen.add(id(inner))
+                    found.append(inner)
+
+
+def _attributes(value: object) -> Iterator[object]:
+    if isinstance(value, str | bytes | bytearray | int | float | type | None):
+        return
+    with suppress(TypeError):
+        yield from list(vars(value).values())
+    names = [*_WRAPPED]
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else list(slots)
+    for name in names:
+        with suppress(Exception):  # a property may do and raise anything
+            yield getattr(value, name)
+    with suppress(Exception):
+        yield value.get_extra_info("ssl_object")  # type: ignore[attr-defined]

@@ -1,0 +1,156 @@
+"""`Found` owns its descriptor, and what cannot be saved is refused."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from scache import Client, Found, NotParkable
+from tests.support.clients import Connect
+from tests.support.daemon import Daemon
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    """Return an open descriptor; the test is to close it."""
+    number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    yield number
+    with pytest.raises(OSError):  # noqa: PT011 - EBADF
+        os.fstat(number)
+
+
+def test_found_closes_itself_with_a_warning(descriptor: int) -> None:
+    """A dropped one leaves no descriptor behind."""
+    found = [Found(descriptor, b"p")]
+    with pytest.warns(ResourceWarning, match="unclosed Found"):
+        found.clear()
+
+
+def test_found_is_a_context_manager(descriptor: int) -> None:
+    """At the end of the block it is closed; closing it again does nothing."""
+    with Found(descriptor, b"p") as found:
+        assert found.descriptor == descriptor
+    assert found.descriptor == -1
+    found.close()
+
+
+def test_found_detach_gives_the_descriptor_away(descriptor: int) -> None:
+    """Nothing that the object does afterwards closes it."""
+    with Found(descriptor, b"p") as found:
+        assert found.detach() == descriptor
+    found.close()
+    del found
+    os.fstat(descriptor)
+    os.close(descriptor)
+
+
+def test_found_socket_gives_the_descriptor_away() -> None:
+    """The socket object owns it, also when the found one is closed."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        found = Found(os.dup(theirs.fileno()), b"p")
+        with found.socket() as connection:
+            found.close()
+            connection.sendall(b"x")
+            assert ours.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("method", ["detach", "socket"])
+def test_found_without_its_descriptor_raises_value_error(descriptor: int, method: str) -> None:
+    """Whatever has become of the number since is not touched."""
+    found = Found(descriptor, b"p")
+    found.close()
+    with pytest.raises(ValueError, match="closed or given away"):
+        getattr(found, method)()
+
+
+def test_found_keeps_what_is_no_socket(descriptor: int) -> None:
+    """The error of `socket` leaves the descriptor with the object."""
+    with Found(descriptor, b"p") as found:
+        with pytest.raises(OSError):  # noqa: PT011 - ENOTSOCK
+            found.socket()
+        assert found.descriptor == descriptor
+
+
+def test_found_is_equal_to_its_like(descriptor: int) -> None:
+    """By descriptor and properties."""
+    found, other = Found(descriptor, b"p"), Found(descriptor, b"p", b"")
+    assert found == other
+    assert hash(found) == hash(other)
+    assert found != Found(-1, b"p")
+    other.detach()
+    found.close()
+
+
+class Wrapper:
+    """An object of a user's own around a socket."""
+
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._inner.fileno()  # type: ignore[attr-defined, no-any-return]
+
+
+class Slotted(Wrapper):
+    """The same without a __dict__ of its own."""
+
+    __slots__ = ("_inner",)
+
+
+@pytest.fixture
+def tls() -> Iterator[ssl.SSLSocket]:
+    """Make a TLS socket that has not shaken hands yet."""
+    ours, theirs = socket.socketpair()
+    context = ssl.create_default_context()
+    with ours, context.wrap_socket(theirs, server_hostname="x", do_handshake_on_connect=False) as s:
+        yield s
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, Wrapper, Slotted, lambda s: Wrapper(Wrapper(s))])
+@pytest.mark.parametrize("many", [True, False])
+def test_tls_socket_is_refused(
+    path: Path, connect: Connect, tls: ssl.SSLSocket, wrap: type[Wrapper], *, many: bool
+) -> None:
+    """Before anything is sent, and by an error that says why."""
+    ours, theirs = socket.socketpair()
+    with Daemon(path), ours, theirs:
+        client = connect(path)
+        items = [(60, "e", "", theirs), (60, "tls", "", wrap(tls))]
+        save = partial(client.save_many, items) if many else partial(client.save_endp, *items[1])
+        with pytest.raises(NotParkable, match="its keys are in the process"):
+            save()
+        assert client.find_endp("tls") is None
+        assert client.find_endp("e") is None
+
+
+def test_tls_socket_in_wrappers_of_the_library_is_refused(path: Path, tls: ssl.SSLSocket) -> None:
+    """A file of it, and the response of an HTTPS connection."""
+    with tls.makefile("rb") as file, Client(path) as client:
+        for each in (file, http.client.HTTPResponse(tls)):
+            with each, pytest.raises(NotParkable):
+                client.save_endp(60, "tls", "", each)
+            assert issubclass(NotParkable, TypeError)
+
+
+def test_plain_socket_beside_a_tls_socket_is_taken(
+    path: Path, tls: ssl.SSLSocket, connect: Connect
+) -> None:
+    """Only the socket whose descriptor is saved counts."""
+    ours, theirs = socket.socketpair()
+    with Daemon(path), ours, theirs:
+        client = connect(path)
+        wrapper = Wrapper(theirs)
+        wrapper.other = tls  # type: ignore[attr-defined]
+        assert client.save_endp(60, "plain", "", wrapper)
+        found = client.find_endp("plain")
+        assert found is not None
+        found.close()
