@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Found, NotParkable
+from scache.client.exchanges import HasFileno
 from tests.support.clients import Connect
 from tests.support.daemon import Daemon
 
@@ -124,7 +125,10 @@ def test_tls_socket_is_refused(
     ours, theirs = socket.socketpair()
     with Daemon(path), ours, theirs:
         client = connect(path)
-        items = [(60, "e", "", theirs), (60, "tls", "", wrap(tls))]
+        items: list[tuple[int, str, str, HasFileno]] = [
+            (60, "e", "", theirs),
+            (60, "tls", "", wrap(tls)),
+        ]
         save = partial(client.save_many, items) if many else partial(client.save_endp, *items[1])
         with pytest.raises(NotParkable, match="its keys are in the process"):
             save()
