@@ -89,6 +89,8 @@ _SHORTEN_BINDINGS = """
 """
 _LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
 _FORGET_SETTINGS = "DELETE FROM setting"
+# A dump has the descriptors of the daemon that it was taken of.
+_FORGET_DESCRIPTORS = "DELETE FROM descriptor"
 _RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
 _START = "INSERT INTO instance (started_at, version, pid, last_id) VALUES (?, ?, ?, ?)"
 _STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
@@ -434,6 +436,7 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
         await control.execute(_COUNT, ("runs_not_recorded", 1))
     await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit, start.now))
     first = await _number(control, _LAST_ID) + 1
+    await control.execute(_FORGET_DESCRIPTORS)
     await control.execute(_FORGET_SETTINGS)
     await control.executemany(_RECORD_SETTING, start.settings.items())
     row = (start.now, start.version, os.getpid(), first + ID_RESERVE)
