@@ -440,6 +440,16 @@ MEGABYTES = 8
         pytest.param(b"request\0save_endp\0ttl\0", b"9" * 65536, id="a ttl without end"),
         pytest.param(FINDING, b"x" * 65536, id="a dummy without end"),
         pytest.param(FINDING + b"dummy\0", b"x" * 65536, id="a dummy's value without end"),
+        pytest.param(
+            FINDING + b"request\0find_endp\0label\0",
+            b"x" * 65536,
+            id="a request ahead without end",
+        ),
+        pytest.param(
+            FINDING + b"request\0find_endp\0",
+            b"x\0" * 32768,
+            id="attributes of a request ahead without end",
+        ),
         pytest.param(FINDING, encode_request(FindEndp(b"")) * 2000, id="small requests ahead"),
         pytest.param(FINDING, encode_request(FindEndp(b"x" * 60000)), id="large requests ahead"),
     ],
