@@ -38,7 +38,6 @@ _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 _UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 _LINGER = struct.Struct("2i")
 _SO_LINGER = int(socket.SO_LINGER)
-_SO_TYPE = int(socket.SO_TYPE)
 _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
@@ -182,20 +181,6 @@ def peer_process(descriptor: int) -> int:
     finally:
         sock.detach()
     return int(process)
-
-
-def is_stream(descriptor: int) -> bool:
-    """Return whether a descriptor is a stream socket (SO_TYPE, socket(7)) of whatever family."""
-    try:
-        sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
-    except OSError:
-        return False
-    try:
-        return sock.getsockopt(_SOL_SOCKET, _SO_TYPE) == _STREAM
-    except OSError:
-        return False
-    finally:
-        sock.detach()
 
 
 def peer_groups(sock: socket.socket) -> list[int]:

@@ -25,7 +25,6 @@ from hypothesis.stateful import (
 from scache import fdpass
 from scache.cache import Cache, cache
 from scache.cache.agenda import GRAIN
-from scache.cache.descriptors import Descriptors
 from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.model import Loan, Peer, Status
@@ -81,8 +80,6 @@ class Rig:
         self.descriptors = FakeDescriptors()
         patch.setattr(fdpass, "close", self.descriptors.close)
         patch.setattr(fdpass, "close_at_once", self.descriptors.close)
-        # Its numbers are of no open descriptors, so there is no peer to look at.
-        patch.setattr(Descriptors, "has_hung_up", lambda *_: False)
         self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:

@@ -487,8 +487,9 @@ class Accounts:
         descriptors = self.cache._descriptors
         parked = {each.id: each.descriptor for each in descriptors._parked.values()}
         assert parked == {row: self.descriptor_of[row] for row in self.ledger.live}
-        assert descriptors._lent == {row: self.descriptor_of[row] for row in self.ledger.lent}
-        held = {*parked.values(), *descriptors._lent.values()}
+        lent = {each.id: each.descriptor for each in descriptors._lent.values()}
+        assert lent == {row: self.descriptor_of[row] for row in self.ledger.lent}
+        held = {*parked.values(), *lent.values()}
         assert self.rig.descriptors.open == held
 
     def check_counters(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from scache import fdpass
 from scache.cache.agenda import Agenda
 from scache.cache.descriptors import Descriptors, Parked
 from scache.cache.limits import Limits
+from scache.cache.liveness import Kind, kind_of
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
@@ -23,6 +25,9 @@ EXPIRY_SLICE = 64
 _TRIES = 16
 """Connections that a find looks at until one has a peer: of thousands that hung up at the same time
 it may have to say no, rather than hold up everybody."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Cache:
@@ -51,6 +56,9 @@ class Cache:
         self._rows = LiveRows(database.batch)
         self._trail = database.trail
         self._descriptors = Descriptors(close_on_data=close_on_data)
+        self._descriptors.on_watch_failed = self._watch_failed
+        self._watch_fails = self._watch_failed_now = False
+        """True if something could not be watched in the latest slice, and in the one under way."""
         self._agenda = Agenda()
         self._next_expiry = math.inf
         for destination, count in self._rows.bindings_by_destination().items():
@@ -93,7 +101,7 @@ class Cache:
             return self._refuse_endp(now, endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) >= limits.connections:
             self._evict(now)
-        self._park(row, descriptor)
+        self._park(row, descriptor, kind_of(descriptor))
         self.statistics.saved()
         self._trail.saved(row, granted)
         self.counts["save_endp_ok"] += 1
@@ -203,7 +211,8 @@ class Cache:
             self._left("expired", now, row)
         else:
             self._rows.restore_connection(row)
-            self._park(row, self._descriptors.take_back(row.id))
+            parked = self._descriptors.take_back(row.id)
+            self._park(row, parked.descriptor, parked.kind)
             self._trail.record(
                 Event(
                     now,
@@ -232,7 +241,10 @@ class Cache:
 
     def watch(self) -> bool:
         """Begin to watch a slice of what was parked lately; return whether there is more of it."""
-        return self._descriptors.watch(EXPIRY_SLICE)
+        self._watch_failed_now = False
+        more = self._descriptors.watch(EXPIRY_SLICE)
+        self._watch_fails = self._watch_failed_now
+        return more
 
     def close_hung_up(self) -> None:
         """Close a slice of those whose peers have hung up."""
@@ -325,12 +337,23 @@ class Cache:
         return Status.FAIL
 
     def _has_left(self, row: Connection, now: float) -> bool:
-        """Close a connection if its peer has hung up, of which we are told when it is our turn."""
+        """Close a connection if its peer has hung up; return whether it has."""
         parked = self._descriptors.parked(row.id)
-        if parked is None or not self._descriptors.has_hung_up(parked):
+        hang_up = None if parked is None else self._descriptors.hang_up_of(parked)
+        if parked is None or hang_up is None:
             return False
-        self._remove("hung_up", now, parked)
+        self._remove("hung_up", now, parked, detail=hang_up or None)
         return True
+
+    def _watch_failed(self, error: OSError) -> None:
+        """Count a connection that cannot be watched, and log the first of several."""
+        self.counts["connections_not_watched"] += 1
+        if not self._watch_fails:
+            logger.warning(
+                "cannot watch a connection for a hang-up of its peer (%s): each find looks",
+                error.strerror,
+            )
+        self._watch_fails = self._watch_failed_now = True
 
     def _lend(self, row: Connection) -> int:
         """Remove a connection from the cache; return its descriptor, lent to who asked for it.
@@ -352,9 +375,9 @@ class Cache:
         """Count a find once its end is known, as the audit trail records it then."""
         self.counts["find_endp_ok" if loan.destination is None else "find_dest_ok"] += 1
 
-    def _park(self, row: Connection, descriptor: int) -> None:
+    def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
         """Keep a descriptor whose row is in the database."""
-        parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor)
+        parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor, kind)
         if self._descriptors.park(parked):
             self.on_parked()
         self._agenda.add(parked)
@@ -368,22 +391,37 @@ class Cache:
         if nearest is not None:
             self._remove("evicted", now, nearest)
 
-    def _remove(self, way: str, now: float, parked: Parked, client_id: int | None = None) -> None:
+    def _remove(
+        self,
+        way: str,
+        now: float,
+        parked: Parked,
+        client_id: int | None = None,
+        *,
+        detail: str | None = None,
+    ) -> None:
         """Close a connection, which leaves in this way, for this client if any asked for it."""
         self._descriptors.close_parked(parked)
         self._agenda.remove(parked.expires_at, parked.id)
         self.statistics.connection_removed(parked.endpoint)
         self._rows.remove_connection(parked.endpoint, parked.id)
-        self._left(way, now, parked, client_id)
+        self._left(way, now, parked, client_id, detail)
 
     def _left(
-        self, way: str, now: float, row: Parked | Connection, client_id: int | None = None
+        self,
+        way: str,
+        now: float,
+        row: Parked | Connection,
+        client_id: int | None = None,
+        detail: str | None = None,
     ) -> None:
         """Count and record that a connection has left."""
         self.counts[f"connections_{way}"] += 1
         age = now - row.saved_at
         self._trail.record(
-            Event(now, way, None, None, row.endpoint, row.id, None, client_id, age=age)
+            Event(
+                now, way, None, None, row.endpoint, row.id, None, client_id, age=age, detail=detail
+            )
         )
 
     def _binding_limit(self, destination: bytes) -> str | None:

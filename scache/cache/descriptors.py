@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
 from scache import fdpass
+from scache.cache.liveness import Kind, has_ended, lost_state, poll
 
 _HUNG_UP = select.EPOLLRDHUP  # EPOLLHUP and EPOLLERR are always told
 _DATA = select.EPOLLIN
-_NEVER_CONNECTED = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLIN
 
 
 class Parked(NamedTuple):
@@ -25,6 +24,7 @@ class Parked(NamedTuple):
     expires_at: float
     """Seconds since the epoch."""
     descriptor: int
+    kind: Kind
 
 
 class Descriptors:
@@ -41,6 +41,8 @@ class Descriptors:
 
     def __init__(self, *, close_on_data: bool = False) -> None:
         """Count unasked-for data from a peer as a hang-up, if it is to be."""
+        self.on_watch_failed: Callable[[OSError], None] = lambda _: None
+        """Called when a connection cannot be watched: each find looks at it instead."""
         self._events = _HUNG_UP | (_DATA if close_on_data else 0)
         self._epoll = select.epoll()
         self._parked: dict[int, Parked] = {}
@@ -50,7 +52,7 @@ class Descriptors:
         """Whether there were any since `watch` was last called."""
         self._watched: dict[int, Parked] = {}
         """By descriptor."""
-        self._lent: dict[int, int] = {}
+        self._lent: dict[int, Parked] = {}
 
     def __len__(self) -> int:
         """Return how many there are, parked and lent."""
@@ -67,7 +69,8 @@ class Descriptors:
         """Yield row id and descriptor of each that is parked or lent."""
         for parked in self._parked.values():
             yield parked.id, parked.descriptor
-        yield from self._lent.items()
+        for parked in self._lent.values():
+            yield parked.id, parked.descriptor
 
     def park(self, parked: Parked) -> bool:
         """Take ownership of a descriptor; return whether `watch` had nothing to do before."""
@@ -78,13 +81,20 @@ class Descriptors:
     def watch(self, limit: int) -> bool:
         """Begin to watch up to ``limit`` of those that are not; return whether there are more.
 
-        What cannot be watched (a file, epoll(7)) has no peer that could hang up.
+        What is OPAQUE has no peer that could hang up.
         """
         for row_id in list(islice(self._unwatched, limit)):
             parked = self._unwatched.pop(row_id)
-            with suppress(OSError):
+            if parked.kind is Kind.OPAQUE:
+                continue
+            try:
                 self._epoll.register(parked.descriptor, self._events)
-                self._watched[parked.descriptor] = parked
+            except PermissionError:  # poll(2) has nothing to say of it (epoll_ctl(2))
+                continue
+            except OSError as error:
+                self.on_watch_failed(error)
+                continue
+            self._watched[parked.descriptor] = parked
         self._watch_due = bool(self._unwatched)
         return self._watch_due
 
@@ -92,23 +102,28 @@ class Descriptors:
         """Return those whose peers have hung up, of up to ``limit`` that are ready: close them."""
         gone = []
         for descriptor, events in self._epoll.poll(0, limit):
-            if _has_ended(descriptor, events):
+            if has_ended(self._watched[descriptor].kind, events):
                 gone.append(self._watched[descriptor])
             else:  # it would be ready for ever; from now on each find looks at it
                 del self._watched[descriptor]
                 self._epoll.unregister(descriptor)
         return gone
 
-    def has_hung_up(self, parked: Parked) -> bool:
-        """Return whether the peer of a connection has hung up.
+    def hang_up_of(self, parked: Parked) -> str | None:
+        """Return what shows that a connection is of no use any more; None if nothing does.
 
-        Most are found before they are watched: those are polled one by one.
+        An empty text stands for a hang-up of its peer. Most connections are found before they are
+        watched: those are polled one by one.
         """
-        if parked.descriptor in self._watched and not self._epoll.poll(0, 1):
-            return False
-        look = select.poll()
-        look.register(parked.descriptor, self._events)
-        return any(_has_ended(descriptor, events) for descriptor, events in look.poll(0))
+        kind, descriptor = parked.kind, parked.descriptor
+        if kind is Kind.OPAQUE:
+            return None
+        if descriptor not in self._watched or self._epoll.poll(0, 1):
+            events = poll(descriptor, self._events)
+            if events and has_ended(kind, events):
+                return ""
+        state = lost_state(kind, descriptor)
+        return None if state is None else f"no longer ESTABLISHED: {state}"
 
     def parked(self, row_id: int) -> Parked | None:
         """Return one that is parked; None if somebody has put a row into the database."""
@@ -118,20 +133,20 @@ class Descriptors:
         """Set one aside for delivery, and return it."""
         parked = self._parked.pop(row_id)
         self._forget(parked)
-        self._lent[row_id] = parked.descriptor
+        self._lent[row_id] = parked
         return parked.descriptor
 
-    def take_back(self, row_id: int) -> int:
+    def take_back(self, row_id: int) -> Parked:
         """Return one that was lent and never sent: it is to be parked again."""
         return self._lent.pop(row_id)
 
     def close_delivered(self, row_id: int) -> None:
         """Close one that its finder has been sent."""
-        fdpass.close_shared(self._lent.pop(row_id))
+        fdpass.close_shared(self._lent.pop(row_id).descriptor)
 
     def close_lent(self, row_id: int) -> None:
         """Close one whose finder has gone."""
-        fdpass.close_at_once((self._lent.pop(row_id),))
+        fdpass.close_at_once((self._lent.pop(row_id).descriptor,))
 
     def close_parked(self, parked: Parked) -> None:
         """Close one that leaves in another way than by being found."""
@@ -143,7 +158,7 @@ class Descriptors:
         """Close everything: the daemon ends."""
         self._epoll.close()
         fdpass.close_at_once(parked.descriptor for parked in self._parked.values())
-        fdpass.close_at_once(self._lent.values())
+        fdpass.close_at_once(parked.descriptor for parked in self._lent.values())
         for table in (self._parked, self._unwatched, self._watched, self._lent):
             table.clear()
 
@@ -153,12 +168,3 @@ class Descriptors:
             self._watched.pop(parked.descriptor, None) is not None
         ):
             self._epoll.unregister(parked.descriptor)
-
-
-def _has_ended(descriptor: int, events: int) -> bool:
-    """Return whether these events of a descriptor, of which there are some, tell of a hang-up.
-
-    A stream socket that was never connected shows EPOLLHUP alone; one whose peer has gone shows
-    EPOLLRDHUP too.
-    """
-    return events & _NEVER_CONNECTED != select.EPOLLHUP or not fdpass.is_stream(descriptor)

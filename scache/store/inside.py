@@ -28,6 +28,7 @@ COUNTERS: Final = (
     *(f"{kind}_{outcome}" for kind in REQUESTS for outcome in ("ok", "fail", "bad")),
     *(f"connections_{way}" for way in WAYS_OUT),
     *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
+    "connections_not_watched",
     "clients_connected",
     "clients_not_recorded",
     "clients_not_allowed",

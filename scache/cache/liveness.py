@@ -1,0 +1,122 @@
+"""Tells when the peer of a parked connection counts as hung up.
+
+A descriptor is only asked what its kind answers without waiting for another program: a regular
+file of a file server that does not answer would stop the daemon in poll(2) or fstat(2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import stat
+from enum import Enum, auto
+from pathlib import Path
+
+from scache import sockopt
+
+_DOMAIN, _TYPE = int(socket.SO_DOMAIN), int(socket.SO_TYPE)
+_INTERNET = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
+_CONNECTED_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)})
+_ESTABLISHED = 1
+_NEVER_CONNECTED = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLIN
+_TERMINAL_MAJORS = frozenset({4, 5, *range(136, 144)})
+"""Terminals, ptmx and pseudo-terminals (Linux, Documentation/admin-guide/devices.txt)."""
+
+TCP_STATES = (
+    *("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
+    *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
+)
+"""Names of the numbers (Linux, include/net/tcp_states.h)."""
+
+
+class Kind(Enum):
+    """What a descriptor can be asked."""
+
+    ESTABLISHED = auto()
+    """A TCP connection that was ESTABLISHED when it was saved, and has hung up when it is not."""
+    STREAM = auto()
+    """Another stream or seqpacket socket: POLLHUP without POLLRDHUP means that it never had a
+    peer."""
+    POLLABLE = auto()
+    """A datagram socket, a pipe, a terminal or an object of the kernel such as an eventfd: POLLHUP
+    and POLLERR are a hang-up."""
+    OPAQUE = auto()
+    """A file, a directory, an epoll descriptor or a device: it has no peer, and is never polled."""
+
+
+def kind_of(descriptor: int) -> Kind:
+    """Return the kind of a descriptor, asking nothing that may wait for another program."""
+    domain = sockopt.option(descriptor, _DOMAIN)
+    if domain is None:
+        return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
+    if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
+        return Kind.POLLABLE
+    if domain in _INTERNET and sockopt.tcp_state(descriptor) == _ESTABLISHED:
+        return Kind.ESTABLISHED
+    return Kind.STREAM
+
+
+def has_ended(kind: Kind, events: int) -> bool:
+    """Return True if these events of a descriptor, of which there are some, tell of a hang-up."""
+    if kind is Kind.STREAM:
+        return events & _NEVER_CONNECTED != select.EPOLLHUP
+    return True
+
+
+def lost_state(kind: Kind, descriptor: int) -> str | None:
+    """Return the state of a TCP connection that is no longer ESTABLISHED; else None.
+
+    shutdown(2) through a duplicate of our own descriptor shows in no event.
+    """
+    if kind is not Kind.ESTABLISHED:
+        return None
+    state = sockopt.tcp_state(descriptor)
+    if state == _ESTABLISHED:
+        return None
+    return TCP_STATES[state] if state and state < len(TCP_STATES) else "CLOSE"
+
+
+def _is_pollable(descriptor: int) -> bool:
+    """Return True if poll(2) of something that is no socket asks the kernel alone."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        pass
+    else:
+        return True
+    try:
+        name = os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if name.startswith("anon_inode:"):
+            return "eventpoll" not in name and "io_uring" not in name
+        return name.startswith("pidfd:") or _is_terminal(descriptor)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_terminal(descriptor: int) -> bool:
+    """Return True if a descriptor is a terminal.
+
+    Its path proves nothing: another mount namespace may have a file server there. Its mount does,
+    if it is one of ours; the file systems that have devices answer fstat(2) by themselves.
+    """
+    fields = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").split()
+    mount = fields[fields.index("mnt_id:") + 1]
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        number, *_ = line.split(b" ", 1)
+        if number.decode() == mount:
+            file_system = line.rpartition(b" - ")[2].split()[0]
+            if file_system not in (b"devpts", b"devtmpfs", b"tmpfs"):
+                return False
+            status = os.fstat(descriptor)
+            return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINAL_MAJORS
+    return False
+
+
+def poll(descriptor: int, events: int) -> int:
+    """Return which of these events a descriptor has now, and hang-ups and errors; 0 for none."""
+    look = select.poll()
+    look.register(descriptor, events)
+    ready = look.poll(0)
+    return ready[0][1] if ready else 0
