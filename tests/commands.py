@@ -82,13 +82,14 @@ def listening(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run a daemon; yield it, and the lines that it wrote to stderr, once it listens."""
-    process = subprocess.Popen(
-        command,
-        env=clean_environment(**(environment or {})),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with default_signals():
+        process = subprocess.Popen(
+            command,
+            env=clean_environment(**(environment or {})),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     with process:
         try:
             assert process.stderr is not None

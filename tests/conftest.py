@@ -9,14 +9,27 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+from scache import AsyncClient, Client
 from tests.support.clients import KINDS, Connect, Pair, connecting
 from tests.support.descriptors import descriptors_of
-from tests.support.dialogue import DEADLINE
+from tests.support.wire import DEADLINE
 
-settings.register_profile("scache", deadline=None)  # no test depends on how fast a machine is
+# No test depends on how fast a machine is.
+settings.register_profile("scache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("scache")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_clients() -> None:
+    """Let clients that are given no timeout wait as long as the tests do.
+
+    On a machine whose processors are all busy a snapshot alone takes seconds.
+    """
+    for kind in (Client, AsyncClient):
+        assert kind.__init__.__kwdefaults__
+        kind.__init__.__kwdefaults__["timeout"] = DEADLINE
 
 
 @pytest.fixture(autouse=True)

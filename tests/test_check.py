@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from scache.store.image import Image
 from tests.support.cached import NOW, Cached, filling
 from tests.support.daemon import Daemon
 from tests.support.parked import Parked
+from tests.support.wire import Wire
 from tests.test_cache import rigged
 from tests.test_surroundings import overwrite_the_middle, take
 
@@ -341,15 +340,14 @@ def exercise(client: Client, path: Path) -> None:
     take(client.find_dest("d1"), parked[1])
     assert client.find_endp("nothing") is None
     assert client.find_dest("nothing") is None
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as rude:
-        rude.connect(str(path))
-        rude.sendall(b"request\0nonsense\0\0")
-        rude.recv(1000)
-    with socket.socket(socket.AF_UNIX) as gone:  # asks for one, and leaves before it gets it
-        gone.connect(str(path))
-        gone.sendall(b"request\0find_endp\0label\0e2\0\0")
-        gone.recv(1000)
-        gone.recv(1000)
+    with Wire(path) as rude:
+        rude.announcement()
+        rude.send(b"request\0nonsense\0\0")
+        assert rude.receive_message() == [(b"status", b"1")]
+    with Wire(path) as gone:  # asks for one, and leaves before it gets it
+        gone.announcement()
+        gone.send(b"request\0find_endp\0label\0e2\0\0")
+        assert gone.receive_message()[0] == (b"status", b"0")
     client.purge([b"e3"], [b"d2"])
     short.wait_for_end()
     for each in (*parked, short):

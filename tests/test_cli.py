@@ -18,12 +18,11 @@ import pytest
 from scache import Client, ProtocolError, __version__, errors
 from scache.cli import execute
 from scache.cli.commands import EXIT_INTERRUPTED
-from scache.cli.logs import FloodFilter, LineFormatter
-from scache.printed import one_line
+from scache.cli.logs import FloodFilter, LineFormatter, one_line
 from scache.settings import SETTINGS, Settings
 from tests.commands import SCACHE, clean_environment, listening, run_command
 from tests.support.daemon import Daemon
-from tests.support.wire import Wire, encode
+from tests.support.wire import DEADLINE, Wire, encode
 
 Run = Callable[[Settings], int]
 
@@ -553,4 +552,4 @@ def test_nobody_reads_the_log(path: Path) -> None:
                     client.close()
                 assert client.save_dest(60, "a", "", "b")
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(20) == 0
+            assert daemon.wait(DEADLINE) == 0

@@ -19,11 +19,11 @@ from scache import Client
 from scache.errors import Unavailable
 from scache.store.database import WAL_LIMIT
 from tests.support.daemon import Daemon
-from tests.support.dialogue import eventually
+from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import read
 
 ROUNDS = 20
-START_LIMIT = 5.0
+START_LIMIT = 30.0
 """Seconds that a start after a crash may take, on however busy a machine."""
 
 
@@ -40,7 +40,11 @@ def ask(database: Path, sql: str) -> str:
     program = shutil.which("sqlite3")
     command = [program] if program else [sys.executable, "-c", ASK]
     answer = subprocess.run(
-        [*command, str(database), sql], stdout=subprocess.PIPE, text=True, check=True, timeout=30
+        [*command, str(database), sql],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
     )
     return answer.stdout.strip()
 
@@ -137,11 +141,11 @@ def test_twenty_crashes_in_the_middle_of_traffic(path: Path, tmp_path: Path) -> 
     known: dict[int, tuple[object, ...]] = {}
     for number in range(ROUNDS):
         started = time.monotonic()
-        with Daemon(path, database=database) as daemon:
+        with Daemon(path, "--ttl-limit", "3600", database=database) as daemon:
             assert time.monotonic() - started < START_LIMIT
             check_the_start(path, database, [f"kept{earlier}" for earlier in range(number)])
             with Client(path) as client:
-                assert client.save_dest(300, f"kept{number}", "q", "e")
+                assert client.save_dest(3600, f"kept{number}", "q", "e")
             wait_for_rows(database, f"SELECT id FROM binding WHERE destination = 'kept{number}'")
             with traffic(path) as done:
                 wait_for_more(done, choose.randint(20, 150))

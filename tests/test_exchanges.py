@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from scache import Client
 from scache.model import Status
 from scache.protocol.messages import (
     ANNOUNCEMENT,
@@ -35,6 +36,7 @@ from tests.support.dialogue import (
     Hit,
     eventually,
 )
+from tests.support.snapshots import snapshot
 from tests.support.stops import (
     FIND_AFTER_DESCRIPTOR,
     FIND_BEFORE_DESCRIPTOR,
@@ -247,7 +249,7 @@ def test_refresh_keeps_its_place(bench: Bench) -> None:
 def test_refresh_may_shorten(bench: Bench) -> None:
     """A binding that is saved again has the new ttl, and one with other properties is another."""
     client, destination, endpoint = bench.client(), bench.label(b"destination"), bench.label()
-    for properties, ttl in ((b"first", 60), (b"second", 60), (b"first", 1)):
+    for properties, ttl in ((b"first", 60), (b"second", 60), (b"first", 3)):
         assert client.bind(destination, endpoint, properties, ttl) is Status.OK
     found = []
     for _ in range(2):
@@ -256,7 +258,7 @@ def test_refresh_may_shorten(bench: Bench) -> None:
         assert hit is not None
         os.close(hit.descriptor)
         found.append(hit.properties)
-        expect_closed(bench.park(client, bench.label(), ttl=1))  # by then a second is over
+        expect_closed(bench.park(client, bench.label(), ttl=3))  # by then three seconds are over
     assert found == [(b"first", b"connection"), (b"second", b"connection")]
 
 
@@ -744,12 +746,15 @@ def test_gone_with_several_hits_ahead(bench: Bench) -> None:
 def test_remaining_ttl(bench: Bench) -> None:
     """A connection that goes back has the time that it had left, and no more."""
     client, endpoint = bench.client(), bench.label()
-    peer = bench.park(client, endpoint, ttl=2)
-    later, sooner = bench.park(client, bench.label(), ttl=2), bench.park(client, endpoint, ttl=1)
-    expect_closed(sooner)
+    peer = bench.park(client, endpoint, ttl=8)
+    expect_closed(bench.park(client, endpoint, ttl=1))
     vanish(bench, after_reply, encode_request(FindEndp(endpoint)))
-    expect_closed(later)
-    peer.setblocking(False)
+    with Client(bench.daemon.path) as looking:
+        of_it = f"WHERE endpoint = '{endpoint.decode()}'"
+        put_back = f"SELECT count(*) FROM event {of_it} AND kind = 'put_back'"
+        assert snapshot(looking, put_back) == [(1,)]
+        lifetime = f"SELECT expires_at - saved_at FROM connection {of_it}"
+        assert snapshot(looking, lifetime) == [(pytest.approx(8),)]
     expect_closed(peer)
 
 

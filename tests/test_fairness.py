@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 from scache import Client
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import eventually
 from tests.support.hostile import HELLO, something
 from tests.support.snapshots import snapshot
@@ -59,10 +57,9 @@ def test_purge_is_as_much_work_as_what_it_purges(path: Path) -> None:
         client = stack.enter_context(Client(path))
         client.save_dest_many([(60, "d", "", f"{n}") for n in range(BINDINGS * purges)])
         administrator, other = inline(stack, path), inline(stack, path)
-        os.kill(daemon.pid, signal.SIGSTOP)
-        administrator.send(purge * purges)
-        other.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
-        os.kill(daemon.pid, signal.SIGCONT)
+        with stopped(daemon.pid):
+            administrator.send(purge * purges)
+            other.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
         for _ in range(purges):
             assert administrator.receive_message()[0] == (b"status", b"0")
         other.receive_message()

@@ -23,7 +23,7 @@ from scache.store import Database, LiveRows, complete, database, files, load
 from scache.store.image import Image
 from tests.commands import SCACHE, clean_environment, listening
 from tests.support.daemon import Daemon
-from tests.support.dialogue import eventually
+from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import NOW, Opened, locked, no_space, read
 from tests.support.parked import Parked
 from tests.test_store import binding, connection
@@ -524,7 +524,7 @@ class TestRunning:
         with Daemon(path, database=file) as daemon, Client(path) as client:
             with ExitStack() as stack:
                 for number in range(200):
-                    stack.enter_context(Parked(client, 3, f"{number}{'x' * 60_000}"))
+                    stack.enter_context(Parked(client, 60, f"{number}{'x' * 60_000}"))
                 short = stack.enter_context(Parked(client, 3, "short"))
                 eventually(lambda: not Path(f"{file}-wal").exists() or file.stat().st_size > 10**6)
                 os.truncate(file, 0)
@@ -584,7 +584,7 @@ class TestRunning:
             short.wait_for_end()
             take(client.find_endp("e2"), kept[2])
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(DEADLINE) == 0
             assert process.stderr is not None
             assert process.stderr.read().count("the database cannot be written now") == 1
 

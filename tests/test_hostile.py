@@ -41,7 +41,9 @@ def test_hostile_client(daemon: Daemon, behaviour: str, pair: Pair) -> None:
     ours, theirs = pair
     with Client(daemon.path) as client:
         client.purge([LABEL], [LABEL])
-        assert client.save_endp(60, "e", "p", theirs)
+        assert client.save_endp(300, "e", "p", theirs)
+        connected = "SELECT count(*) FROM client WHERE disconnected_at IS NULL"
+        eventually(lambda: snapshot(client, connected) == [(1,)])  # those of other tests have gone
         before = len(descriptors_of(daemon.pid))
         for seed in range(ROUNDS):
             QUICK[behaviour](daemon.path, Random(seed))

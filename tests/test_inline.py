@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import pytest
 from scache import Client, __version__, fdpass
 from scache.protocol.client import ClientConversation
 from scache.protocol.codec import NEED_DATA
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import eventually
 from tests.support.genuine import GenuineScache
 from tests.support.histories import (
@@ -67,7 +66,7 @@ def receive(client: Wire, expected: bytes, descriptors: int = 0) -> list[int]:
     received: bytes = b""
     found: list[int] = []
     while len(received) < len(expected):
-        data, more = client.receive_raw(5)
+        data, more = client.receive_raw()
         received += data
         found += more
     assert received == expected
@@ -187,7 +186,7 @@ def test_what_a_client_that_left_did_not_get_is_found_by_another(
         receive(client, OK)
     with in_inline_mode(daemon.path) as leaver:
         leaver.send(find(b"e") * count)
-        data, descriptors = leaver.receive_raw(5)
+        data, descriptors = leaver.receive_raw()
         assert len(data) < count * len(properties)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -284,29 +283,18 @@ def test_inline_and_base_give_the_same_answers(seed: int, path: Path, database: 
 # Turns
 
 
-@contextmanager
-def stopped(daemon: Daemon) -> Iterator[None]:
-    """Keep the daemon from running meanwhile, so that what is sent to it waits."""
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
-        yield
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
-
-
 def test_a_single_request_waits_for_few_of_those_that_another_client_sent_ahead(
     daemon: Daemon, client: Wire, pipes: list[int]
 ) -> None:
     """What is saved behind thousands of finds is found by one of the first of them."""
     count = 4_000
     with in_inline_mode(daemon.path) as other:
-        with stopped(daemon):
+        with stopped(daemon.pid):
             client.send(find(b"e") * count)
             other.send(save(b"e", b""), [pipes[0]])
         replies: bytes = b""
         while len(replies) < len(MISS) * count:
-            data, descriptors = client.receive_raw(5)
+            data, descriptors = client.receive_raw()
             replies += data
             fdpass.close(descriptors)
         receive(other, OK)
@@ -335,7 +323,7 @@ def test_requests_are_answered_while_another_client_sends_ahead_without_pause(
         end: bytes = b""
         found: list[tuple[int, int]] = []
         while not end.endswith(reply_to_last):
-            data, descriptors = client.receive_raw(5)
+            data, descriptors = client.receive_raw()
             end = (end + data)[-len(reply_to_last) :]
             found += map(identity, descriptors)
         return found

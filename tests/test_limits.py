@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import struct
 import threading
@@ -22,7 +21,7 @@ from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
 from tests.commands import SCACHE, listening
 from tests.support.clients import Pair
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, stopped
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
@@ -167,10 +166,10 @@ def test_what_is_sent_ahead(path: Path, pair: Pair) -> None:
 def test_stopping_half_way_for_too_long(path: Path) -> None:
     """It is on record who was disconnected for that."""
     with limited(path, "--exchange-timeout", "0.1") as client:
-        with Wire(path) as stopped:
-            stopped.announcement()
-            stopped.send(b"request\0")
-            assert stopped.receive_raw()[0] == b""
+        with Wire(path) as half:
+            half.announcement()
+            half.send(b"request\0")
+            assert half.receive_raw()[0] == b""
         assert count(client, "limit_exchange_timeout") == 1
         assert refusals(client) == [("unknown", "limit: exchange timeout")]
 
@@ -424,15 +423,12 @@ def test_a_client_that_was_never_there_is_nobody(path: Path) -> None:
     with limited(path) as client:
         before = count(client, "clients_connected")
         with ExitStack() as stack:
-            os.kill(pid := pid_of(client), signal.SIGSTOP)
-            try:
+            with stopped(pid_of(client)):
                 for _ in range(100):
                     stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
                 with Wire(path) as wire:
                     wire.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
                 stack.close()
-            finally:
-                os.kill(pid, signal.SIGCONT)
             eventually(lambda: count(client, "clients_connected") == before + 1)
 
 

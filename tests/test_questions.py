@@ -47,7 +47,7 @@ COMMANDS = re.findall(r"^```sh\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)[0
 FILE = "/var/lib/postfix/scache.db"
 """What the README calls the file."""
 
-LATENESS = 5
+LATENESS = 60
 """Seconds by which a connection may expire late on a busy machine."""
 
 VOLATILE = {"remaining", "age"}
@@ -336,12 +336,15 @@ def check_lately(asked: Asked) -> None:
 
     assert answer("-1 day") == counted(0)
     assert answer("-0 seconds") == Counter()
-    middle = events[len(events) // 2]["at"]
-    before = time.time()
-    span = before - middle
-    lately = answer(f"-{span:.3f} seconds")
-    # Give or take what passed while it was asked, and the milliseconds that a view leaves out.
-    assert counted(middle + time.time() - before + 0.002) <= lately <= counted(middle - 0.002)
+    for part in (2, 4, 8, 16):
+        middle = events[len(events) // part]["at"]
+        before = time.time()
+        span = before - middle
+        lately = answer(f"-{span:.3f} seconds")
+        # Give or take what passed while it was asked, and the milliseconds that a view leaves out.
+        assert counted(middle + time.time() - before + 0.002) <= lately <= counted(middle - 0.002)
+        if lately:
+            break  # on a busy machine what is asked for may be over by then: ask for more
     assert 0 < lately.total() < len(events)
 
 

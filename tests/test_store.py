@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
@@ -33,6 +32,7 @@ from scache.store import (
 )
 from scache.store.files import APPLICATION_ID, Files
 from scache.store.live import Saved
+from tests.support.dialogue import DEADLINE
 from tests.support.opened import NOW, Opened, locked, no_space, read
 
 LABELS = [b"", b"\n", b"two\nlines\n", b"\xff\xfe\x80", bytes(range(1, 256)), b"7" * 3000]
@@ -437,12 +437,14 @@ def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.M
         rows, sizes = LiveRows(opened.database.batch), []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(upkeep.checkpoint, opened.database, readiness, committed)
-            for row_id in range(1, 1000):
+            for row_id in range(1, 100_000):
                 rows.save_connection(connection(row_id)._replace(properties=b"x" * 16_384))
                 rows.remove_connection(b"e", row_id)
                 if opened.database.batch.commit():
                     committed.set()
                 sizes.append(Path(f"{file}-wal").stat().st_size)  # noqa: ASYNC240 - no disk to wait for
+                if row_id > 1000 and sizes[-1] < max(sizes):
+                    break
                 await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
         readiness.close()
@@ -461,7 +463,7 @@ def test_what_was_written_before_the_committing_began_is_committed(file: Path) -
         committed = upkeep.Signal()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(upkeep.commit, database, committed)
-            await committed.wait(at_most=5)
+            await committed.wait(at_most=DEADLINE)
             tasks.cancel_scope.cancel()
 
     with Opened(file) as opened:
@@ -472,10 +474,10 @@ def test_what_was_written_before_the_committing_began_is_committed(file: Path) -
 
 def test_held_still_waits_for_what_nobody_waits_for_any_more(file: Path) -> None:
     """A checkpoint that was given up on has ended before the database is held still."""
-    ended = Event()
+    go_on, ended = Event(), Event()
 
     def work() -> None:
-        time.sleep(0.3)
+        go_on.wait(DEADLINE)
         ended.set()
 
     async def hold(database: Database) -> bool:
@@ -484,6 +486,7 @@ def test_held_still_waits_for_what_nobody_waits_for_any_more(file: Path) -> None
             with anyio.move_on_after(0.05):
                 await database._control.execute_fetchall("SELECT slow()")
         assert not ended.is_set()
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
         async with database.held_still():
             return ended.is_set()
 

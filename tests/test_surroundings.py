@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from scache import Client, Found
+from scache import Client, Found, Unavailable
 from scache.daemon import listener
 from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
@@ -258,6 +258,13 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
     assert said == [f"cannot accept a client now ({os.strerror(number)}), trying again"] * 3
 
 
+def answers(path: Path) -> bool:
+    """Return whether a daemon answers on this socket, which may not listen yet."""
+    with suppress(Unavailable), Client(path) as client:
+        return client.find_endp("e") is None
+    return False
+
+
 @pytest.mark.parametrize("shared", ["socket", "database"])
 def test_of_daemons_that_start_at_once_one_serves(shared: str, tmp_path: Path) -> None:
     """Four that want the same socket, or the same file, at the same moment: one gets it."""
@@ -278,9 +285,7 @@ def test_of_daemons_that_start_at_once_one_serves(shared: str, tmp_path: Path) -
             processes[process] = socket_path
         eventually(lambda: sum(each.poll() is not None for each in processes) == 3)
         (serving,) = (path for each, path in processes.items() if each.poll() is None)
-        eventually(serving.is_socket)
-        with Client(serving) as client:
-            assert client.find_endp("e") is None
+        eventually(lambda: answers(serving))
         code = EXIT_SOCKET if shared == "socket" else EXIT_DATABASE
         for process in processes:
             if process.poll() is not None:
@@ -480,7 +485,7 @@ class TestDisk:
             eventually(lambda: endpoints_and_destinations(inside, tmp_path) == (["e2"], accepted))
             take(client.find_dest(accepted[-1]), kept[2])
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(DEADLINE) == 0
             assert process.stderr is not None
             log = process.stderr.read()
         assert log.count("the database cannot be written now") == 1

@@ -68,6 +68,9 @@ def test_client_refuses_signal_handler_during_request(path: Path, *, inline: boo
     with Daemon(path) as daemon, Client(path, inline=inline, timeout=60) as client:
 
         def handle(*_: object) -> None:
+            if not client._user:  # it has not begun yet
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                return
             with pytest.raises(ClientInUse) as caught:
                 client.find_endp("inner")
             refused.append(caught.value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scache.cli.logs import one_line
 from scache.cli.output import (
     Format,
     flush,
@@ -19,7 +20,6 @@ from scache.cli.output import (
     write_text,
 )
 from scache.cli.reach import Origin, origin_options
-from scache.printed import one_line
 
 if TYPE_CHECKING:
     from scache.store.image import Image

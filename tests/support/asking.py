@@ -12,6 +12,7 @@ from typing import Any
 
 from scache.store.image import Image
 from tests.commands import SCACHE, run_command
+from tests.support.wire import DEADLINE
 
 Row = dict[str, Any]
 Parameters = Mapping[str, int | str]
@@ -67,7 +68,7 @@ def ask_sqlite3(
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
-        timeout=30,
+        timeout=DEADLINE,
     )
     assert (run.returncode, run.stderr) == (0, b"")
     return list(json.loads(run.stdout.decode(errors="replace") or "[]"))

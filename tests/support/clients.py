@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, cast
 from anyio.from_thread import BlockingPortal
 
 from scache import AsyncClient, Client, Found
-from scache.client.base import DEFAULT_TIMEOUT
+from tests.support.wire import DEADLINE
 
 KINDS = ("blocking", "asyncio", "trio")
 """The blocking client, and the async one on each of these."""
@@ -27,7 +27,7 @@ class Connect(Protocol):
     """Makes clients, which are closed when the test is over."""
 
     def __call__(
-        self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
+        self, path: str | Path, *, timeout: float = DEADLINE, inline: bool = True
     ) -> Client:
         """Do what the class of a client does."""
 
@@ -58,9 +58,7 @@ def connecting(portal: BlockingPortal | None) -> Iterator[Connect]:
     """Give what makes clients: async ones in this loop, or else blocking ones."""
     with ExitStack() as clients:
 
-        def connect(
-            path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
-        ) -> Client:
+        def connect(path: str | Path, *, timeout: float = DEADLINE, inline: bool = True) -> Client:
             if portal is None:
                 return clients.enter_context(Client(path, timeout=timeout, inline=inline))
             make = partial(AsyncClient, path, timeout=timeout, inline=inline)

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.commands import SCACHE, clean_environment
+from tests.commands import SCACHE, clean_environment, default_signals
+from tests.support.wire import DEADLINE
+
+_STOPPING_LATE = """
+import sys
+from scache.cli import main
+from scache.daemon import server
+
+server.STOP_TIMEOUT = float(sys.argv.pop(1))
+sys.exit(main())
+"""
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Keep a child process from running meanwhile, so that what is sent to it waits."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Daemon:
@@ -20,10 +45,11 @@ class Daemon:
         path: str | Path,
         *options: str,
         database: str | Path = ":memory:",
-        timeout: float = 20,
+        timeout: float = DEADLINE,
         open_files: int | None = None,
+        stop_timeout: float | None = None,
     ) -> None:
-        """Run with these options, and at the most so many open files."""
+        """Run with these options, a limit on open files, and a STOP_TIMEOUT in seconds."""
         self.path = Path(path)
         """Where it listens."""
         self._options = ("--socket", str(path), "--database", str(database), *options)
@@ -32,21 +58,24 @@ class Daemon:
         if open_files is not None:
             limit = f'ulimit -n {open_files}; exec "$@"'
             self._command = ("bash", "-c", limit, "bash", *SCACHE)
+        if stop_timeout is not None:
+            self._command = (sys.executable, "-c", _STOPPING_LATE, str(stop_timeout))
         self._process: subprocess.Popen[str]
         self._log: list[str] = []
         self._logged = threading.Condition()
         self._log_ended = False
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [*self._command, "serve", *self._options],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="backslashreplace",
-        )
+        with default_signals():
+            self._process = subprocess.Popen(
+                [*self._command, "serve", *self._options],
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="backslashreplace",
+            )
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
         try:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from urllib.parse import quote, urlencode
 
 from tests.commands import clean_environment
+from tests.support.wire import DEADLINE
 
 _ADDRESS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:([0-9]+) ")
 
@@ -52,7 +53,7 @@ class Datasette:
 
 
 @contextmanager
-def datasette(command: Sequence[str], path: Path, timeout: float = 30) -> Iterator[Datasette]:
+def datasette(command: Sequence[str], path: Path, timeout: float = DEADLINE) -> Iterator[Datasette]:
     """Run a command line of Datasette, the file's path to be added, on a free port of loopback."""
     program, *options = command
     assert program == "datasette"

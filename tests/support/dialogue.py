@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
+
 from scache import fdpass
 from scache.model import Status
 from scache.protocol.messages import (
@@ -23,10 +25,8 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
+from tests.support.wire import DEADLINE as DEADLINE
 from tests.support.wire import Wire
-
-DEADLINE = 10.0
-"""Seconds after which whatever a test waits for is said not to happen."""
 
 
 class Hit(NamedTuple):
@@ -131,3 +131,10 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition while the event loop goes on."""
+    with anyio.fail_after(DEADLINE):
+        while not condition():  # noqa: ASYNC110 - the code under test sets no event
+            await anyio.sleep(0.005)

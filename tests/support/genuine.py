@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.wire import Wire
+from tests.support.wire import DEADLINE, Wire
 
 MAIL_OWNER = "postfix"
 
@@ -67,7 +67,7 @@ def postfix_directories() -> tuple[Path, Path]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=10,
+        timeout=DEADLINE,
     )
     commands, daemons = answer.stdout.split()
     return Path(commands), Path(daemons)
@@ -173,7 +173,9 @@ class GenuineScache:
     The settings are those of main.cf, given as ``-o name=value``.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None, *, timeout: float = 10) -> None:
+    def __init__(
+        self, settings: Mapping[str, str] | None = None, *, timeout: float = DEADLINE
+    ) -> None:
         self._settings = dict(settings or {})
         self._timeout = timeout
         self._exit_code: int | None = None

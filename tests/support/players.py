@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from tests.support.histories import Step, save_dest
-from tests.support.wire import DUMMY, Wire, encode, message_length
+from tests.support.wire import DEADLINE, DUMMY, Wire, encode, message_length
 
 OK = encode([(b"status", b"0")])
 EMPTY = b"\0"
@@ -99,7 +99,7 @@ class Player:
 
     _ASKED_BY_OTHER = encode(save_dest(b"other", b"", b"other"))
 
-    def __init__(self, path: Path, timeout: float = 10) -> None:
+    def __init__(self, path: Path, timeout: float = DEADLINE) -> None:
         self._timeout = timeout
         with ExitStack() as cleanup:
             self.client = cleanup.enter_context(Wire(path, timeout))
@@ -184,7 +184,7 @@ class Player:
 class InlinePlayer(Player):
     """A client of a server of ours, in inline mode."""
 
-    def __init__(self, path: Path, timeout: float = 10) -> None:
+    def __init__(self, path: Path, timeout: float = DEADLINE) -> None:
         super().__init__(path, timeout)
         try:
             self.client.send(encode([(b"request", b"hello")]))

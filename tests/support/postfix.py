@@ -22,6 +22,7 @@ from tests.support.genuine import (
     private_directory,
     write_configuration,
 )
+from tests.support.wire import DEADLINE
 
 _MAIN_CF = """\
 relayhost = [127.0.0.1]:{port}
@@ -91,7 +92,7 @@ class PrivatePostfix:
         concurrency: int = 20,
         cache_time_limit: int = 60,
         routes: Mapping[str, Route] | None = None,
-        timeout: float = 20,
+        timeout: float = DEADLINE,
     ) -> None:
         self._genuine_scache = genuine_scache
         self._concurrency = concurrency
@@ -122,7 +123,7 @@ class PrivatePostfix:
         self,
         messages: int = 1000,
         sessions: int = 20,
-        timeout: float = 120,
+        timeout: float = 300,
         domain: str = "sink.example",
     ) -> None:
         """Have smtpd(8) accept so many messages to a domain, in so many sessions at once."""
@@ -137,7 +138,7 @@ class PrivatePostfix:
             timeout=timeout,
         )
 
-    def wait_delivered(self, count: int, timeout: float = 120) -> None:
+    def wait_delivered(self, count: int, timeout: float = 300) -> None:
         """Wait until smtp(8) has delivered so many messages since the start.
 
         Raises TimeoutError if that takes too long.

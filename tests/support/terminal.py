@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.commands import clean_environment, default_signals
-
-DEADLINE = 60.0
-"""Seconds after which a command that says nothing more is given up."""
+from tests.support.wire import DEADLINE
 
 
 class Terminal:

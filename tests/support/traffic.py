@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, decode, encode
+from tests.support.wire import DEADLINE, DESCRIPTOR_BYTE, DUMMY, Wire, decode, encode
 
 ENDPOINTS = (b"e0", b"e1", b"e2", b"never found")
 DESTINATIONS = (b"d0", b"d1", b"d2")
@@ -123,7 +123,7 @@ class Traveller:
         os.write(self._log, json.dumps([what, *fields]).encode() + b"\n")
 
     def _go_once(self) -> None:
-        with Wire(self._path, timeout=10) as self._wire:
+        with Wire(self._path, timeout=DEADLINE) as self._wire:
             self._write("open")
             self._wires += 1
             self._wire.announcement()

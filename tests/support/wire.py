@@ -18,6 +18,9 @@ from typing import Self
 
 Attributes = list[tuple[bytes, bytes]]
 
+DEADLINE = 60.0
+"""Seconds after which whatever a test waits for is said not to happen: a machine may be busy."""
+
 DUMMY = b"dummy\0\0\0"
 """The message that asks for a descriptor, or thanks for one."""
 
@@ -56,7 +59,7 @@ class Wire:
     hangs up in the middle of a message.
     """
 
-    def __init__(self, path: str | Path, timeout: float = 5.0) -> None:
+    def __init__(self, path: str | Path, timeout: float = DEADLINE) -> None:
         self._timeout = timeout
         self._received = b""
         self._descriptors: list[int] = []
