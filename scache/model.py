@@ -27,16 +27,18 @@ class Peer(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A row of the table ``connection``: all that is known of one parked descriptor."""
+    """A row of the table ``connection``: all that is known of one parked descriptor.
+
+    Times are seconds of `Clock.now`, which go on while the machine sleeps and cannot be set. In
+    the tables they are stamps: seconds since the epoch.
+    """
 
     id: int
     """Names this connection for ever; no other row of any table ever has it."""
     endpoint: bytes
     properties: bytes
     saved_at: float
-    """Seconds since the epoch, on the daemon's steady clock."""
     expires_at: float
-    """Seconds since the epoch, on the daemon's steady clock."""
     client_id: int
     """The client that saved it."""
 
@@ -50,7 +52,7 @@ class Loan(NamedTuple):
     client_id: int
     """The client that asked for it,"""
     found_at: float
-    """and when: seconds since the epoch."""
+    """and when: seconds of `Clock.now`."""
     destination: bytes | None = None
     """What it asked for; None for ``find_endp``."""
     destination_properties: bytes = b""
@@ -63,7 +65,7 @@ class Event(NamedTuple):
     """A row of the table ``event``: a request with its outcome, or a way out."""
 
     at: float
-    """Seconds since the epoch, on the daemon's steady clock."""
+    """Seconds of `Clock.now`; in the table, seconds since the epoch."""
     kind: str
     """A request: its name, or ``unknown``; a way out: found, expired, evicted, hung_up, purged,
     lost; or put_back."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scache.clock import Clock
 from scache.errors import DatabaseFault
 from scache.store.batch import Batch
 from scache.store.snapshot import load
@@ -55,7 +56,7 @@ def connection(file: Path) -> Iterator[sqlite3.Connection]:
 @pytest.fixture
 def batch(connection: sqlite3.Connection) -> Iterator[Batch]:
     """Make a batch."""
-    batch = Batch(connection)
+    batch = Batch(connection, Clock())
     yield batch
     with closing(sqlite3.connect(":memory:")) as nothing:
         batch.go_on_with(nothing)  # a statement of its own keeps a database open that was closed

@@ -26,22 +26,13 @@ from scache import fdpass
 from scache.cache import Cache, cache
 from scache.cache.agenda import GRAIN
 from scache.cache.limits import Limits
-from scache.clock import Clock
+from scache.clock import STEP
 from scache.model import Loan, Peer, Status
 from scache.store import MEMORY
+from tests.support.clocks import HandClock
 from tests.support.opened import NOW, Opened, locked, read
 
 TTL_LIMIT = 10
-
-
-class HandClock(Clock):
-    """A clock that a test moves."""
-
-    time = NOW
-
-    def now(self) -> float:
-        """Return the time that it was set to."""
-        return self.time
 
 
 class FakeDescriptors:
@@ -76,7 +67,7 @@ class Rig:
         self.path = path
         self.opened = opened
         self.batch = opened.database.batch
-        self.clock = HandClock()
+        self.clock = opened.clock
         self.descriptors = FakeDescriptors()
         patch.setattr(fdpass, "close", self.descriptors.close)
         patch.setattr(fdpass, "close_at_once", self.descriptors.close)
@@ -102,7 +93,7 @@ class Rig:
 
 
 @contextmanager
-def rigged(path: Path | str, audit_rows: int = 1000, now: float = NOW) -> Iterator[Rig]:
+def rigged(path: Path | str, audit_rows: int = 1000, now: float | HandClock = NOW) -> Iterator[Rig]:
     """Yield a cache on a database; whatever it does not close in the end is an error."""
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -110,7 +101,6 @@ def rigged(path: Path | str, audit_rows: int = 1000, now: float = NOW) -> Iterat
     ):
         patch.setattr(cache, "EXPIRY_SLICE", 2)
         rig = Rig(path, opened, patch)
-        rig.clock.time = now
         yield rig
         rig.cache.close()
         assert rig.descriptors.open == set()
@@ -184,6 +174,8 @@ labels = st.sampled_from([b"", b"a", b"a\n", b"\xff"])
 properties = st.sampled_from([b"", b"p\n\xfe"])
 ttls = st.integers(1, TTL_LIMIT + 2)
 ticks = st.sampled_from([0.001, 0.5, 1, 1, 2, 5])
+steps = st.sampled_from([-864_000, -3600, -2, -0.75, 0.75, 2, 3600, 864_000])
+"""Seconds by which the wall clock is set; sums are exact in floating point."""
 
 
 class Machine(RuleBasedStateMachine):
@@ -287,6 +279,16 @@ class Machine(RuleBasedStateMachine):
         self.rig.clock.time += seconds
 
     @rule()
+    def suspend(self) -> None:
+        """The machine sleeps for a night."""
+        self.rig.clock.time += 8 * 3600
+
+    @rule(seconds=steps)
+    def set_wall_clock(self, seconds: float) -> None:
+        """Somebody sets the clock, and nothing looks at it yet."""
+        self.rig.clock.set_by += seconds
+
+    @rule()
     def sweep(self) -> None:
         """What has expired is closed, and the next round is before the next expires."""
         self.rig.clock.time += GRAIN
@@ -295,6 +297,7 @@ class Machine(RuleBasedStateMachine):
         assert due <= self.model.next_expiry() + GRAIN
         kept = self.descriptors() - {each.descriptor for each in self.model.connections}
         assert all(expires_at > self.now - GRAIN for expires_at in self.expiries(kept))
+        assert abs(self.rig.clock.offset - self.rig.clock.set_by) <= STEP
         if not self.locked:
             assert self.table("binding") == len(self.model.bindings)
 
@@ -347,6 +350,22 @@ class Machine(RuleBasedStateMachine):
         if not self.locked:
             rows = self.rig.opened.rows("SELECT id FROM connection")
             assert {row_id for (row_id,) in rows} == set(self.cache._descriptors._parked)
+
+    @invariant()
+    def stamps_are_of_one_scale(self) -> None:
+        """Every live row has the time of its expiry, by the clock as it was set when last seen."""
+        if self.locked:
+            return
+        offset, parked = self.rig.clock.offset, self.cache._descriptors._parked
+        for row_id, expires_at in self.rig.opened.rows("SELECT id, expires_at FROM connection"):
+            assert expires_at - offset == self.expiry_of[parked[row_id].descriptor]
+        bindings = "SELECT destination, endpoint, properties, expires_at FROM binding"
+        stamps = {
+            ModelBinding(destination, endpoint, properties): expires_at - offset
+            for destination, endpoint, properties, expires_at in self.rig.opened.rows(bindings)
+        }
+        assert stamps.items() >= self.model.bindings.items()
+        assert self.rig.opened.rows("SELECT id FROM event WHERE age < 0") == []
 
 
 class FileMachine(Machine):
@@ -490,7 +509,7 @@ def test_a_connection_that_expired_on_its_way_is_closed_when_put_back(rig: Rig) 
 def test_a_connection_whose_peer_has_gone_is_passed_over() -> None:
     """It is never found, though thousands hang up at once and it has not had its turn."""
     with Opened(MEMORY) as opened, ExitStack() as stack:
-        cached = Cache(opened.database, HandClock(), Limits(TTL_LIMIT))
+        cached = Cache(opened.database, opened.clock, Limits(TTL_LIMIT))
         stack.callback(cached.close)
         peers, descriptors = [], []
         for _ in range(3):
@@ -614,7 +633,7 @@ def test_the_statistics_are_those_of_the_original(rig: Rig) -> None:
             rig.cache.delivered(loan)
     for endpoint in (b"e", b"f", b"f"):
         assert rig.cache.find_endp(endpoint, 1) is None
-    lines = rig.cache.statistics.report(rig.clock.time)
+    lines = rig.cache.statistics.report()
     assert lines[0].startswith("statistics: start interval ")
     assert len(lines[0]) == len("statistics: start interval Nov 23 17:47:34")
     assert lines[1:] == [
@@ -622,18 +641,18 @@ def test_the_statistics_are_those_of_the_original(rig: Rig) -> None:
         "statistics: address lookup hits=0 miss=3 success=0%",
         "statistics: max simultaneous domains=2 addresses=2 connection=3",
     ]
-    assert rig.cache.statistics.report(rig.clock.time) == []
+    assert rig.cache.statistics.report() == []
 
 
 def test_peaks_count_what_is_there_at_a_save(rig: Rig) -> None:
     """What has gone by then is not part of a peak, and a new interval begins with what is left."""
     for _ in range(3):
         rig.save(ttl=2)
-    rig.cache.statistics.report(rig.clock.time)
+    rig.cache.statistics.report()
     rig.clock.time += 2 + GRAIN
     rig.sweep()
     rig.save(endpoint=b"f")
-    (_, line) = rig.cache.statistics.report(rig.clock.time)
+    (_, line) = rig.cache.statistics.report()
     assert line == "statistics: max simultaneous domains=0 addresses=1 connection=1"
 
 
@@ -675,5 +694,5 @@ def test_bindings_of_an_earlier_run_serve_this_one(tmp_path: Path) -> None:
         loan = rig.cache.find_dest(b"d", 1)
         assert loan is not None
         assert (loan.descriptor, loan.destination_properties) == (saved, b"q")
-        lines = rig.cache.statistics.report(rig.clock.time)
+        lines = rig.cache.statistics.report()
         assert lines[-1].endswith("domains=1 addresses=1 connection=1")

@@ -148,7 +148,7 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("times", lambda c: c.event("save_dest", 0, ttl=-1, binding_id=30), "event 1"),
     (
         "overdue",
-        lambda c: c.event("unknown", 1, at=NOW + 71, client_id=1),
+        lambda c: c.client(16, connected_at=NOW + 71),
         ": connection 10; .*; binding 30$",
     ),
     ("clients", lambda c: c.connection(50, client_id=3), r"connection 50 \(client 3\)$"),
@@ -277,7 +277,7 @@ def test_a_clock_that_was_set_back_between_two_runs(tmp_path: Path) -> None:
     found = results(file)
     assert (found["times"], found["overdue"]) == (("ok", 0, ""), ("ok", 0, ""))
     with filling(file) as cached:
-        cached.event("unknown", 1, at=NOW - 900, client_id=client)
+        cached.client(client + 1, connected_at=NOW - 900)
     assert results(file)["overdue"][:2] == ("wrong", 1)
 
 

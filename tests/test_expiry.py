@@ -17,15 +17,6 @@ from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import read
 from tests.support.parked import Parked
 
-STEPPED_CLOCK = """
-import os, pathlib, time
-step, wall_clock = pathlib.Path(os.environ["STEP_FILE"]), time.time
-time.time = lambda: wall_clock() + float(step.read_text())
-"""
-"""A sitecustomize for a process whose wall clock is off by what a file says."""
-
-DAY = 86_400
-
 
 @pytest.fixture
 def client(path: Path, database: str) -> Iterator[Client]:
@@ -118,29 +109,3 @@ def test_many_that_expire_together_all_go_and_hold_up_nobody(path: Path, databas
         assert kept.peer.recv(1) == b""
         assert select.select([reading], [], [], DEADLINE)[0]
         assert os.read(reading, 1) == b""
-
-
-@pytest.mark.parametrize("step", [10 * DAY, -10 * DAY])
-def test_a_stepped_wall_clock_changes_nothing(
-    step: int, path: Path, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is done to the wall clock, everything expires when its ttl is over."""
-    step_file = tmp_path / "step"
-    step_file.write_text("0")
-    (tmp_path / "sitecustomize.py").write_text(STEPPED_CLOCK)
-    monkeypatch.setenv("STEP_FILE", str(step_file))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with (
-        Daemon(path, database=database),
-        Client(path) as client,
-        Parked(client, 2, "before") as before,
-        Parked(client, 60, "long"),
-    ):
-        assert client.save_dest(60, "d", "q", "long")
-        step_file.write_text(str(step))
-        with Parked(client, 2, "after") as after:
-            before.wait_for_end()
-            after.wait_for_end()
-        found = client.find_dest("d")
-        assert found is not None
-        found.close()

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from scache.clock import Clock
 from scache.daemon.readiness import Readiness
 from scache.daemon.watchdog import Watchdog
 from tests.support.daemon import Daemon
@@ -365,7 +364,7 @@ def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:
     runner.run(pause())
 
 
-class SetClock(Clock):
+class SetClock:
     """A clock that a test sets."""
 
     time = 0.0
@@ -386,7 +385,7 @@ class Member:
 def test_who_makes_no_step_for_the_whole_timeout_is_overdue() -> None:
     """Being half-way for long is allowed as long as steps are made; being done is no crime."""
     clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock, 5)
+    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
     stopped, moving, idle = Member(), Member(), Member()
     idle.half_done = False
     overdue = []
@@ -401,7 +400,7 @@ def test_who_makes_no_step_for_the_whole_timeout_is_overdue() -> None:
 def test_who_was_done_in_between_begins_anew() -> None:
     """The time runs from the beginning of the exchange that is under way."""
     clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock, 5)
+    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
     member = Member()
     for clock.time in range(9):
         member.half_done = clock.time != 4
@@ -411,7 +410,7 @@ def test_who_was_done_in_between_begins_anew() -> None:
 def test_who_waits_for_a_turn_has_time() -> None:
     """We hang up on nobody who could not go on, but turns without a step are no excuse."""
     clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock, 5)
+    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
     waiting, endless = Member(), Member()
     waiting.awaited_turn = 3
     overdue = []

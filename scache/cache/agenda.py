@@ -18,7 +18,8 @@ _FEW = 64
 class Agenda:
     """Connections by the moment of their expiry, a grain of time at a time.
 
-    The same times stand in the table ``connection``, for people and for finds.
+    The same times stand in the table ``connection``, as stamps, for people and for finds. Those
+    here are of CLOCK_BOOTTIME: they stay what they are when the wall clock is set.
     To have the sweeper ask an index of that table would cost every save and
     every find more than both cost here (measured: a quarter of their SQL), and
     nothing would be closed in time while the database is locked.
@@ -63,7 +64,7 @@ class Agenda:
         return next(iter(self._grains[self._order[0]].values()))
 
     def next_due(self) -> float:
-        """Return when a connection is due next, in seconds since the epoch, or inf."""
+        """Return when a connection is due next, as `Clock.now` will have it, or inf."""
         while self._order and self._order[0] not in self._grains:
             heapq.heappop(self._order)
         return self._order[0] * GRAIN if self._order else math.inf

@@ -46,7 +46,7 @@ class Cache:
         """Called when something was saved that expires before `expire` said."""
         self.on_parked: Callable[[], None] = lambda: None
         """Called when `watch` has something to do again."""
-        self.statistics = Statistics(clock.now())
+        self.statistics = Statistics(clock)
         self._clock = clock
         self._limits = limits
         self._process_id = os.getpid()
@@ -227,9 +227,10 @@ class Cache:
     def expire(self) -> float:
         """Clear away a slice of what has expired; return when there is more to do.
 
-        That is in seconds since the epoch, in the past if there is more to do
-        already, and inf if nothing is cached.
+        That is as `Clock.now` has it, in the past if there is more to do already, and inf if
+        nothing is cached. If the wall clock was set, the stamps in the database follow it first.
         """
+        self._rows.follow_clock()
         now = self._clock.now()
         try:
             more = self._clear_slice(now)

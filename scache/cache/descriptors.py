@@ -20,9 +20,9 @@ class Parked(NamedTuple):
     id: int
     endpoint: bytes
     saved_at: float
-    """Seconds since the epoch."""
+    """As `Clock.now` had it."""
     expires_at: float
-    """Seconds since the epoch."""
+    """As `Clock.now` will have it."""
     descriptor: int
     kind: Kind
 

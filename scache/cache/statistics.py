@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from scache.clock import Clock
+
 
 class Statistics:
     """Lookups and peaks since the last report (scache(8), connection_cache_status_update_time).
@@ -12,16 +14,17 @@ class Statistics:
     lookup. Peaks are updated by saves alone.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._connections = 0
         self._endpoints: dict[bytes, int] = {}
         self._destinations: dict[bytes, int] = {}
         self.bindings = 0
         """How many there are."""
-        self._reset(now)
+        self._reset()
 
-    def _reset(self, now: float) -> None:
-        self._since = now
+    def _reset(self) -> None:
+        self._since = self._clock.now()
         self.domain_hits = 0
         self.domain_misses = 0
         self.address_hits = 0
@@ -67,7 +70,7 @@ class Statistics:
         if self._connections > self._most_connections:
             self._most_connections = self._connections
 
-    def report(self, now: float) -> list[str]:
+    def report(self) -> list[str]:
         """Return the lines to log, none if there is nothing to say, and start over."""
         lines = []
         if self.domain_hits or self.domain_misses:
@@ -81,8 +84,9 @@ class Statistics:
             )
         if lines:
             # The 15 characters of ctime(3) after the weekday.
-            lines.insert(0, f"statistics: start interval {time.ctime(self._since)[4:19]}")
-        self._reset(now)
+            since = time.ctime(self._since + self._clock.offset)
+            lines.insert(0, f"statistics: start interval {since[4:19]}")
+        self._reset()
         return lines
 
 

@@ -223,10 +223,10 @@ def moment(text: str) -> float:
     Nothing happened before the epoch: it stands for all earlier times, which
     SQLite may not know.
     """
-    from scache.clock import Clock
+    from scache.clock import wall_time
 
     if span := _SPAN.fullmatch(text):
-        return max(Clock().now() - float(span[1]) * _UNITS[span[2]], 0)
+        return max(wall_time() - float(span[1]) * _UNITS[span[2]], 0)
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

@@ -65,13 +65,13 @@ class Meter:
         how much it grew in a second; it is absent at the first time, and when
         the counters have begun anew.
         """
-        from scache.clock import Clock
+        from scache.clock import wall_time
         from scache.store.inside import statistics
 
         live = self._origin.database is None
         with self._origin.image() as image:
             read_at = time.monotonic()
-            now = Clock().now()
+            now = wall_time()
             at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
             figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now, live=live)}
         before, self._counters = self._counters, figures["counters"]

@@ -122,7 +122,7 @@ class Server:
             for session in list(self._sessions):
                 session.abort()
             self._readiness.close()
-            upkeep.log_statistics(self._cache, self._clock)
+            upkeep.log_statistics(self._cache)
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
         committed = upkeep.Signal()
@@ -131,9 +131,10 @@ class Server:
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
         tasks.start_soon(upkeep.watch_files, self._database)
-        watchdog: Watchdog[Session] = Watchdog(self._clock, self._settings.exchange_timeout)
+        timeout = self._settings.exchange_timeout
+        watchdog: Watchdog[Session] = Watchdog(self._loop.time, timeout)
         tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
-        tasks.start_soon(upkeep.report, self._cache, self._clock, self._settings.status_interval)
+        tasks.start_soon(upkeep.report, self._cache, self._settings.status_interval)
         tasks.start_soon(self._snapshots.run)
         tasks.start_soon(self._watch_idleness)
 
@@ -145,7 +146,7 @@ class Server:
                 task_status.started()
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        upkeep.log_statistics(self._cache, self._clock)
+                        upkeep.log_statistics(self._cache)
                     elif self._stop.is_set():
                         signal.signal(number, signal.SIG_DFL)
                         signal.raise_signal(number)
@@ -234,9 +235,12 @@ class Server:
         self._crowded = crowded
 
     def _on_their_way(self) -> Iterator[Connection]:
+        """Yield rows of connections that were found and not sent yet, with stamps."""
+        offset = self._clock.offset
         for session in self._sessions:
-            for loan in session.loans:
-                yield loan.connection
+            for row in (loan.connection for loan in session.loans):
+                saved_at, expires_at = row.saved_at + offset, row.expires_at + offset
+                yield row._replace(saved_at=saved_at, expires_at=expires_at)
 
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
@@ -280,7 +284,7 @@ async def serve(settings: Settings, open_files: int) -> None:
         become(*settings.user_ids)
         clock = Clock()
         start = Start(
-            clock.now(),
+            clock,
             __version__,
             settings.ttl_limit,
             settings.audit_rows,
@@ -314,7 +318,7 @@ async def serve(settings: Settings, open_files: int) -> None:
                 await server.serve(sock)
             finally:
                 cache.close()
-                await database.stop(clock.now())
+                await database.stop(clock.stamp())
 
 
 def _go_ahead(steps: int) -> bool:

@@ -34,7 +34,7 @@ from scache import fdpass
 from scache.cache import Cache
 from scache.cache.facts import facts_of
 from scache.daemon.readiness import Readiness
-from scache.daemon.upkeep import Signal
+from scache.daemon.upkeep import Signal, clear_expired
 from scache.model import Connection, Facts
 from scache.store import FAULT, Database, complete, load
 
@@ -149,6 +149,8 @@ class Snapshots:
         """Return a descriptor of a sealed image."""
         image = os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
+            # The machine may just have slept, or its clock been set, and no timer has told yet.
+            await clear_expired(self._cache, self._database.batch.clock)
             async with self._database.held_still():
                 child = self._fork(image)
                 try:

@@ -19,6 +19,10 @@ from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
 EXPIRY_PAUSE = 0.01
 """Seconds between two rounds of expiry, so that a steady trickle does not keep us busy."""
 
+TICK = 0.5
+"""Seconds until expiry looks at the clocks again, however far away the next one is: the timers
+of the loop stand still while the machine sleeps, and nothing tells that the wall clock was set."""
+
 WATCH_INTERVAL = 0.05
 """Seconds for which a connection is not watched: most are found sooner."""
 
@@ -74,7 +78,13 @@ async def expire(cache: Cache, clock: Clock) -> None:
             await anyio.lowlevel.checkpoint()
         else:
             await anyio.sleep(min(due_in, EXPIRY_PAUSE))
-            await earlier.wait(max(0, due_in - EXPIRY_PAUSE))
+            await earlier.wait(min(max(0, due_in - EXPIRY_PAUSE), TICK))
+
+
+async def clear_expired(cache: Cache, clock: Clock) -> None:
+    """Clear away all that has expired by now, however much that is, a slice at a time."""
+    while cache.expire() <= clock.now():
+        await anyio.lowlevel.checkpoint()
 
 
 async def watch(cache: Cache) -> None:
@@ -144,14 +154,14 @@ async def drop_overdue(
             session.overdue()
 
 
-def log_statistics(cache: Cache, clock: Clock) -> None:
+def log_statistics(cache: Cache) -> None:
     """Log what scache(8) logs of the time since the last report."""
-    for line in cache.statistics.report(clock.now()):
+    for line in cache.statistics.report():
         logger.info("%s", line)
 
 
-async def report(cache: Cache, clock: Clock, interval: float) -> None:
+async def report(cache: Cache, interval: float) -> None:
     """Log the statistics every ``interval`` seconds; 0 is never."""
     while interval:
         await anyio.sleep(interval)
-        log_statistics(cache, clock)
+        log_statistics(cache)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, NamedTuple, Protocol, TypeVar
-
-from scache.clock import Clock
 
 
 class Watched(Hashable, Protocol):
@@ -40,17 +38,21 @@ class Watchdog(Generic[W]):
     which there are tens of thousands in a second, pay nothing for it.
     """
 
-    def __init__(self, clock: Clock, timeout: float) -> None:
-        """Give each ``timeout`` seconds to make the next step."""
+    def __init__(self, now: Callable[[], float], timeout: float) -> None:
+        """Give each ``timeout`` seconds to make the next step.
+
+        They are seconds of ``now``, a clock that stands still while the machine sleeps: clients
+        sleep as well, and nobody is to be dropped for that.
+        """
         self.interval = min(timeout / 10, 0.5)
         """Seconds between two looks; nobody gets more than two of these on top of the timeout."""
-        self._clock = clock
+        self._now = now
         self._timeout = timeout
         self._seen: dict[W, _Sight] = {}
 
     def look(self, everybody: Iterable[W]) -> list[W]:
         """Return those whose time has run out."""
-        now = self._clock.now()
+        now = self._now()
         before, self._seen = self._seen, {}
         overdue = []
         for each in everybody:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scache.clock import Clock
 from scache.errors import DatabaseFault
 
 COMMIT_INTERVAL = 0.05
@@ -54,7 +55,9 @@ class Batch:
     live rows stay true, in SQLite's page cache, until a commit succeeds.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
+        self.clock = clock
+        """Its offset is what was added to the times of all that is live, for their stamps."""
         self.on_pending: Callable[[], None] = lambda: None
         """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
         self.before_commit: Callable[[], None] = lambda: None
@@ -95,6 +98,14 @@ class Batch:
             raise self._fault(error) from error
         if not (self._operations or self._counted):
             self.on_pending()
+
+    def catch_up(self) -> None:
+        """Make sure that queries see every earlier operation; raise DatabaseFault if they cannot.
+
+        Unlike `begin` it takes no transaction if there is no such operation.
+        """
+        if self._operations:
+            self.begin()
 
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
         """Do one write; DatabaseFault if the database refuses it, and then nothing has changed.
@@ -162,7 +173,7 @@ class Batch:
         """Return the rows of a SELECT; DatabaseFault if they cannot be read.
 
         While the database is locked they are those of the last commit: whoever
-        must not see such rows calls `begin` before.
+        must not see such rows calls `begin` or `catch_up` before.
         """
         if self._operations and not self._connection.in_transaction:
             with contextlib.suppress(DatabaseFault):

@@ -46,13 +46,19 @@ _STOPPED = "(SELECT stopped_at IS NOT NULL FROM instance ORDER BY id DESC LIMIT 
 _SETTLED = f"({_LIVE} OR coalesce({_STOPPED}, 1))"
 """Whether nothing is on its way to whoever found it without a trace in the database."""
 _LATEST = """
-    SELECT max(at) FROM event WHERE client_id > (
-        SELECT coalesce(max(last_id), 0) FROM instance
-        WHERE id < (SELECT max(id) FROM instance)
+    SELECT max(moment) FROM (
+        SELECT max(connected_at) AS moment FROM client WHERE disconnected_at IS NULL
+        UNION ALL SELECT max(saved_at) FROM connection
+        UNION ALL SELECT max(saved_at) FROM binding
+        UNION ALL SELECT max(at) FROM event
+        WHERE NOT EXISTS (SELECT 1 FROM clock_step) AND client_id > (
+            SELECT coalesce(max(last_id), 0) FROM instance
+            WHERE id < (SELECT max(id) FROM instance)
+        )
     )
 """
-"""When the latest run was asked for something last: the clock of an earlier one may have gone ahead
-of its own."""
+"""The latest moment that is known to be past. Times of events stay as they were when the clock is
+set, and those of an earlier run may be ahead of this one's."""
 _RECORDED = f"""
     {_WELL}
     AND NOT EXISTS (SELECT 1 FROM counter WHERE name = 'events_dropped' AND value > 0)

@@ -18,12 +18,14 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
+from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
 from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
+from scache.store.steps import LATEST_BOOT, following
 from scache.store.trail import Trail
 
 MEMORY = ":memory:"
@@ -52,10 +54,11 @@ _COUNT_NOT_LEFT = """
 """
 _RECORD_LOST = """
     INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, id, ?1 - saved_at, ?2 FROM connection ORDER BY id
+    SELECT ?1, 'lost', endpoint, id, max(?1 - saved_at, 0), ?2 FROM connection ORDER BY id
 """
 # Those that the latest run saved, and that have neither a row nor a way out. If that is more than
 # are missing, then ways out are among the events that were dropped: better none than a false one.
+# Their age is unknown if the clock was set meanwhile: the time of an event does not move with it.
 _RECORD_LOST_ON_THEIR_WAY = """
     WITH gone AS (
         SELECT id, endpoint, connection_id, at FROM event
@@ -70,7 +73,11 @@ _RECORD_LOST_ON_THEIR_WAY = """
         )
     )
     INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, connection_id, ?1 - at, ?2 FROM gone
+    SELECT ?1, 'lost', endpoint, connection_id, iif(
+        EXISTS (SELECT 1 FROM clock_step WHERE at >= (
+            SELECT started_at FROM instance ORDER BY id DESC LIMIT 1
+        )), NULL, max(?1 - at, 0)
+    ), ?2 FROM gone
     WHERE (SELECT count(*) FROM gone) <= ?3 ORDER BY id
 """
 _TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
@@ -82,7 +89,7 @@ _RECORD_EXPIRED_BINDINGS = """
     SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at FROM binding
     WHERE expires_at <= ?1 ORDER BY expires_at
 """
-# The clock may have been set back since: nothing was saved in times to come.
+# Since an earlier boot the clock may have been set back: nothing was saved in times to come.
 _SHORTEN_BINDINGS = """
     UPDATE binding SET expires_at = min(expires_at, ?1), saved_at = min(saved_at, ?2)
     WHERE expires_at > ?1 OR saved_at > ?2
@@ -92,7 +99,10 @@ _FORGET_SETTINGS = "DELETE FROM setting"
 # A dump has the descriptors of the daemon that it was taken of.
 _FORGET_DESCRIPTORS = "DELETE FROM descriptor"
 _RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
-_START = "INSERT INTO instance (started_at, version, pid, last_id) VALUES (?, ?, ?, ?)"
+_START = """
+    INSERT INTO instance (started_at, version, pid, last_id, boot, booted_at)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
 _STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
 
 _LOST: Mapping[Loss, str] = {
@@ -113,8 +123,8 @@ logger = logging.getLogger(__name__)
 class Start:
     """What a run of the daemon brings to the database it opens."""
 
-    now: float
-    """Seconds since the epoch."""
+    clock: Clock
+    """Of which the stamps are; its offset becomes that of an earlier run of the same boot."""
     version: str
     ttl_limit: float
     """Seconds; no binding of an earlier run outlives it."""
@@ -146,12 +156,13 @@ class Database:
     """An open database: the data plane's batch, and what the control plane does for it."""
 
     def __init__(
-        self, path: str, handles: _Handles, instance_id: int, first_id: int, audit_rows: int
+        self, path: str, handles: _Handles, instance_id: int, first_id: int, start: Start
     ) -> None:
         """Take over what is open, by a run with this id whose first row gets that one."""
+        audit_rows = start.audit_rows
         self.path = path
         """A file's path, or MEMORY."""
-        self.batch = Batch(handles.data)
+        self.batch = Batch(handles.data, start.clock)
         self.ids = Ids(self.batch, instance_id, first_id)
         self.trail = Trail(self.batch, audit_rows)
         self._audit_rows = audit_rows
@@ -316,7 +327,10 @@ class Database:
         return _Handles(control, data, Files(old.path, claim))
 
     async def stop(self, now: float) -> None:
-        """Record an orderly end: whatever is still cached is lost with the process."""
+        """Record an orderly end, at this time: whatever is still cached is lost with the process.
+
+        The time is a stamp, in seconds since the epoch.
+        """
         for _ in range(_STOP_ATTEMPTS):
             if self.batch.commit():
                 break
@@ -382,14 +396,14 @@ async def _open(path: str, file: str, start: Start) -> Database:
                 _explain(path, error, ours=ours) if isinstance(error, sqlite3.Error) else error
             )
             if ours and start.set_aside and isinstance(problem, CorruptError):
-                name = files.set_aside(file, start.now)
+                name = files.set_aside(file, start.clock.stamp())
                 raise _SetAsideError(
                     f"{problem.damage}: it is kept as {name}, and we start with an empty one"
                 ) from error
             raise problem from error
         stack.pop_all()
     handles = _Handles(control, data, None if claim is None else Files(file, claim))
-    return Database(path, handles, instance_id, first_id, start.audit_rows)
+    return Database(path, handles, instance_id, first_id, start)
 
 
 async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
@@ -427,20 +441,28 @@ async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tu
 
 async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
     """Clear away what a crashed process left, and begin a run; return its id and first id."""
+    clock = start.clock
     await control.execute("BEGIN IMMEDIATE")
-    await _lose_live_rows(control, start.now, start.audit_rows, "the daemon did not stop orderly")
-    await _expire_bindings(control, start.now, start.audit_rows)
+    async with control.execute(LATEST_BOOT) as cursor:
+        for boot, booted_at in await cursor.fetchall():
+            if boot and boot == clock.boot:
+                clock.offset = booted_at
+    for operation in following(clock):
+        await control.execute(*operation)
+    now = clock.stamp()
+    await _lose_live_rows(control, now, start.audit_rows, "the daemon did not stop orderly")
+    await _expire_bindings(control, now, start.audit_rows)
     await _trim_events(control, start.audit_rows)
     if not start.audit_rows:
         # Who compares counters with the trail is to know that it has a gap.
         await control.execute(_COUNT, ("runs_not_recorded", 1))
-    await control.execute(_SHORTEN_BINDINGS, (start.now + start.ttl_limit, start.now))
+    await control.execute(_SHORTEN_BINDINGS, (now + start.ttl_limit, now))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_DESCRIPTORS)
     await control.execute(_FORGET_SETTINGS)
     await control.executemany(_RECORD_SETTING, start.settings.items())
-    row = (start.now, start.version, os.getpid(), first + ID_RESERVE)
-    async with control.execute(_START, row) as cursor:
+    run = (now, start.version, os.getpid(), first + ID_RESERVE, clock.boot, clock.offset)
+    async with control.execute(_START, run) as cursor:
         instance_id = cursor.lastrowid
     await control.execute("COMMIT")
     assert instance_id is not None

@@ -68,9 +68,13 @@ _NOW = """
         (SELECT count(*) FROM descriptor)
 """
 _INSTANCE = """
-    SELECT id, version, pid, started_at, stopped_at FROM instance ORDER BY id DESC LIMIT 1
+    SELECT id, version, pid, started_at, stopped_at, started_at - coalesce(booted_at, 0)
+    FROM instance ORDER BY id DESC LIMIT 1
 """
-_SAME_INSTANCE = "SELECT count(*) FROM instance WHERE id = :id AND started_at = :started_at"
+_SAME_INSTANCE = """
+    SELECT count(*) FROM instance WHERE id = :id AND pid = :pid
+        AND abs(started_at - coalesce(booted_at, 0) - :since_boot) < 0.001
+"""
 _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
 _FITS = "({0} GLOB CAST(:{1} AS TEXT) OR {0} = CAST(:{1} AS TEXT))"
@@ -97,6 +101,8 @@ class Instance(NamedTuple):
     started_at: float
     stopped_at: float | None
     """None while it runs, and for ever if it crashed."""
+    since_boot: float
+    """Seconds from the start of the machine to that of the daemon: both move with the clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +186,15 @@ def labels_that_fit(
 def instance(image: Image) -> Instance | None:
     """Return the latest run of the daemon; None if there never was one."""
     for row in image.execute(_INSTANCE).rows:
-        number, version, pid, started_at, stopped_at = row
+        number, version, *rest = row
         assert isinstance(version, bytes)
-        return Instance(number, version.decode(), pid, started_at, stopped_at)  # type: ignore[arg-type]
+        return Instance(number, version.decode(), *rest)  # type: ignore[arg-type]
     return None
 
 
 def remembers(image: Image, earlier: Instance) -> bool:
     """Return whether the image goes on from this run: if not, event ids began anew."""
-    known = {"id": earlier.id, "started_at": earlier.started_at}
+    known = {"id": earlier.id, "pid": earlier.pid, "since_boot": earlier.since_boot}
     return next(image.execute(_SAME_INSTANCE, known).rows)[0] == 1
 
 
@@ -237,13 +243,13 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
         "connections": {
             "cached": connections,
             "endpoints": endpoints,
-            "oldest": _seconds(saved_at, now, -1),
-            "next_expiry": _seconds(expires_at, now),
+            "oldest": _age(saved_at, now),
+            "next_expiry": None if expires_at is None else round(expires_at - now, 3),  # type: ignore[operator]
         },
         "bindings": {"live": bindings, "destinations": destinations},
         "events": {
             "kept": kept,
-            "oldest": _seconds(oldest_event, now, -1),
+            "oldest": _age(oldest_event, now),
             "dropped": counters.get("events_dropped", 0),
         },
         "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
@@ -269,10 +275,10 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
 def _daemon(latest: Instance | None, now: float, *, live: bool) -> dict[str, Any]:
     if latest is None:
         return {}
-    _, version, pid, started_at, stopped_at = latest
+    _, version, pid, started_at, stopped_at, _ = latest
     daemon: dict[str, Any] = {"version": version, "pid": pid, "uptime": None, "running": None}
     if live or stopped_at is not None:
-        daemon["uptime"] = _seconds(started_at, now if stopped_at is None else stopped_at, -1)
+        daemon["uptime"] = _age(started_at, now if stopped_at is None else stopped_at)
         daemon["running"] = stopped_at is None
     return daemon  # whether a run without an end goes on or has crashed, a file does not tell
 
@@ -285,8 +291,9 @@ def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
     return outcomes
 
 
-def _seconds(moment: Any, now: float, sign: int = 1) -> float | None:  # noqa: ANN401 - of a row
-    return None if moment is None else round(sign * (moment - now), 3)
+def _age(moment: Any, now: float) -> float | None:  # noqa: ANN401 - of a row
+    """Return how long ago it was; 0 if the clock was set back since."""
+    return None if moment is None else round(max(now - moment, 0), 3)
 
 
 def _texts(rows: Iterable[tuple[Value, ...]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from scache.errors import DatabaseFault
 from scache.model import Connection, Peer
 from scache.store.batch import Batch, Parameters, text
+from scache.store.steps import following
 
 # CAST keeps any bytes exact in a TEXT column, where people's tools show them as text.
 _SAVE_CONNECTION = """
@@ -111,9 +112,11 @@ class Saved(NamedTuple):
     """The same binding, which had expired already and was still there."""
 
 
-def _parameters(row: Connection) -> Parameters:
+def as_row(row: Connection, offset: float) -> Parameters:
+    """Return the row of the table, with stamps, for a connection as the process knows it."""
     row_id, endpoint, properties, saved_at, expires_at, client_id = row
-    return row_id, text(endpoint), text(properties), saved_at, expires_at, client_id
+    stamps = saved_at + offset, expires_at + offset
+    return row_id, text(endpoint), text(properties), *stamps, client_id
 
 
 class LiveRows:
@@ -122,27 +125,36 @@ class LiveRows:
     A method raises DatabaseFault when the database says no, and then has
     changed nothing. Those that record what has happened already do not: their
     writes wait for the database.
+
+    Times are those of `Clock.now`, in and out; the tables have stamps.
     """
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self._clock = batch.clock
         self._unrecorded: set[int] = set()
         ((self._disconnected,),) = batch.query(_COUNT_DISCONNECTED, ())
 
+    def follow_clock(self) -> None:
+        """Move the stamps of what is live as far as the wall clock was set. Never refused."""
+        for operation in following(self._clock):
+            self._batch.execute_eventually(*operation)
+
     def save_connection(self, row: Connection) -> None:
         """Add a connection."""
-        self._batch.add(_SAVE_CONNECTION, _parameters(row))
+        self._batch.add(_SAVE_CONNECTION, as_row(row, self._clock.offset))
 
     def restore_connection(self, row: Connection) -> None:
         """Bring back a connection that was taken, in its old place. Never refused."""
         taken = (_REMOVE_CONNECTION, (text(row.endpoint), row.id))
-        self._batch.undo(taken, (_SAVE_CONNECTION, _parameters(row)))
+        self._batch.undo(taken, (_SAVE_CONNECTION, as_row(row, self._clock.offset)))
 
     def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
         """Return the oldest connection of an endpoint that has not expired."""
         self._batch.begin()
-        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (text(endpoint), now)):
-            return Connection(*row)
+        stamp = now + self._clock.offset
+        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (text(endpoint), stamp)):
+            return self._connection(*row)
         return None
 
     def oldest_of_destination(
@@ -154,11 +166,25 @@ class LiveRows:
         endpoints in the order in which they were bound.
         """
         self._batch.begin()
+        stamp = now + self._clock.offset
         for *row, properties, binding_id in self._batch.query(
-            _OLDEST_OF_DESTINATION, (text(destination), now)
+            _OLDEST_OF_DESTINATION, (text(destination), stamp)
         ):
-            return Connection(*row), properties, binding_id
+            return self._connection(*row), properties, binding_id
         return None
+
+    def _connection(
+        self,
+        row_id: int,
+        endpoint: bytes,
+        properties: bytes,
+        saved_at: float,
+        expires_at: float,
+        client_id: int,
+    ) -> Connection:
+        offset = self._clock.offset
+        times = saved_at - offset, expires_at - offset
+        return Connection(row_id, endpoint, properties, *times, client_id)
 
     def take_connection(self, row: Connection) -> None:
         """Remove a connection that is about to be handed out."""
@@ -173,19 +199,21 @@ class LiveRows:
 
         None if it would have to be added, and may not be.
         """
+        offset = self._clock.offset
         identity = (text(row.destination), text(row.endpoint), text(row.properties))
-        refresh = (row.expires_at, *identity, row.saved_at)
+        saved_at, expires_at = row.saved_at + offset, row.expires_at + offset
+        refresh = (expires_at, *identity, saved_at)
         for (binding_id,) in self._batch.add(_REFRESH_BINDING, refresh).fetchall():
             return Saved(binding_id, added=False)
         if not may_add:
             return None
-        adding = (row.id, *identity, row.saved_at, row.expires_at, row.client_id)
+        adding = (row.id, *identity, saved_at, expires_at, row.client_id)
         if self._batch.execute(_ADD_BINDING, adding).rowcount:
             return Saved(row.id, added=True)
-        ((old_id, saved_at),) = self._batch.query(_SAME_BINDING, identity)
-        replacing = (row.id, row.saved_at, row.expires_at, row.client_id, *identity)
+        ((old_id, old_saved_at),) = self._batch.query(_SAME_BINDING, identity)
+        replacing = (row.id, saved_at, expires_at, row.client_id, *identity)
         self._batch.execute(_REPLACE_BINDING, replacing)
-        replaced = Gone(old_id, row.destination, row.endpoint, saved_at)
+        replaced = Gone(old_id, row.destination, row.endpoint, old_saved_at - offset)
         return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> bool:
@@ -194,7 +222,8 @@ class LiveRows:
 
     def expired_bindings(self, now: float, limit: int) -> list[Gone]:
         """Return bindings that have expired, the first to expire first."""
-        return [Gone(*row) for row in self._batch.query(_EXPIRED_BINDINGS, (now, limit))]
+        self._batch.catch_up()  # a step of the clock may still wait to be written
+        return self._gone(_EXPIRED_BINDINGS, (now + self._clock.offset, limit))
 
     def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[int]:
         """Return the ids of up to ``limit`` connections of an endpoint, the oldest first."""
@@ -205,13 +234,20 @@ class LiveRows:
     def bindings_of_destination(self, destination: bytes, limit: int) -> list[Gone]:
         """Return up to ``limit`` bindings of a destination, that are to be removed."""
         self._batch.begin()
-        rows = self._batch.query(_BINDINGS_OF_DESTINATION, (text(destination), limit))
-        return [Gone(*row) for row in rows]
+        return self._gone(_BINDINGS_OF_DESTINATION, (text(destination), limit))
+
+    def _gone(self, sql: str, parameters: Parameters) -> list[Gone]:
+        offset = self._clock.offset
+        return [
+            Gone(row_id, destination, endpoint, saved_at - offset)
+            for row_id, destination, endpoint, saved_at in self._batch.query(sql, parameters)
+        ]
 
     def next_binding_expiry(self) -> float:
         """Return when the next binding expires; inf if there is none."""
+        self._batch.catch_up()
         ((expires_at,),) = self._batch.query(_NEXT_BINDING_EXPIRY, ())
-        return math.inf if expires_at is None else float(expires_at)
+        return math.inf if expires_at is None else float(expires_at) - self._clock.offset
 
     def bindings_by_destination(self) -> dict[bytes, int]:
         """Return how many bindings each destination has (reads all of them: for the start)."""
@@ -221,7 +257,9 @@ class LiveRows:
         """Record that a client has connected. Never refused, but left out during a fault."""
         try:
             pid, uid, gid, program = peer
-            self._batch.add(_ADD_CLIENT, (client_id, pid, uid, gid, now, program and text(program)))
+            stamp = now + self._clock.offset
+            row = (client_id, pid, uid, gid, stamp, program and text(program))
+            self._batch.add(_ADD_CLIENT, row)
         except DatabaseFault:
             self._unrecorded.add(client_id)
             self._batch.counts["clients_not_recorded"] += 1
@@ -234,7 +272,7 @@ class LiveRows:
         if client_id in self._unrecorded:
             self._unrecorded.remove(client_id)
             return
-        self._batch.execute_eventually(_END_CLIENT, (now, client_id))
+        self._batch.execute_eventually(_END_CLIENT, (now + self._clock.offset, client_id))
         self._disconnected += 1
         if self._disconnected > MAX_DISCONNECTED_CLIENTS:
             self._batch.execute_eventually(_FORGET_CLIENT, ())

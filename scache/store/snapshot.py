@@ -66,8 +66,9 @@ def complete(
 ) -> bytes:
     """Return an image of a database, which is ours, with what only the process knows.
 
-    That is connections that were found and not sent yet, for they are still
-    here; the facts of the descriptor of each connection, by its id; and rows of ``setting``.
+    That is connections that were found and not sent yet, with stamps, for they
+    are still here; the facts of the descriptor of each connection, by its id;
+    and rows of ``setting``.
     """
     copy.execute("BEGIN")
     copy.executemany(_ADD_CONNECTION, on_their_way)

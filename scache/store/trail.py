@@ -70,11 +70,15 @@ class Trail:
 
     What a transaction of the batch holds and the events of it are committed together. Ids follow
     the order of time, give or take what is written in one go.
+
+    Times are given as `Clock.now` has them, and recorded as stamps, which stay what they are
+    though the clock be set afterwards.
     """
 
     def __init__(self, batch: Batch, limit: int) -> None:
         """Keep the newest ``limit`` rows; 0 records nothing."""
         self._batch = batch
+        self._clock = batch.clock
         self._limit = limit
         self._saved = _Form(
             "at, kind, status, endpoint, connection_id, client_id, ttl",
@@ -112,7 +116,8 @@ class Trail:
         if len(endpoint) > LONG_LABEL:
             self._long += len(endpoint)
         pending = self._saved.rows
-        pending.append((saved_at, text(endpoint), row_id, client_id, ttl))
+        stamp = saved_at + self._clock.offset
+        pending.append((stamp, text(endpoint), row_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._saved.write)
 
@@ -135,7 +140,9 @@ class Trail:
         if len(endpoint) > LONG_LABEL:
             self._long += 2 * len(endpoint)
         pending = self._found.rows
-        pending.append((text(endpoint), row_id, client_id, found_at, at, saved_at))
+        offset = self._clock.offset
+        stamps = found_at + offset, at + offset, saved_at + offset
+        pending.append((text(endpoint), row_id, client_id, *stamps))
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._write_forms)
 
@@ -155,7 +162,7 @@ class Trail:
             self._long += len(destination) + len(endpoint)
         pending = self._bindings.rows
         labels = (text(destination), text(endpoint))
-        pending.append((at, *labels, binding_id, client_id, ttl))
+        pending.append((at + self._clock.offset, *labels, binding_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._write_forms)
 
@@ -184,7 +191,8 @@ class Trail:
         at, kind, status, destination, endpoint, *others = event
         labels = [label if label is None else text(label) for label in (destination, endpoint)]
         self._long += sum(len(label) for label in labels if label and len(label) > LONG_LABEL)
-        self._others.append((at, kind, None if status is None else int(status), *labels, *others))
+        outcome = None if status is None else int(status)
+        self._others.append((at + self._clock.offset, kind, outcome, *labels, *others))
         if len(self._others) >= ROWS_AT_ONCE:
             self._try(self._write_all)
 

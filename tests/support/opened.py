@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scache.store import Database, Start, open_database
+from tests.support.clocks import HandClock
 
 T = TypeVar("T")
 
@@ -24,15 +25,17 @@ class Opened:
     def __init__(
         self,
         path: Path | str,
-        now: float = NOW,
+        now: float | HandClock = NOW,
         ttl_limit: float = 300,
         audit_rows: int = 1000,
         *,
         set_aside: bool = True,
     ) -> None:
+        self.clock = HandClock(now) if isinstance(now, float | int) else now
+        """What tells the time to the database."""
         self._runner = asyncio.Runner()
         settings = {"ttl_limit": str(ttl_limit)}
-        start = Start(now, "1.2.3", ttl_limit, audit_rows, settings, set_aside)
+        start = Start(self.clock, "1.2.3", ttl_limit, audit_rows, settings, set_aside)
         self._context = open_database(str(path), start)
         self.database: Database
         """The database, from entering to leaving."""
