@@ -18,7 +18,8 @@ import pytest
 from scache import Client, ProtocolError, __version__, errors
 from scache.cli import execute
 from scache.cli.commands import EXIT_INTERRUPTED
-from scache.cli.logs import FloodFilter, LineFormatter, one_line
+from scache.cli.logs import FloodFilter, LineFormatter
+from scache.printed import one_line
 from scache.settings import SETTINGS, Settings
 from tests.commands import SCACHE, clean_environment, listening, run_command
 from tests.support.daemon import Daemon

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.genuine import MAIL_OWNER, private_directory
-from tests.support.postfix import PrivatePostfix
+from tests.support.postfix import PrivatePostfix, Route
 
 MESSAGES = 1_000
 SESSIONS = 20
@@ -85,3 +87,24 @@ def test_restart_under_load(cache_for: CacheFor) -> None:
             sending.result()
             postfix.wait_delivered(MESSAGES)
         check_all_sent(postfix)
+
+
+def test_purge_finds_connections_by_the_address_and_the_label_that_postfix_gives_them() -> None:
+    """An endpoint has the address as a field; a label that is pasted back as it is printed fits."""
+    with PrivatePostfix(routes={"named.example": Route(0, "localhost")}) as postfix:
+        options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", str(postfix.cache_time_limit))
+        with Daemon(postfix.cache_socket, *options) as daemon:
+            postfix.send(20, 2)
+            postfix.send(20, 2, domain="named.example")
+            postfix.wait_delivered(40)
+            command = (*SCACHE, "purge", "--socket", str(daemon.path))
+            listed = run_command(*command, "--dry-run", "--field", "127.0.0.1").stdout
+            _, _, endpoint = listed.splitlines()[1].partition("  ")[2].partition("  ")
+            assert re.fullmatch(r"smtp\\n127\.0\.0\.1\\n\d+\\n0\\n", endpoint)
+            port = endpoint.split(r"\n")[2]
+            listed = run_command(*command, "--dry-run", "--field", f"[localhost]:{port}").stdout
+            assert rf"  smtp\n[localhost]:{port}\n > {endpoint}" in listed
+            purged = run_command(*command, "--yes", "--endpoint", endpoint).stdout
+            assert not purged.startswith("0 ")
+            listed = run_command(*command, "--dry-run", "--field", "127.0.0.1").stdout
+            assert listed.startswith("0 connections and ")

@@ -10,11 +10,12 @@ from signal import SIGHUP, SIGINT, SIGTERM, Signals
 
 import pytest
 
-from scache import errors
+from scache import Client, errors
 from scache.store.image import Image
 from scache.store.replacing import CHUNK
 from tests.commands import SCACHE, ignoring, started
 from tests.support.cached import filling
+from tests.support.daemon import Daemon
 from tests.support.moments import Moment, at_event, at_line, at_return, interrupted
 from tests.support.terminal import on_terminal
 
@@ -121,13 +122,19 @@ class TestAnyMoment:
 
     def test_sigint_ends_the_question_of_purge(self, tmp_path: Path) -> None:
         """Nothing is purged, and the terminal is as it was."""
-        with on_terminal(*SCACHE, "purge", "--all", "--socket", str(tmp_path / "s")) as terminal:
-            terminal.read_until("Purge everything")
-            terminal.read_until("[y/N]")
-            terminal.type("\x03")
-            terminal.read_to_end()
-            assert terminal.process.wait() == -SIGINT
-            assert terminal.is_cooked()
+        with Daemon(tmp_path / "s") as daemon, Client(daemon.path) as client:
+            with socket.socket() as something:
+                client.save_endp(60, "e", "", something)
+            with on_terminal(*SCACHE, "purge", "--all", "--socket", str(daemon.path)) as terminal:
+                terminal.read_until("Purge everything")
+                terminal.read_until("[y/N]")
+                terminal.type("\x03")
+                terminal.read_to_end()
+                assert terminal.process.wait() == -SIGINT
+                assert terminal.is_cooked()
+            found = client.find_endp("e")
+            assert found is not None
+            found.close()
 
 
 def test_sigint_ends_a_daemon_that_is_stopping(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from rich.cells import cell_len
 
 from scache.cli import tables
-from scache.cli.output import csv_line, flat, json_array, json_objects, json_value, shown
+from scache.cli.output import csv_line, flat, json_array, json_objects, json_value
 from scache.cli.tables import shortened, shortened_inside, span
 from scache.cli.trail import line as event_line
+from scache.printed import shown
 from scache.store.image import Result, Value
 from tests.support.cached import ODD
 

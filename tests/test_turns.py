@@ -442,12 +442,16 @@ def test_replies_are_whole_when_the_client_does_not_read(path: Path, database: s
     count, properties = 8, b"p" * 60_000
     find = encode([(b"request", b"find_endp"), (b"label", b"e")])
     reply = encode([(b"status", b"0"), (b"property", properties)])
-    with Daemon(path, database=database), Wire(path) as client:
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(reading, "rb"),
+        os.fdopen(writing, "wb"),
+        Daemon(path, database=database),
+        Wire(path) as client,
+    ):
         client.announcement()
         for _ in range(count):
-            reading, writing = os.pipe()
-            with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
-                client.save_endp(60, b"e", properties, reading)
+            client.save_endp(60, b"e", properties, reading)
         client.send((find + DUMMY + DUMMY) * count)
         expected = (reply + DESCRIPTOR_BYTE) * count
         received, descriptors = b"", []

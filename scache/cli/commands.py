@@ -18,9 +18,9 @@ from typing import cast
 import click
 
 from scache import __version__
-from scache.cli.logs import one_line
 from scache.cli.standard import OutputError, guard
 from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, ScacheError
+from scache.printed import one_line
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """The exit code of a question that is not answered; a shell reports the same after Ctrl-C."""

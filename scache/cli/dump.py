@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.logs import one_line
 from scache.cli.output import (
     Format,
     flush,
@@ -20,6 +19,7 @@ from scache.cli.output import (
     write_text,
 )
 from scache.cli.reach import Origin, origin_options
+from scache.printed import one_line
 
 if TYPE_CHECKING:
     from scache.store.image import Image

@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.logs import one_line
+from scache.cli.naming import PATTERNS, Labels, field_option, give_hints
 from scache.cli.output import (
     Format,
     flush,
@@ -24,26 +25,26 @@ from scache.cli.output import (
 )
 from scache.cli.reach import Origin, origin_options
 from scache.errors import Unavailable
+from scache.printed import one_line
 
 if TYPE_CHECKING:
     from scache.store.image import Image, Result
     from scache.store.inside import Filter, Instance
 
-EPILOG = """They are in the order of time. Ids are in the order of writing: within one
+EPILOG = rf"""They are in the order of time. Ids are in the order of writing: within one
 write, of 50 ms or so, they may be in another.
 
 Whoever looks at a live daemon takes a snapshot, which is an event: those that
 succeeded are left out, unless --kind snapshot asks for them.
 
-A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
-these, [[] for a bracket; case matters. It fits the very same text, too: what is
-called [::1]:25 can be named so.
+{PATTERNS}
 
 \b
 Examples:
   scache events --limit 20
   scache events --kind find_dest --since 10m
-  scache events --destination '*.example.org' --follow
+  scache events --field example.org --follow
+  scache events --endpoint 'smtp\n203.0.113.5\n587\n0\n'
   scache events --client smtp --format jsonl
 """
 
@@ -62,6 +63,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @format_option
 @click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
 @click.option("--destination", metavar="GLOB", help="Of these destinations.")
+@field_option("Of endpoints or destinations with this field; repeatable.")
 @click.option("--client", metavar="PID|GLOB", help="Of this process, or of programs so called.")
 @click.option("--kind", "kinds", metavar="KIND", multiple=True, help="Of this kind; repeatable.")
 @click.option(
@@ -89,6 +91,7 @@ def events(
     layout: Format,
     endpoint: str | None,
     destination: str | None,
+    fields: Sequence[str],
     client: str | None,
     kinds: Sequence[str],
     since: str | None,
@@ -102,10 +105,12 @@ def events(
     """
     from scache.store.inside import Filter
 
+    labels = Labels(endpoint, destination, fields)
     pid = None if client is None else _pid(client)
     wanted = Filter(
         endpoint=None if endpoint is None else os.fsencode(endpoint),
         destination=None if destination is None else os.fsencode(destination),
+        fields=list(map(os.fsencode, fields)),
         pid=pid,
         program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
@@ -114,10 +119,11 @@ def events(
     if follow:
         if limit is None and since is None:
             limit = FOLLOWED
-        _Follower(origin, layout, wanted, interval).run(limit)
+        _Follower(origin, layout, wanted, interval).run(limit, labels)
         return
     with origin.image() as image:
-        _write(image, wanted, layout, limit)
+        found = _write(image, wanted, layout, limit)
+        give_hints(image, labels, trail=True, nothing=not found)
         _warn(image)
 
 
@@ -128,10 +134,13 @@ def _warn(image: Image) -> None:
         click.echo("scache: no event is recorded while audit_rows is 0", err=True)
 
 
-def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> None:
+def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> bool:
+    """Write the events that fit; return whether there were any."""
     from scache.store.inside import events as ask
 
     result = ask(image, wanted, last=limit)
+    first = list(islice(result.rows, 1))
+    result = result._replace(rows=chain(first, result.rows))
     if layout == "table":
         from scache.cli.trail import Trail
 
@@ -139,6 +148,7 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> N
             click.echo("(no events)")
     else:
         write(result, layout)
+    return bool(first)
 
 
 class _Follower:
@@ -157,9 +167,10 @@ class _Follower:
         self._instance: Instance | None = None
         self._begun = False
 
-    def run(self, limit: int | None) -> None:
+    def run(self, limit: int | None, labels: Labels) -> None:
         """Tell the last ``limit`` events, and then each new one; return never."""
         with self._origin.image() as image:
+            give_hints(image, labels, trail=True, nothing=False)
             self._tell(image, limit)
             _warn(image)
         answers = True

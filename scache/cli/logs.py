@@ -7,6 +7,8 @@ import logging
 import os
 import select
 
+from scache.printed import one_line
+
 STDERR = 2
 
 _MOST_ALIKE = 10
@@ -15,13 +17,6 @@ _PERIOD = 10
 
 _REMARK = "remark"
 """The attribute of a record that has what `FloodFilter` says of the others like it."""
-
-
-def one_line(text: str) -> str:
-    r"""Return the text with whatever would break the line, or a terminal, as \n, \x1b and so on."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LineFormatter(logging.Formatter):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from scache.cli.logs import one_line
+from scache.printed import shown
 
 if TYPE_CHECKING:
     from scache.store.image import Result, Value
@@ -64,6 +64,12 @@ def write_text(pieces: Iterable[str]) -> None:
         sys.stdout.write(piece)
 
 
+def accept_any_text() -> None:
+    """Let standard output spell out the characters that its encoding lacks."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def flush() -> None:
     """Let whoever reads our output see all that was written."""
     sys.stdout.flush()
@@ -111,13 +117,6 @@ def _distinct(columns: Sequence[str]) -> list[str]:
         seen[column] += 1
         names.append(f"{column}_{seen[column]}" if seen[column] > 1 else column)
     return names
-
-
-def shown(value: Value | str) -> str:
-    r"""Return a value as people see it: one line, odd characters as \n, odd bytes as \xff."""
-    if isinstance(value, bytes):
-        return one_line(value.decode(errors="backslashreplace"))
-    return "" if value is None else one_line(str(value))
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Iterable[Value]]) -> None:

@@ -15,11 +15,11 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from scache.cli.interrupts import Interrupts, terminal_restored
-from scache.cli.logs import one_line
 from scache.cli.output import Format
 from scache.cli.reach import Origin
 from scache.cli.sql import execute
 from scache.errors import ScacheError
+from scache.printed import one_line
 from scache.store.image import Image, Value, is_complete
 
 HELP = """\

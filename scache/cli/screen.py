@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from scache.cli.logs import one_line
 from scache.cli.reach import Origin
 from scache.cli.tables import Layout, make_console, shortened, span, width_of
+from scache.printed import one_line
 
 _ABOUT = ("open_files_limit",)
 """Limits that an image does not tell exactly how close they are."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from scache.cli.logs import one_line, start_logging
+from scache.cli.logs import start_logging
 from scache.cli.sources import (
     CONFIG_VARIABLE,
     Sourced,
@@ -20,6 +20,7 @@ from scache.cli.sources import (
     from_file,
     gather,
 )
+from scache.printed import one_line
 from scache.settings import COUNT, POSITIVE_COUNT, SETTINGS, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scache.cli.logs import one_line
 from scache.cli.output import Format, flat, flush, format_option, write_csv, write_csv_rows
 from scache.cli.reach import Origin, origin_options
 from scache.errors import Unavailable
+from scache.printed import one_line
 
 if TYPE_CHECKING:
     from scache.store.image import Value

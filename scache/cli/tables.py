@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +12,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from scache.cli.output import shown
+from scache.cli.output import accept_any_text
+from scache.printed import shown
 
 if TYPE_CHECKING:
     from scache.store.image import Value
@@ -67,8 +67,7 @@ def span(seconds: float) -> str:
 
 def make_console(kind: type[Console] = Console) -> Console:
     """Return standard output as rich sees it; text is data, never markup."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot write
+    accept_any_text()
     return kind(markup=False, highlight=False, emoji=False)
 
 

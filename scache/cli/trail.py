@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from scache.cli.output import shown
 from scache.cli.tables import (
     ELLIPSIS,
     WIDE,
@@ -18,6 +17,7 @@ from scache.cli.tables import (
     span,
     width_of,
 )
+from scache.printed import shown
 from scache.store.image import Value
 
 _DAY = 10

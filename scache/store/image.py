@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError
 from scache.store.files import APPLICATION_ID
@@ -166,6 +166,13 @@ class Image:
             cursor.execute(sql, parameters or {})
         columns = [column[0] for column in cursor.description or ()]
         return Result(columns, self._rest(cursor), cursor.rowcount)
+
+    def define(self, name: str, function: Callable[[Any], Value | str]) -> None:
+        """Let statements call a function of one value, which depends on nothing else.
+
+        Text must be cast to a BLOB for it, because text may be no UTF-8.
+        """
+        self._connection.create_function(name, 1, function, deterministic=True)
 
     def stop_if(self, asked: Callable[[], bool]) -> None:
         """Let KeyboardInterrupt end every statement, or the reading of its rows, once this is true.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from scache.store import labels
 from scache.store.image import Image, Result, Value
 from scache.store.snapshot import CLIENTS_SERVED, FAULT
 
@@ -77,16 +78,7 @@ _SAME_INSTANCE = """
 """
 _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
-_FITS = "({0} GLOB CAST(:{1} AS TEXT) OR {0} = CAST(:{1} AS TEXT))"
-"""Whether a column fits a parameter; a label with brackets, as IPv6 has, fits itself at least."""
 _TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
-_ENDPOINTS = f"SELECT DISTINCT endpoint FROM connection WHERE {_FITS.format('endpoint', 'glob')}"
-_DESTINATIONS = f"""
-    SELECT DISTINCT destination FROM binding WHERE {_FITS.format("destination", "glob")}
-"""
-_ENDPOINTS_OF = f"""
-    SELECT DISTINCT endpoint FROM binding WHERE {_FITS.format("destination", "glob")}
-"""
 _MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
 """The time of a row of ``event_log``, which has it as text, to the millisecond."""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
@@ -109,14 +101,15 @@ class Instance(NamedTuple):
 class Filter:
     """Which events to tell of: those that fit everything that is given.
 
-    Patterns are SQLite's GLOB: ``*``, ``?`` and ``[a-z]``, case matters. A
-    pattern fits the very same text, too.
+    Patterns are those of `scache.store.labels.fits`.
     """
 
     endpoint: bytes | None = None
     """A pattern."""
     destination: bytes | None = None
     """A pattern."""
+    fields: Sequence[bytes] = ()
+    """Each is a whole field of the endpoint, or each is one of the destination."""
     pid: int | None = None
     """Of the client."""
     program: bytes | None = None
@@ -133,13 +126,19 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
     If ``last`` is given, no more than the latest so many. Ids are in the order
     of writing, which is not that of time within one write.
     """
+    labels.prepare(image)
     conditions = ["id > :after"]
     parameters: dict[str, Value | str] = {"after": after}
     for name in ("endpoint", "destination", "program"):
         pattern = getattr(wanted, name)
         if pattern is not None:
-            conditions.append(_FITS.format(name, name))
+            conditions.append(labels.fits(name, name, pattern))
             parameters[name] = pattern
+    if wanted.fields:
+        columns = ("endpoint", "destination")
+        either = " OR ".join(labels.has_fields(each, wanted.fields) for each in columns)
+        conditions.append(f"({either})")
+        parameters |= labels.field_parameters(wanted.fields)
     if wanted.pid is not None:
         conditions.append("pid = :pid")
         parameters["pid"] = wanted.pid
@@ -162,25 +161,6 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         parameters["last"] = last
     sql = f"SELECT * FROM event_log WHERE {fits} ORDER BY {_MOMENT}, id"
     return image.execute(sql, parameters)
-
-
-def labels_that_fit(
-    image: Image, endpoint: bytes | None, destination: bytes | None
-) -> tuple[list[bytes], list[bytes]]:
-    """Return the endpoints and the destinations to purge for one of two patterns, or for neither.
-
-    To a destination belong the endpoints that it is bound to. Neither pattern stands for all.
-    """
-
-    def labels(sql: str, pattern: bytes) -> list[bytes]:
-        rows = image.execute(sql, {"glob": pattern}).rows
-        return [label for (label,) in rows if isinstance(label, bytes)]
-
-    if endpoint is not None:
-        return labels(_ENDPOINTS, endpoint), []
-    if destination is not None:
-        return labels(_ENDPOINTS_OF, destination), labels(_DESTINATIONS, destination)
-    return labels(_ENDPOINTS, b"*"), labels(_DESTINATIONS, b"*")
 
 
 def instance(image: Image) -> Instance | None:
