@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ProtocolError,
         Refused,
         ScacheError,
+        TooOld,
         Unavailable,
     )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ProtocolError",
     "Refused",
     "ScacheError",
+    "TooOld",
     "Unavailable",
     "__version__",
 ]

@@ -100,6 +100,10 @@ class Refused(ScacheError):
     exit_code = EXIT_REFUSED
 
 
+class TooOld(Refused):
+    """The daemon does not know a request, which was not sent."""
+
+
 class QueryError(ScacheError):
     """A statement that somebody asked is no SQL, or cannot be answered by an image."""
 

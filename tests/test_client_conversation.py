@@ -20,6 +20,7 @@ from scache.protocol.messages import (
     DUMMY,
     FindDest,
     FindEndp,
+    PurgeId,
     Request,
     SaveDest,
     SaveEndp,
@@ -309,6 +310,8 @@ class Conversation:
             case SaveDest() as request:
                 self.model.bind(request)
                 self.server.reply_status(Status.OK)
+            case PurgeId(number):
+                self.server.reply_purged(number % 2)
 
     def _in_pieces(self, data: bytes, descriptors: tuple[int, ...]) -> Iterable[Chunk]:
         while data:
@@ -348,3 +351,12 @@ def test_client_and_server(requests: list[Request], inline: bool, data: st.DataO
     assert conversation.client.inline is inline
     assert conversation.server.between_exchanges
     assert conversation.client.close() == conversation.server.close() == []
+
+
+@given(st.lists(st.integers(0, 2**63 - 1)), st.data())
+def test_purge_by_id_is_answered_in_order(ids: list[int], data: st.DataObject) -> None:
+    """Every id that there can be arrives as it was sent, however the bytes are cut."""
+    conversation = Conversation(lambda piece: data.draw(st.integers(1, len(piece))))
+    conversation.run(conversation.client.hello())
+    counts = conversation.run(conversation.client.purge_many(list(map(PurgeId, ids))))
+    assert counts == [number % 2 for number in ids]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scache.protocol.codec import decode, decode_integer, encode, token_at
+from scache.protocol.codec import decode, decode_id, decode_integer, decode_ttl, encode, token_at
 from tests.support.machines import values
 
 LIBC = ctypes.CDLL(None)
@@ -114,3 +114,31 @@ def test_decode_integer(value: bytes, number: int | None) -> None:
 def test_decode_integer_is_that_of_c(value: bytes) -> None:
     """For any bytes, the integer is the one that C reads there."""
     assert decode_integer(value) == scan_unsigned(value)
+
+
+NO_IDS = [
+    *(b"", b" ", b"-1", b"+1", b" 1", b"1 ", b"1\n", b"0x1", b"1_0", b"1.0", b"\xff"),
+    *("\u0663".encode(), b"9223372036854775808", b"18446744073709551617", b"9" * 5000),
+    b"0" * 20,
+]
+
+
+@pytest.mark.parametrize("value", NO_IDS)
+def test_decode_id_refuses_all_but_digits_of_a_row_id(value: bytes) -> None:
+    """A number that wrapped around would name another row."""
+    assert decode_id(value) is None
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_decode_id_reads_every_row_id(number: int) -> None:
+    """SQLite's largest integer included."""
+    assert decode_id(b"%d" % number) == number
+    assert decode_id(b"%d" % (2**63 - 1 - number)) == 2**63 - 1 - number
+
+
+@pytest.mark.parametrize(
+    ("value", "ttl"), [(b"1", 1), (b" 7", 7), (b"0", None), (b"-5", None), (b"4294967296", None)]
+)
+def test_decode_ttl_is_at_least_1(value: bytes, ttl: int | None) -> None:
+    """Of what C reads there, only times to come are a ttl."""
+    assert decode_ttl(value) == ttl

@@ -68,12 +68,19 @@ def events(capsys: Capture, file: str, *options: str) -> tuple[list[int], str]:
         (["--field", "203.0.113.5", "--field", "[mx1.example.org]:587"], []),
         (["--field", "mx1.example.org:25"], [7]),
         (["--field", "smtp", "--limit", "2"], [5, 6]),
+        (["--id", "8"], [2, 4, 5]),
+        (["--id", "7"], [1, 4]),
+        (["--id", "7", "--id", "9"], [1, 3, 4, 6]),
+        (["--id", "8", "--kind", "found"], [5]),
+        (["--id", "8", "--field", "203.0.113.55"], []),
+        (["--id", "1"], []),
+        (["--id", str(2**63 - 1)], []),
     ],
 )
 def test_events_are_told_of_the_labels_that_are_named(
     capsys: Capture, file: str, options: list[str], expected: Sequence[int]
 ) -> None:
-    """By a pattern in the form that tables print, or by whole fields of one label."""
+    """By a pattern in the form that tables print, by whole fields of one label, or by ids."""
     assert events(capsys, file, *options)[0] == expected
 
 
@@ -106,6 +113,13 @@ def test_events_hints_at_labels_that_are_named_wrongly(
     _, err = events(capsys, file, *options)
     assert hint in err
     assert bool(hint) == bool(err)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", str(2**63)])
+def test_events_refuses_what_is_no_id(capsys: Capture, file: str, value: str) -> None:
+    """Nothing has it."""
+    assert execute(["events", "--database", file, "--id", value]) == errors.EXIT_SETTINGS
+    assert "'--id'" in capsys.readouterr().err
 
 
 def test_events_refuses_an_empty_field(capsys: Capture, file: str) -> None:

@@ -22,7 +22,11 @@ from tests.support.cached import ODD
 from tests.support.daemon import Daemon
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^ *(scache purge --.*)$", EPILOG + README, re.MULTILINE)
+EXAMPLES = [
+    line
+    for line in re.findall(r"^ *(scache purge --.*)$", EPILOG + README, re.MULTILINE)
+    if " --id " not in line
+]
 
 Capture = pytest.CaptureFixture[str]
 
@@ -173,13 +177,16 @@ class TestNaming:
 
     @pytest.mark.parametrize(
         "options",
-        ["", "--all --endpoint x", "--endpoint x --destination y", "--field x --endpoint y"],
+        [
+            *("", "--all --endpoint x", "--endpoint x --destination y", "--field x --endpoint y"),
+            *("--id 1 --all", "--id 1 --field x"),
+        ],
     )
     def test_purge_takes_exactly_one_kind_of_name(self, capsys: Capture, options: str) -> None:
         """What is to go must be said, and be said once; nothing is asked before."""
         arguments = ["purge", "--socket", "none", *options.split()]
         assert execute(arguments) == errors.EXIT_SETTINGS
-        sentence = "scache: say exactly one of --endpoint, --destination, --field and --all\n"
+        sentence = "scache: say exactly one of --endpoint, --destination, --field, --id and --all\n"
         assert capsys.readouterr().err == sentence
 
     @pytest.mark.parametrize("line", EXAMPLES)

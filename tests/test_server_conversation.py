@@ -19,6 +19,8 @@ from scache.protocol.messages import (
     DUMMY,
     FindDest,
     FindEndp,
+    Hello,
+    PurgeId,
     Request,
     SaveDest,
     SaveEndp,
@@ -374,14 +376,16 @@ def test_need_data_is_neither_true_nor_false() -> None:
     assert repr(NEED_DATA) == "NEED_DATA"
 
 
-attribute_names = [b"request", b"ttl", b"label", b"property", b"dummy", b"status"]
-request_names = [b"save_endp", b"find_endp", b"save_dest", b"find_dest"]
+attribute_names = [b"request", b"ttl", b"id", b"label", b"property", b"dummy", b"status"]
+request_names = [b"save_endp", b"find_endp", b"save_dest", b"find_dest", b"hello", b"purge_id"]
 tokens = st.sampled_from([*attribute_names, *request_names, b"", b"", b"7", b"0", b"hit"]) | values
 requests = st.one_of(
     st.builds(SaveDest, st.integers(-1, 400), values, values, values),
     st.builds(FindEndp, values),
     st.builds(FindDest, values),
     st.just(FIND),
+    st.just(Hello(frozenset())),
+    st.builds(PurgeId, st.integers(-1, 2**63)),
 ).map(encode_request)
 streams = st.lists(
     st.one_of(

@@ -295,7 +295,7 @@ def test_the_base_protocol_knows_no_such_request(daemon: Daemon) -> None:
     bad = encode([(b"status", b"1")])
     with Wire(daemon.path) as client:
         client.announcement()
-        for name in (b"snapshot", b"purge_endp", b"purge_dest"):
+        for name in (b"snapshot", b"purge_endp", b"purge_dest", b"purge_id"):
             client.send(encode([(b"request", name), (b"label", b"x")]))
             assert client.receive_message_bytes() == bad
 

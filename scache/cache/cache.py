@@ -305,6 +305,21 @@ class Cache:
         self._trail.record(Event(now, "purge_dest", status, destination, client_id=client_id))
         return removed if status is Status.OK else None
 
+    def purge_id(self, connection_id: int, client_id: int) -> int:
+        """Close a connection; return 1, or 0 if it is not cached."""
+        now = self._clock.now()
+        request = Event(now, "purge_id", Status.OK, client_id=client_id)
+        parked = self._descriptors.parked(connection_id)
+        if parked is None:
+            # The id may be any number: the column is for ids of connections that there were.
+            request = request._replace(detail=f"no connection {connection_id}")
+        else:
+            self._remove("purged", now, parked, client_id)
+            request = request._replace(endpoint=parked.endpoint, connection_id=parked.id)
+        self._count("purge_id", Status.OK)
+        self._trail.record(request)
+        return int(parked is not None)
+
     def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
         """Record that a client got a snapshot, or with a reason why it did not."""
         status = Status.OK if detail is None else Status.FAIL

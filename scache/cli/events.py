@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.naming import PATTERNS, Labels, field_option, give_hints
+from scache.cli.naming import LARGEST_ID, PATTERNS, Named, field_option, give_hints, id_option
 from scache.cli.output import (
     Format,
     flush,
@@ -45,14 +45,12 @@ Examples:
   scache events --kind find_dest --since 10m
   scache events --field example.org --follow
   scache events --endpoint 'smtp\n203.0.113.5\n587\n0\n'
+  scache events --id 4711
   scache events --client smtp --format jsonl
 """
 
 FOLLOWED = 10
 """Earlier events that ``--follow`` begins with, unless told otherwise."""
-
-_MOST = 2**63 - 1
-"""The largest integer that SQLite knows."""
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -64,6 +62,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
 @click.option("--destination", metavar="GLOB", help="Of these destinations.")
 @field_option("Of endpoints or destinations with this field; repeatable.")
+@id_option("Of the connection or binding with this id, its whole life; repeatable.")
 @click.option("--client", metavar="PID|GLOB", help="Of this process, or of programs so called.")
 @click.option("--kind", "kinds", metavar="KIND", multiple=True, help="Of this kind; repeatable.")
 @click.option(
@@ -71,7 +70,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     metavar="TIME",
     help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
 )
-@click.option("--limit", metavar="N", type=click.IntRange(0, _MOST), help="The last N of them.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="The last N of them."
+)
 @click.option(
     "--follow",
     is_flag=True,
@@ -92,6 +93,7 @@ def events(
     endpoint: str | None,
     destination: str | None,
     fields: Sequence[str],
+    ids: Sequence[int],
     client: str | None,
     kinds: Sequence[str],
     since: str | None,
@@ -105,12 +107,13 @@ def events(
     """
     from scache.store.inside import Filter
 
-    labels = Labels(endpoint, destination, fields)
+    named = Named(endpoint, destination, fields, ids)
     pid = None if client is None else _pid(client)
     wanted = Filter(
         endpoint=None if endpoint is None else os.fsencode(endpoint),
         destination=None if destination is None else os.fsencode(destination),
         fields=list(map(os.fsencode, fields)),
+        ids=ids,
         pid=pid,
         program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
@@ -119,11 +122,11 @@ def events(
     if follow:
         if limit is None and since is None:
             limit = FOLLOWED
-        _Follower(origin, layout, wanted, interval).run(limit, labels)
+        _Follower(origin, layout, wanted, interval).run(limit, named)
         return
     with origin.image() as image:
         found = _write(image, wanted, layout, limit)
-        give_hints(image, labels, trail=True, nothing=not found)
+        give_hints(image, named, trail=True, nothing=not found)
         _warn(image)
 
 
@@ -167,10 +170,10 @@ class _Follower:
         self._instance: Instance | None = None
         self._begun = False
 
-    def run(self, limit: int | None, labels: Labels) -> None:
+    def run(self, limit: int | None, named: Named) -> None:
         """Tell the last ``limit`` events, and then each new one; return never."""
         with self._origin.image() as image:
-            give_hints(image, labels, trail=True, nothing=False)
+            give_hints(image, named, trail=True, nothing=False)
             self._tell(image, limit)
             _warn(image)
         answers = True
@@ -223,7 +226,7 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
 def _pid(client: str) -> int | None:
     if not (client.isascii() and client.isdecimal()):
         return None
-    if len(client) > len(str(_MOST)) or int(client) > _MOST:
+    if len(client) > len(str(LARGEST_ID)) or int(client) > LARGEST_ID:
         raise click.UsageError("--client takes the id of a process or a GLOB: no id is that large")
     return int(client)
 

@@ -25,6 +25,9 @@ is a whole one: 203.0.113.5 is no field of a label with 203.0.113.55. Where
 several are given, a label must have each."""
 """For the help of a command that takes labels."""
 
+LARGEST_ID = 2**63 - 1
+"""The largest integer that SQLite knows."""
+
 _SIMILAR = 3
 """Labels that a hint names."""
 
@@ -53,14 +56,22 @@ def _fields(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
     return values
 
 
-class Labels(NamedTuple):
-    """What a command was told of labels."""
+def id_option(text: str) -> Callable[[Command], Command]:
+    """Return what gives a command the option ``--id``, with this help."""
+    return click.option(
+        "--id", "ids", metavar="N", type=click.IntRange(1, LARGEST_ID), multiple=True, help=text
+    )
+
+
+class Named(NamedTuple):
+    """What a command was told of labels and ids."""
 
     endpoint: str | None
     """A pattern."""
     destination: str | None
     """A pattern."""
     fields: Sequence[str]
+    ids: Sequence[int]
 
     def __str__(self) -> str:
         named = [
@@ -70,6 +81,8 @@ class Labels(NamedTuple):
         ]
         if self.fields:
             named.append(f"the field {' and '.join(map(one_line, self.fields))}")
+        if self.ids:
+            named.append(f"the id {' or '.join(map(str, self.ids))}")
         return " and ".join(named)
 
     def patterns(self) -> tuple[tuple[str, str | None], ...]:
@@ -77,28 +90,29 @@ class Labels(NamedTuple):
         return ("endpoint", self.endpoint), ("destination", self.destination)
 
 
-def give_hints(image: Image, labels: Labels, *, trail: bool, nothing: bool) -> None:
+def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> None:
     """Say on stderr where labels may not be what was meant.
 
     They were searched for in the trail, or in what is cached, and ``nothing`` was found.
     """
     from scache.store.labels import any_has_fields, count_fits
 
-    for column, pattern in labels.patterns():
+    for column, pattern in named.patterns():
         advice = None if pattern is None else bracket_hint(pattern)
         if pattern is None or not (advice or nothing):
             continue
         fitting, exact = count_fits(image, column, os.fsencode(pattern), trail=trail)
         if advice and (not fitting or fitting > exact):
-            _say(advice)
+            say(advice)
         if not fitting:
-            _say(*_nothing_hint(image, column, pattern, trail=trail))
-    fields = list(map(os.fsencode, labels.fields))
+            say(*_nothing_hint(image, column, pattern, trail=trail))
+    fields = list(map(os.fsencode, named.fields))
     if fields and nothing and not any_has_fields(image, fields, trail=trail):
-        _say(*_nothing_hint(image, "field", " and ".join(labels.fields), trail=trail))
+        say(*_nothing_hint(image, "field", " and ".join(named.fields), trail=trail))
 
 
-def _say(*sentences: str) -> None:
+def say(*sentences: str) -> None:
+    """Say something on stderr, each in one line."""
     for each in sentences:
         click.echo(f"scache: {one_line(each)}", err=True)
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.naming import PATTERNS, Labels, field_option, give_hints
+from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
 from scache.cli.output import accept_any_text, write_text
 from scache.cli.reach import Origin, inside, socket_option
+from scache.errors import TooOld
 from scache.printed import one_line, shown
 
 if TYPE_CHECKING:
+    from scache.client.blocking import Client
+    from scache.client.exchanges import Purged
+    from scache.store.image import Image
     from scache.store.labels import Selection
 
 EPILOG = rf"""{PATTERNS}
@@ -27,6 +31,7 @@ Examples:
   scache purge --field '[mx1.example.org]:587'
   scache purge --endpoint 'smtp\n203.0.113.5\n587\n0\n'
   scache purge --destination '*example.org\n' --yes
+  scache purge --id 4711 --id 4712
   scache purge --all
 """
 
@@ -39,6 +44,7 @@ _SHOWN_BEFORE_A_QUESTION = 20
 @click.option("--endpoint", metavar="GLOB", help="What belongs to these endpoints.")
 @click.option("--destination", metavar="GLOB", help="What belongs to these destinations.")
 @field_option("What belongs to endpoints and destinations with this field; repeatable.")
+@id_option("The connection with this id, as live_connection shows it; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="All that is cached.")
 @click.option("--dry-run", is_flag=True, help="List what would be purged, and purge nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -48,6 +54,7 @@ def purge(
     endpoint: str | None,
     destination: str | None,
     fields: Sequence[str],
+    ids: Sequence[int],
     everything: bool,
     dry_run: bool,
     yes: bool,
@@ -58,39 +65,82 @@ def purge(
     destination are its bindings, and the connections of the endpoints that they
     lead to. On a terminal it lists them and asks first.
     """
-    if (endpoint is not None) + (destination is not None) + bool(fields) + everything != 1:
-        raise click.UsageError("say exactly one of --endpoint, --destination, --field and --all")
-    from scache.store.labels import select
-
-    # What fits is found in an image, at our cost; the daemon is told the exact labels.
-    with Origin(socket, database=None).image() as image:
-        chosen = select(
-            image,
-            endpoint=None if endpoint is None else os.fsencode(endpoint),
-            destination=None if destination is None else os.fsencode(destination),
-            fields=list(map(os.fsencode, fields)),
+    given = [endpoint is not None, destination is not None, bool(fields), bool(ids), everything]
+    if sum(given) != 1:
+        raise click.UsageError(
+            "say exactly one of --endpoint, --destination, --field, --id and --all"
         )
-        labels = Labels(endpoint, destination, fields)
-        give_hints(image, labels, trail=False, nothing=not any(chosen))
-    if dry_run:
-        accept_any_text()
-        write_text(f"{line}\n" for line in _listed(chosen))
-        click.echo(f"{_counted(chosen)} would be purged")
-        return
-    if not yes and any(chosen) and sys.stdin.isatty():
-        for line in _listed(chosen, _SHOWN_BEFORE_A_QUESTION):
-            click.echo(line, err=True)
-        what = "everything" if everything else f"what fits {labels}"
-        where = f"from the daemon at {one_line(str(socket))}"
-        if not click.confirm(f"Purge {what}: {_counted(chosen)}, {where}?", err=True):
-            click.echo("nothing was purged")
-            return
+    named = Named(endpoint, destination, fields, ids)
+    # What fits is found in an image, at our cost. The daemon is told which connections it was, on
+    # the connection that gave the image: after a restart their ids may name others.
     with inside(socket) as client:
-        purged = client.purge(chosen.endpoints, chosen.destinations)
+        with Origin(socket, database=None).image_for(client) as image:
+            chosen = _chosen(image, named)
+        if dry_run:
+            accept_any_text()
+            write_text(f"{line}\n" for line in _listed(chosen))
+            click.echo(f"{_counted(chosen)} would be purged")
+            return
+        if not yes and any(chosen) and sys.stdin.isatty():
+            what = "everything" if everything else f"what fits {named}"
+            if not _agreed(chosen, f"Purge {what}", f"from the daemon at {one_line(str(socket))}?"):
+                click.echo("nothing was purged")
+                return
+        purged = _purge(client, chosen, labels_may_do=not ids)
     click.echo(
         f"{_number(purged.connections, 'connection')} closed, "
         f"{_number(purged.bindings, 'binding')} removed"
     )
+
+
+def _chosen(image: Image, named: Named) -> Selection:
+    """Return what fits; give hints on stderr."""
+    from scache.store.labels import select
+
+    chosen = select(
+        image,
+        endpoint=None if named.endpoint is None else os.fsencode(named.endpoint),
+        destination=None if named.destination is None else os.fsencode(named.destination),
+        fields=list(map(os.fsencode, named.fields)),
+        ids=named.ids,
+    )
+    give_hints(image, named, trail=False, nothing=not any(chosen))
+    _hint_at_ids(image, named.ids, chosen)
+    return chosen
+
+
+def _agreed(chosen: Selection, begin: str, end: str) -> bool:
+    """List what is to be purged, and ask; return whether the answer is yes."""
+    for line in _listed(chosen, _SHOWN_BEFORE_A_QUESTION):
+        click.echo(line, err=True)
+    return click.confirm(f"{begin}: {_counted(chosen)}, {end}", err=True)
+
+
+def _purge(client: Client, chosen: Selection, *, labels_may_do: bool) -> Purged:
+    """Close these very connections; all of their endpoints if the daemon knows no ids."""
+    try:
+        ids = [number for number, _ in chosen.connections]
+        return client.purge((), chosen.destinations, ids)
+    except TooOld:
+        if not labels_may_do:
+            raise
+        say(
+            "the daemon is too old to purge by id: connections that were saved under these "
+            "endpoints meanwhile are closed as well"
+        )
+        return client.purge(chosen.endpoints, chosen.destinations)
+
+
+def _hint_at_ids(image: Image, ids: Sequence[int], chosen: Selection) -> None:
+    """Say on stderr which of these ids are no connections."""
+    from scache.store.labels import binding_of
+
+    for number in sorted({*ids} - {number for number, _ in chosen.connections}):
+        destination = binding_of(image, number)
+        if destination is None:
+            say(f"no connection {number} is cached: scache events --id {number} may tell why")
+        else:
+            say(f"{number} is a binding, of the destination {shown(destination)}")
 
 
 def _listed(chosen: Selection, most: int | None = None) -> Iterator[str]:

@@ -85,13 +85,19 @@ class Origin:
 
         Raises Unavailable, Refused or DatabaseError.
         """
-        from scache.store import snapshot
         from scache.store.image import Image
 
         if self.database is not None:
             return Image.from_file(self.database, sound=sound)
         with inside(self.socket) as client:
-            data = snapshot.read(client.snapshot())
+            return self.image_for(client)
+
+    def image_for(self, client: Client) -> Image:
+        """Return an image that the daemon gives this client, the caller's to close."""
+        from scache.store import snapshot
+        from scache.store.image import Image
+
+        data = snapshot.read(client.snapshot())
         return Image.from_bytes(data, f"the image of the {self}")
 
 

@@ -103,10 +103,13 @@ class AsyncClient(BaseClient):
         return await self._run(exchanges.snapshot())
 
     async def purge(
-        self, endpoints: Iterable[Text] = (), destinations: Iterable[Text] = ()
+        self,
+        endpoints: Iterable[Text] = (),
+        destinations: Iterable[Text] = (),
+        ids: Iterable[int] = (),
     ) -> Purged:
         """Do what `Client.purge` does."""
-        return await self._run(exchanges.purge(endpoints, destinations))
+        return await self._run(exchanges.purge(endpoints, destinations, ids))
 
     async def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""

@@ -107,12 +107,21 @@ class Client(BaseClient):
         """
         return self._run(exchanges.snapshot())
 
-    def purge(self, endpoints: Iterable[Text] = (), destinations: Iterable[Text] = ()) -> Purged:
+    def purge(
+        self,
+        endpoints: Iterable[Text] = (),
+        destinations: Iterable[Text] = (),
+        ids: Iterable[int] = (),
+    ) -> Purged:
         """Close all connections of these endpoints; remove all bindings of these destinations.
 
-        Raises what `snapshot` does. The timeout is for all of them together.
+        Close also the connections with these ids, as the table ``connection`` has them; one that is
+        not cached any more counts as none. With ids, a daemon that was restarted since the last
+        request is `Unavailable`: if its database is in memory, its ids have begun anew. Raises what
+        `snapshot` does, and `TooOld`, having purged nothing, if the daemon does not know ids. The
+        timeout is for all of them together.
         """
-        return self._run(exchanges.purge(endpoints, destinations))
+        return self._run(exchanges.purge(endpoints, destinations, ids))
 
     def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""

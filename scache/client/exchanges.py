@@ -12,13 +12,14 @@ from scache.client.parkable import refuse_tls
 from scache.errors import ProtocolError
 from scache.model import Status
 from scache.protocol.client import ClientConversation, Hit, Step
-from scache.protocol.codec import NUL
+from scache.protocol.codec import LARGEST_ID, NUL
 from scache.protocol.messages import (
     PURGE_SLICE,
     FindDest,
     FindEndp,
     PurgeDest,
     PurgeEndp,
+    PurgeId,
     SaveDest,
     SaveEndp,
 )
@@ -134,13 +135,25 @@ def snapshot() -> Begin[int]:
     return ClientConversation.snapshot
 
 
-def purge(endpoints: Iterable[Text], destinations: Iterable[Text]) -> Begin[Purged]:
-    """Purge all connections of these endpoints, and all bindings of these destinations."""
+def purge(
+    endpoints: Iterable[Text], destinations: Iterable[Text], ids: Iterable[int]
+) -> Begin[Purged]:
+    """Purge these connections, all of these endpoints, and all bindings of these destinations."""
+    of_ids = [PurgeId(_id(number)) for number in ids]
     of_endpoints = [PurgeEndp(_bytes(endpoint)) for endpoint in endpoints]
     of_destinations = [PurgeDest(_bytes(destination)) for destination in destinations]
 
+    begun = False
+
     def exchange(conversation: ClientConversation) -> Exchange[Purged]:
-        connections = yield from _purge(conversation, of_endpoints)
+        nonlocal begun
+        if begun and of_ids:
+            # It may be another daemon by now. If its database is in memory, its ids began anew.
+            raise HangupError
+        begun = True
+        # First, because it is these that an earlier server does not know.
+        connections = yield from _purge(conversation, of_ids)
+        connections += yield from _purge(conversation, of_endpoints)
         bindings = yield from _purge(conversation, of_destinations)
         return Purged(connections, bindings)
 
@@ -148,7 +161,7 @@ def purge(endpoints: Iterable[Text], destinations: Iterable[Text]) -> Begin[Purg
 
 
 def _purge(
-    conversation: ClientConversation, requests: Sequence[PurgeEndp | PurgeDest]
+    conversation: ClientConversation, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
 ) -> Exchange[int]:
     """Purge until nothing is left; return how many it was."""
     total = 0
@@ -187,6 +200,13 @@ def _save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) ->
 
 def _ttl(ttl: int) -> int:
     return min(operator.index(ttl), _LONGEST_TTL)
+
+
+def _id(number: int) -> int:
+    value = operator.index(number)
+    if not 0 <= value <= LARGEST_ID:
+        raise ValueError(f"no connection has the id {value}: ids are from 1 to {LARGEST_ID}")
+    return value
 
 
 def _bytes(text: Text) -> bytes:

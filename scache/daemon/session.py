@@ -21,6 +21,7 @@ from scache.protocol.messages import (
     Hello,
     PurgeDest,
     PurgeEndp,
+    PurgeId,
     SaveDest,
     Snapshot,
 )
@@ -368,6 +369,10 @@ class Session:
             done = self._cache.purge_dest(request.destination, PURGE_SLICE, self._client_id)
             self._purged(done)
 
+    def _purge_id(self, request: PurgeId) -> None:
+        if self._permitted("purge_id"):
+            self._purged(self._cache.purge_id(request.id, self._client_id))
+
     def _purged(self, count: int | None) -> None:
         if count is None:
             self._conversation.reply_refusal("the database cannot be written now: try again")
@@ -436,6 +441,7 @@ class Session:
         Snapshot: _snapshot,
         PurgeEndp: _purge_endp,
         PurgeDest: _purge_dest,
+        PurgeId: _purge_id,
         Deliver: _deliver,
         Delivered: _delivered,
         Abandoned: _abandoned,

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from scache.errors import ProtocolError, Refused
+from scache.errors import ProtocolError, Refused, TooOld
 from scache.model import Status
 from scache.protocol.codec import (
     MAX_MESSAGE_SIZE,
@@ -31,12 +31,14 @@ from scache.protocol.messages import (
     HELLO,
     INLINE_VERSION,
     NAMES,
+    PURGE_ID,
     PURGED_NAMES,
     REFUSAL_NAMES,
     FindDest,
     FindEndp,
     PurgeDest,
     PurgeEndp,
+    PurgeId,
     Request,
     SaveDest,
     SaveEndp,
@@ -190,10 +192,18 @@ class ClientConversation:
         return self._descriptors.popleft()
 
     def purge_many(
-        self, requests: Sequence[PurgeEndp | PurgeDest]
+        self, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
     ) -> Generator[Step, None, list[int]]:
-        """Purge all of these, which is up to PURGE_SLICE of each; return how many it was."""
+        """Purge all of these, which is up to PURGE_SLICE of each; return how many it was.
+
+        Raises TooOld, and sends nothing, if the server does not know all of these requests.
+        """
         self._require_inline()
+        if PURGE_ID not in self.features and any(isinstance(each, PurgeId) for each in requests):
+            raise TooOld(
+                "the daemon is too old to purge a connection by its id: restart it with this "
+                "version of scache, or name labels"
+            )
         counts = []
         for batch, messages in _batches(requests):
             yield Send(messages)

@@ -69,6 +69,21 @@ def decode(buffer: bytes, at: int) -> tuple[Attributes, int] | None:
     return None
 
 
+LARGEST_ID = 2**63 - 1
+"""What SQLite keeps as an INTEGER."""
+
+
+def decode_id(value: bytes) -> int | None:
+    """Return the row id that is written there in decimal, or None if it is none.
+
+    Nothing but digits is one: an id that wraps around would name another row.
+    """
+    if not value.isdigit() or len(value) > len(str(LARGEST_ID)):
+        return None
+    number = int(value)
+    return number if number <= LARGEST_ID else None
+
+
 _NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)0*([0-9]*)")
 _UNSIGNED_LONG_MAX = 2**64 - 1
 _UNSIGNED_LONG_DIGITS = 20
@@ -93,3 +108,9 @@ def decode_integer(value: bytes) -> int | None:
     if len(digits) <= _UNSIGNED_LONG_DIGITS and int(digits or b"0") <= _UNSIGNED_LONG_MAX:
         number = int(digits or b"0") * (-1 if sign == b"-" else 1)
     return (number + 2**31) % 2**32 - 2**31
+
+
+def decode_ttl(value: bytes) -> int | None:
+    """Return the ttl that the genuine program reads there, at least 1, or None if it reads none."""
+    ttl = decode_integer(value)
+    return ttl if ttl is not None and ttl > 0 else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from scache import __version__
 from scache.model import Status
-from scache.protocol.codec import encode
+from scache.protocol.codec import decode_id, decode_ttl, encode
 
 ANNOUNCEMENT = encode([(b"protocol", b"connection_cache_protocol")])
 """What the server says first (Postfix 3.6 and later expect it)."""
@@ -73,7 +73,14 @@ class PurgeDest(NamedTuple):
     destination: bytes
 
 
-Admin = Snapshot | PurgeEndp | PurgeDest
+class PurgeId(NamedTuple):
+    """Close one connection."""
+
+    id: int
+    """Of its row, as the table ``connection`` has it."""
+
+
+Admin = Snapshot | PurgeEndp | PurgeDest | PurgeId
 """What administrators ask for, in inline mode alone."""
 
 Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin
@@ -91,19 +98,20 @@ class Grammar(NamedTuple):
     reply_properties: int
     """How many ``property`` attributes follow the ``status`` of the reply."""
 
-    has_ttl: bool = False
-    """Whether the first of the attributes is a ttl."""
+    number: Callable[[bytes], int | None] | None = None
+    """Reads the first of the attributes, if that is a number; returns None if it is none."""
 
 
 GRAMMAR: dict[bytes, Grammar] = {
-    b"save_endp": Grammar(SaveEndp, (b"ttl", b"label", b"property"), 0, has_ttl=True),
+    b"save_endp": Grammar(SaveEndp, (b"ttl", b"label", b"property"), 0, decode_ttl),
     b"find_endp": Grammar(FindEndp, (b"label",), 1),
-    b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0, has_ttl=True),
+    b"save_dest": Grammar(SaveDest, (b"ttl", b"label", b"property", b"label"), 0, decode_ttl),
     b"find_dest": Grammar(FindDest, (b"label",), 2),
     b"hello": Grammar(Hello, (), 0),
     b"snapshot": Grammar(Snapshot, (), 0),
     b"purge_endp": Grammar(PurgeEndp, (b"label",), 0),
     b"purge_dest": Grammar(PurgeDest, (b"label",), 0),
+    b"purge_id": Grammar(PurgeId, (b"id",), 0, decode_id),
 }
 """Every request, by its name on the wire."""
 
@@ -137,7 +145,10 @@ STATUS_REPLY = tuple(encode_reply(status) for status in Status)
 
 INLINE_VERSION = b"1"
 
-FEATURES: tuple[bytes, ...] = ()
+PURGE_ID = NAMES[PurgeId]
+"""The feature of a server that knows this request."""
+
+FEATURES = (PURGE_ID,)
 """The words for the extensions that this version understands, as a client and as a server. A client
 lists what it understands in replies, a server which requests and attributes it understands. Neither
 sends anything that the other side has not listed."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scache.protocol.codec import NUL, decode_integer
+from scache.protocol.codec import NUL
 from scache.protocol.messages import GRAMMAR, Grammar, Hello, Request, read_features
 
 
@@ -53,7 +53,7 @@ def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, s
 
 
 WELL_FORMED, _READINGS = _well_formed()
-"""A whole request, the ttl apart, which may be no number."""
+"""A whole request, its number apart, which may be none."""
 
 
 _new = tuple.__new__
@@ -74,11 +74,11 @@ def parse(buffer: bytes, at: int, max_size: int) -> tuple[Request, int] | None:
         return None
     grammar, groups = _READINGS[match.lastindex]
     values: Sequence[Any] = match.groups()[groups]
-    if grammar.has_ttl:
-        ttl = decode_integer(values[0])
-        if ttl is None or ttl <= 0:
+    if grammar.number is not None:
+        number = grammar.number(values[0])
+        if number is None:
             return None
-        values = (ttl, *values[1:])
+        values = (number, *values[1:])
     return _new(grammar.kind, values), end
 
 
@@ -99,9 +99,9 @@ def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
     values: list[Any] = tokens[2 : 2 + 2 * len(grammar.names) : 2]
     if names != grammar.names or len(values) < len(names):
         return Malformed(name)
-    if grammar.has_ttl:
-        ttl = decode_integer(values[0])
-        if ttl is None or ttl <= 0:
+    if grammar.number is not None:
+        number = grammar.number(values[0])
+        if number is None:
             return Malformed(name)
-        values[0] = ttl
+        values[0] = number
     return grammar.kind._make(values)

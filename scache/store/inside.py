@@ -18,6 +18,7 @@ REQUESTS: Final = (
     "snapshot",
     "purge_endp",
     "purge_dest",
+    "purge_id",
     "unknown",
 )
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
@@ -110,6 +111,8 @@ class Filter:
     """A pattern."""
     fields: Sequence[bytes] = ()
     """Each is a whole field of the endpoint, or each is one of the destination."""
+    ids: Sequence[int] = ()
+    """Of connections and bindings: any of these."""
     pid: int | None = None
     """Of the client."""
     program: bytes | None = None
@@ -139,6 +142,10 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         either = " OR ".join(labels.has_fields(each, wanted.fields) for each in columns)
         conditions.append(f"({either})")
         parameters |= labels.field_parameters(wanted.fields)
+    if wanted.ids:
+        columns = ("connection_id", "binding_id")
+        either = " OR ".join(labels.is_one_of(each, wanted.ids) for each in columns)
+        conditions.append(f"({either})")
     if wanted.pid is not None:
         conditions.append("pid = :pid")
         parameters["pid"] = wanted.pid

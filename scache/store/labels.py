@@ -19,6 +19,7 @@ _BINDINGS = "SELECT id, destination, endpoint FROM binding WHERE {0} ORDER BY de
 _ENDPOINTS_BOUND = "endpoint IN (SELECT endpoint FROM binding WHERE {0})"
 _COUNT = "SELECT count(*), count(*) FILTER (WHERE {2}) FROM {0} WHERE {1}"
 _ANY = "SELECT EXISTS (SELECT 1 FROM ({0}) WHERE {1})"
+_BINDING = "SELECT destination FROM binding WHERE id = :id"
 _TABLES = {"endpoint": "connection", "destination": "binding"}
 _NEAR = """
     SELECT label FROM ({0}) WHERE label LIKE '%' || CAST(:word AS TEXT) || '%'
@@ -75,6 +76,11 @@ def has_field(column: str, parameter: str, field: bytes) -> str:
     return "(" + " OR ".join(found) + ")"
 
 
+def is_one_of(column: str, ids: Sequence[int]) -> str:
+    """Return a condition: an id is one of these."""
+    return f"{column} IN ({', '.join(map(str, ids))})"
+
+
 def prepare(image: Image) -> None:
     """Let statements of an image use the conditions of this module."""
     image.define("printed", _printed)
@@ -87,11 +93,12 @@ def select(
     endpoint: bytes | None = None,
     destination: bytes | None = None,
     fields: Sequence[bytes] = (),
+    ids: Sequence[int] = (),
 ) -> Selection:
     """Return what is cached for labels that fit a pattern, or have all of these fields.
 
-    To a destination belong the connections of the endpoints that it is bound to. Nothing given
-    stands for all that is cached.
+    Or the connections with these ids. To a destination belong the connections of the endpoints
+    that it is bound to. Nothing given stands for all that is cached.
     """
     prepare(image)
     parameters: dict[str, Value | str] = {}
@@ -106,6 +113,8 @@ def select(
         parameters |= field_parameters(fields)
         bindings = has_fields("destination", fields)
         connections = f"{has_fields('endpoint', fields)} OR {_ENDPOINTS_BOUND.format(bindings)}"
+    elif ids:
+        connections, bindings = is_one_of("id", ids), "0"
     else:
         connections = bindings = "1"
     return Selection(
@@ -147,6 +156,14 @@ def any_has_fields(image: Image, fields: Sequence[bytes], *, trail: bool) -> boo
     sql = _ANY.format(source, has_fields("label", fields))
     ((found,),) = image.execute(sql, field_parameters(fields)).rows
     return found == 1
+
+
+def binding_of(image: Image, binding_id: int) -> bytes | None:
+    """Return the destination of a binding; None if there is no binding with this id."""
+    for (destination,) in image.execute(_BINDING, {"id": binding_id}).rows:
+        assert isinstance(destination, bytes)
+        return destination
+    return None
 
 
 def near(image: Image, word: bytes, limit: int, *, trail: bool) -> list[bytes]:

@@ -50,7 +50,10 @@ class Face:
         return repr(self._client)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        return partial(self._portal.call, getattr(self._client, method))
+        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - the method's own
+            return self._portal.call(partial(getattr(self._client, method), *arguments, **named))
+
+        return call
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scache.model import Status
 from scache.protocol.codec import NEED_DATA, NeedData
-from scache.protocol.messages import FindDest, FindEndp, SaveDest
+from scache.protocol.messages import FindDest, FindEndp, PurgeId, SaveDest
 from scache.protocol.requests import Malformed
 from scache.protocol.server import Event, Save, ServerConversation
 
@@ -39,7 +39,7 @@ class Serving:
     """A server's machine, and a cache that says what it is told to.
 
     Labels that begin with ``hit`` are found. A save gets status 2 if no
-    descriptor came with it.
+    descriptor came with it. Odd ids are cached.
     """
 
     def __init__(self, *, announce: bool = False) -> None:
@@ -71,6 +71,8 @@ class Serving:
                 self.surplus.append(descriptor)
             case SaveDest():
                 self.machine.reply_status(Status.OK)
+            case PurgeId(number):
+                self.machine.reply_purged(number % 2)
             case FindEndp() | FindDest():
                 properties = self.find(event)
                 if properties is None:

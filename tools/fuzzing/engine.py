@@ -32,13 +32,17 @@ TOKENS = (
     *(b"request", b"save_endp", b"find_endp", b"save_dest", b"find_dest", b"hello", b"snapshot"),
     *(b"purge_endp", b"purge_dest", b"ttl", b"label", b"property", b"dummy", b"status", b"version"),
     *(b"server", b"count", b"reason", b"protocol", b"connection_cache_protocol", b"h", b"0", b"7"),
+    *(b"purge_id", b"id", b"features", b"9223372036854775807", b"9223372036854775808"),
     *(b"", b"\0", b"dummy\0\0\0", b"request\0", b"-1", b"4294967296", b"\x01" * 12, b"\xff"),
     b"request\0find_endp\0label\0h\0\0",
     b"request\0save_endp\0ttl\x007\0label\0e\0property\0p\0\0",
     b"request\0save_dest\0ttl\x007\0label\0d\0property\0p\0label\0e\0\0",
     b"request\0hello\0\0",
+    b"request\0hello\0features\0purge_id\0\0",
+    b"request\0purge_id\0id\x007\0\0",
     b"status\x000\0property\0p\0\0",
     b"status\x000\0version\x001\0server\0s\0\0",
+    b"status\x000\0version\x001\0server\0s\0features\0purge_id\0\0",
 )
 
 

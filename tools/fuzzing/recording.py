@@ -15,6 +15,7 @@ from random import Random
 from fuzzing.target import ANNOUNCE, CLIENT, NUMBERS, PERMIT, STRETCH, STRETCHED, write
 from scache import Client, Found, fdpass
 from scache.errors import ProtocolError
+from scache.protocol.messages import HELLO_REPLY_WITH_FEATURES
 from tests.support.daemon import Daemon
 from tests.support.histories import TTL_LIMIT, random_steps
 from tests.support.players import InlinePlayer, Player, Supply
@@ -147,14 +148,18 @@ def _clients(relay: Relay, path: Path, *, inline: bool) -> Iterator[bytes]:
             ("save_endp", lambda: client.save_endp(-1, "e", "p", here)),
         ]
         if inline:
-            works += [("snapshot", client.snapshot), ("purge", lambda: client.purge(["e"], ["d"]))]
+            works += [
+                ("snapshot", client.snapshot),
+                ("purge", lambda: client.purge(["e"], ["d"])),
+                ("purge_ids", lambda: client.purge(ids=[1, 2**63 - 1])),
+            ]
         for at, (name, work) in enumerate(works):
             with suppress(ProtocolError):  # of a ttl that is none
                 _close(work())
             sent, received = relay.take()
             exchanges = [NUMBERS["hello"]] if inline else []
             exchanges.append(NUMBERS[name])
-            before = [(b"status\x000\0version\x001\0server\0s\0\0", 0)] if inline and at else []
+            before = [(HELLO_REPLY_WITH_FEATURES, 0)] if inline and at else []
             yield write(CLIENT, before + received, exchanges)
             hello = [(b"request\0hello\0\0", 0)] if inline and at else []
             yield write(ANNOUNCE | PERMIT, hello + sent)

@@ -23,11 +23,14 @@ from scache.protocol.messages import (
     GRAMMAR,
     HELLO_REPLY,
     HELLO_REPLY_WITH_FEATURES,
+    PURGE_ID,
     STATUS_REPLY,
+    Admin,
     FindDest,
     FindEndp,
     PurgeDest,
     PurgeEndp,
+    PurgeId,
     SaveDest,
     SaveEndp,
     Snapshot,
@@ -214,7 +217,7 @@ class Served:
                 machine.reply_status(Status.OK)
             case FindEndp() | FindDest():
                 self._answer_find(event)
-            case Snapshot() | PurgeEndp() | PurgeDest():
+            case Snapshot() | PurgeEndp() | PurgeDest() | PurgeId():
                 self._answer_administrator(event)
 
     def _answer_find(self, request: FindEndp | FindDest) -> None:
@@ -227,7 +230,7 @@ class Served:
         self.expected.append(encode_reply(Status.OK, *properties))
         self.machine.reply_hit(*properties)
 
-    def _answer_administrator(self, request: Snapshot | PurgeEndp | PurgeDest) -> None:
+    def _answer_administrator(self, request: Admin) -> None:
         if not self.machine.inline:
             raise Broken(f"{request!r} in the base protocol")
         if not self._permit:
@@ -237,8 +240,9 @@ class Served:
             self.machine.reply_status(Status.OK)
             self.expected.append(STATUS_REPLY[Status.OK])
         else:
-            self.machine.reply_purged(len(request[0]))
-            self.expected.append(b"status\x000\0count\0%d\0\0" % len(request[0]))
+            count = request.id % 2 if isinstance(request, PurgeId) else len(request[0])
+            self.machine.reply_purged(count)
+            self.expected.append(b"status\x000\0count\0%d\0\0" % count)
 
     def _check_output(self) -> None:
         """Insist on one reply for each request, in order, and on nothing else but dummies."""
@@ -306,6 +310,10 @@ def _purge(attempt: Attempt) -> Exchange:
     return attempt.conversation.purge_many([PurgeEndp(b"e"), PurgeDest(b"d")])
 
 
+def _purge_ids(attempt: Attempt) -> Exchange:
+    return attempt.conversation.purge_many([PurgeId(1), PurgeId(2**63 - 1)])
+
+
 EXCHANGES: dict[str, Callable[[Attempt], Exchange]] = {
     "hello": lambda attempt: attempt.conversation.hello(),
     "save_endp": _save_endp,
@@ -316,6 +324,7 @@ EXCHANGES: dict[str, Callable[[Attempt], Exchange]] = {
     "find_many": _find_many,
     "snapshot": lambda attempt: attempt.conversation.snapshot(),
     "purge": _purge,
+    "purge_ids": _purge_ids,
 }
 """What a client may begin."""
 
@@ -375,6 +384,8 @@ class Client:
             raise Broken("nothing is to be sent")
         if not all(MINE <= each < 2 * MINE for each in step.descriptors):
             raise Broken(f"it sends descriptors that it was not given: {step.descriptors}")
+        if b"request\0purge_id\0" in step.data and PURGE_ID not in self.conversation.features:
+            raise Broken("it sends a request that the server has not listed")
         self.sent += step.data
 
     def _receive(self, incoming: Iterator[Piece]) -> bool:

@@ -181,6 +181,7 @@ class Population:
         await client.purge(
             [proof.endpoint(random.randrange(proof.ENDPOINTS))],
             [proof.destination(random.randrange(proof.DESTINATIONS))],
+            [random.randrange(1, 100_000)],
         )
 
     async def _snapshot(self, client: AsyncClient) -> None:
