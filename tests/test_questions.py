@@ -252,6 +252,19 @@ def check_handed_over(asked: Asked) -> None:
     assert counts == sorted(counts, reverse=True)
 
 
+def test_handover_names_what_smtp_did(cache: Traffic) -> None:
+    """Of each delivery through a connection that was there: whose it was, and for what before."""
+    saved_for = {step.saved: step.destination for step in cache.steps}
+    expected = {
+        step.taken: (saved_for[step.taken], step.destination)
+        for step in cache.steps
+        if step.taken is not None
+    }
+    rows = cache.rows("SELECT connection_id, saved_for, found_for FROM handover")
+    assert {row["connection_id"]: (row["saved_for"], row["found_for"]) for row in rows} == expected
+    assert any(step.asked_for_endpoint for step in cache.steps if step.taken is not None)
+
+
 @answers("How often is a connection found, by destination?")
 def check_hit_rate(asked: Asked) -> None:
     """A find for each delivery, a hit for each that reused a connection found that way."""

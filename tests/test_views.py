@@ -285,6 +285,18 @@ def test_client_activity(events: list[Event], tmp_path: Path) -> None:
         assert row["last_at"] == iso(latest.get(number))
 
 
+def test_client_activity_counts_purges_by_id(tmp_path: Path) -> None:
+    """They are counted by their outcome, as those by label are."""
+
+    def fill(cached: Cached) -> None:
+        for status in (0, 0, 1, 2):
+            cached.event("purge_id", status, client_id=1)
+
+    with seen(tmp_path / "cache.db", fill) as rows:
+        (row,) = rows("client_activity")
+    assert (row["purge_id_ok"], row["purge_id_fail"], row["bad"]) == (2, 1, 1)
+
+
 def _word(event: Event) -> str:
     return "ok" if event["status"] == 0 else "fail"
 
@@ -375,19 +387,6 @@ class TestHandover:
             (3, None, 5),
         ]
         assert all(row["saved_for"] is row["found_for"] is None for row in found)
-
-    def test_who_vanished_is_not_told(self, tmp_path: Path) -> None:
-        """A connection that was put back went to the one who got it then."""
-
-        def fill(cached: Cached) -> None:
-            for client, name, end in (1, b"a.org", "put_back"), (2, b"b.org", "found"):
-                one: Event = {"at": NOW + client, "client_id": client, "connection_id": 7}
-                cached.event("find_dest", 0, destination=name, endpoint=b"mx", **one)
-                cached.event(end, endpoint=b"mx", age=1.0, **one)
-
-        with seen(tmp_path / "cache.db", fill) as rows:
-            (row,) = rows("handover")
-        assert (row["found_for"], row["found_by"]) == (b"b.org", 2)
 
     def test_every_connection_that_was_found(self, events: list[Event], tmp_path: Path) -> None:
         """Whatever happened, each is told of once."""
