@@ -228,9 +228,9 @@ def test_binding_survives_a_step_when_the_lock_ends_at_the_worst_moment(
     with ExitStack() as lock:
         lock.enter_context(locked(file_rig.path))
 
-        def unlocked_first(rows: live.LiveRows, destination: bytes, binding_id: int) -> bool:
+        def unlocked_first(rows: live.LiveRows, destination: bytes, binding_id: int) -> None:
             lock.close()
-            return removing(rows, destination, binding_id)
+            removing(rows, destination, binding_id)
 
         monkeypatch.setattr(live.LiveRows, "remove_binding", unlocked_first)
         file_rig.clock.set_by += 3600

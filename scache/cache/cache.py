@@ -463,8 +463,8 @@ class Cache:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
         for gone in bindings:
-            if self._rows.remove_binding(gone.destination, gone.id):
-                self._binding_left("expired", now, gone)
+            self._rows.remove_binding(gone.destination, gone.id)
+            self._binding_left("expired", now, gone)
         return len(bindings) == EXPIRY_SLICE
 
     def _binding_left(self, way: str, now: float, gone: Gone, client_id: int | None = None) -> None:

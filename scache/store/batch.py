@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,20 +10,13 @@ from typing import Any
 
 from scache.clock import Clock
 from scache.errors import DatabaseFault
+from scache.store.faults import COMMIT, Faults
 
 COMMIT_INTERVAL = 0.05
 """Seconds from the first write of a batch to its commit."""
 
 FAULT_RETRY_INTERVAL = 0.2
 """Seconds between attempts to commit while the disk refuses."""
-
-_UNREADABLE = (
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_IOERR_READ,
-    sqlite3.SQLITE_IOERR_SHORT_READ,
-)
-"""What does not pass by itself: a commit that succeeds says nothing of what cannot be read."""
 
 _COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
@@ -39,8 +31,6 @@ text = bytearray
 """Makes a parameter of a label. For one of the type bytes, which it could bind as it is, sqlite3
 first looks for an adapter, which costs a fifth of a statement."""
 
-logger = logging.getLogger(__name__)
-
 
 class Batch:
     """One write transaction after another on the data plane's connection.
@@ -53,6 +43,10 @@ class Batch:
     "Response to errors within a transaction"). So the operations of a batch
     are kept until they are safe, and are done again at the next occasion: the
     live rows stay true, in SQLite's page cache, until a commit succeeds.
+
+    A statement that is refused rolls it back as well, because a trigger of an
+    administrator may have left half of it (RAISE(FAIL)), or nothing of the
+    whole batch (RAISE(ROLLBACK)).
     """
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
@@ -60,13 +54,11 @@ class Batch:
         """Its offset is what was added to the times of all that is live, for their stamps."""
         self.on_pending: Callable[[], None] = lambda: None
         """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
-        self.before_commit: Callable[[], None] = lambda: None
+        self.before_commit: Callable[[], object] = lambda: None
         """Called when a commit is about to be tried: write what waits to be written."""
         self.counts: Counter[str] = Counter()
         """What to add to the table ``counter`` with the next commit."""
-        self.fault: str | None = None
-        """What the database complained of last; None while it can be written."""
-        self._unreadable = False
+        self.faults = Faults()
         self._connection = connection
         self._cursor = connection.cursor()
         """One for all: making a cursor for each statement costs a sixth of its time."""
@@ -76,6 +68,14 @@ class Batch:
         self.commit_failed = False
         """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
         has to be kept for later cannot grow without bound."""
+        self._held_back = False
+        """Whether the batch waits for a counter or for rows of `add_many`, which were refused: then
+        no request may add to it."""
+
+    @property
+    def fault(self) -> str | None:
+        """What the database complains of; None while it can be written."""
+        return self.faults.text
 
     def begin(self) -> None:
         """Make sure of a transaction that has seen every earlier operation.
@@ -85,6 +85,7 @@ class Batch:
         connection = self._connection
         if connection.in_transaction:
             return
+        sql = COMMIT
         try:
             connection.execute("BEGIN IMMEDIATE")
             for sql, parameters in self._operations:
@@ -92,10 +93,10 @@ class Batch:
                     connection.executemany(sql, parameters)
                 else:
                     connection.execute(sql, parameters)
+            sql = _COUNT
             connection.executemany(_COUNT, self._counted.items())
         except sqlite3.Error as error:
-            self._roll_back()
-            raise self._fault(error) from error
+            raise self._refused(sql, error) from error
         if not (self._operations or self._counted):
             self.on_pending()
 
@@ -117,18 +118,31 @@ class Batch:
         try:
             self._cursor.execute(sql, parameters)
         except sqlite3.Error as error:
-            raise self._fault(error) from error
+            raise self._refused(sql, error) from error
         self._operations.append((sql, parameters))
         return self._cursor
 
     def add(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
-        """Do one write that makes the database grow: refused as well while `commit_failed`."""
-        if self.commit_failed:
+        """Do one write of a request that makes the database grow.
+
+        It is refused as well while an earlier commit fails or is held back.
+        """
+        if self.commit_failed or self._held_back:
             raise DatabaseFault(self.fault)
         return self.execute(sql, parameters)
 
-    def add_many(self, sql: str, rows: list[Any]) -> None:
-        """Do one write that makes the database grow for each of these rows, or for none."""
+    def ignored(self, writes: int = 1) -> DatabaseFault:
+        """Forget the latest writes, as a trigger has ignored the first; return what to raise."""
+        sql, _ = self._operations[-writes]
+        del self._operations[-writes:]
+        return self._fault(sql, _ignored())
+
+    def add_many(self, sql: str, rows: list[Any]) -> int:
+        """Do one write that makes the database grow for each of these rows, or for none.
+
+        Return how many rows that added. If it is refused, the batch waits until `before_commit` has
+        tried again.
+        """
         if self.commit_failed:
             raise DatabaseFault(self.fault)
         if not self._connection.in_transaction:
@@ -136,9 +150,10 @@ class Batch:
         try:
             self._cursor.executemany(sql, rows)
         except sqlite3.Error as error:
-            self._roll_back()
-            raise self._fault(error) from error
+            self._held_back = True
+            raise self._refused(sql, error) from error
         self._operations.append((sql, rows))
+        return self._cursor.rowcount
 
     def execute_eventually(self, sql: str, parameters: Parameters) -> sqlite3.Cursor | None:
         """Do one write, now or as soon as the database lets us: then there is no cursor.
@@ -148,7 +163,6 @@ class Batch:
         try:
             return self.execute(sql, parameters)
         except DatabaseFault:
-            self._roll_back()
             self._operations.append((sql, parameters))
             return None
 
@@ -166,8 +180,7 @@ class Batch:
             try:
                 self._connection.execute(*undoing)
             except sqlite3.Error as error:
-                self._roll_back()
-                self._fault(error)
+                self._refused(undoing[0], error)
 
     def query(self, sql: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Return the rows of a SELECT; DatabaseFault if they cannot be read.
@@ -179,9 +192,12 @@ class Batch:
             with contextlib.suppress(DatabaseFault):
                 self.begin()
         try:
-            return self._cursor.execute(sql, parameters).fetchall()
+            rows = self._cursor.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
-            raise self._fault(error) from error
+            raise self._fault(sql, error) from error
+        if self.faults.failing:
+            self.faults.succeeded((sql,))
+        return rows
 
     def commit(self) -> bool:
         """Make the batch durable and visible to others; return whether nothing is left to do.
@@ -189,26 +205,32 @@ class Batch:
         Never raises: a refusal is logged once, the batch is kept, and the
         caller tries again after FAULT_RETRY_INTERVAL.
         """
+        self._held_back = False
         self.before_commit()
-        kept = self._operations or self._counted
-        pending = self._connection.in_transaction or kept or self.counts
-        if not (pending or (self.fault and not self._unreadable)):
+        pending = self._connection.in_transaction or self._operations or self._counted
+        if not (pending or self.counts or (self.fault and not self.faults.unreadable)):
+            self._tell()
             return True
         try:
-            self._write_counts()
-            self._connection.execute("COMMIT")
+            self.begin()
         except DatabaseFault:
             return False
+        self._write_counts()
+        if self._held_back:
+            self._roll_back()  # and let others write, of whom one may end the fault
+            return False
+        try:
+            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self.commit_failed = True
-            self._fault(error)
+            self._fault(COMMIT, error)
             return False
+        if self.faults.failing:
+            self.faults.succeeded((COMMIT, _COUNT, *(sql for sql, _ in self._operations)))
         self._operations.clear()
         self._counted.clear()
         growth_was_refused, self.commit_failed = self.commit_failed, False
-        if self.fault is not None and not self._unreadable:
-            logger.warning("the database can be written again; nothing was lost")
-            self.fault = None
+        self._tell()
         # What was refused meanwhile waits to be written: nobody else would think of it.
         return self.commit() if growth_was_refused else True
 
@@ -216,6 +238,7 @@ class Batch:
         """Write what waits for the next commit, as far as the database lets us, for `serialize`."""
         self.before_commit()
         with contextlib.suppress(DatabaseFault):
+            self.begin()
             self._write_counts()
 
     def serialize(self) -> bytes:
@@ -235,25 +258,20 @@ class Batch:
             self._roll_back()
         self._connection = connection
         self._cursor = connection.cursor()
-        self._unreadable = False
+        self.faults.unreadable = ""
         self.on_pending()
 
-    @property
-    def fault_in_words(self) -> str:
-        """What the fault means, for people."""
-        if self._unreadable:
-            return (
-                f"it cannot be read ({self.fault}): what is cached may not be found until a restart"
-            )
-        return f"it cannot be written ({self.fault}): saves are refused until it can"
-
     def _write_counts(self) -> None:
-        self.begin()
+        """Add `counts` to the transaction under way."""
         for name, value in list(self.counts.items()):
             try:
                 self._cursor.execute(_COUNT, (name, value))
+                if not self._cursor.rowcount:
+                    raise _ignored()
             except sqlite3.Error as error:
-                raise self._fault(error) from error
+                self._held_back = True
+                self._refused(_COUNT, error)
+                return
             self._counted[name] += value
             del self.counts[name]
 
@@ -261,22 +279,26 @@ class Batch:
         if self._connection.in_transaction:
             self._connection.rollback()
 
-    def _fault(self, error: sqlite3.Error) -> DatabaseFault:
+    def _refused(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
+        """Undo what a write that failed may have done, for `begin` to do the rest again."""
+        self._roll_back()
+        return self._fault(sql, error)
+
+    def _fault(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
         """Remember what went wrong, say so once, and return what to raise."""
-        code = getattr(error, "sqlite_errorcode", 0)
-        if code in _UNREADABLE or code & 0xFF in _UNREADABLE:
-            if not self._unreadable:
-                self._unreadable = True
-                self.fault = str(error)
-                logger.error(
-                    "the database cannot be read (%s): what is cached may not be found until the "
-                    "daemon is restarted",
-                    error,
-                )
-        elif self.fault is None:
-            self.fault = str(error)
-            logger.warning(
-                "the database cannot be written now (%s): saves are refused until it can", error
-            )
+        known = len(self.faults.failing)
+        fault = self.faults.failed(sql, error, self._connection)
+        if len(self.faults.failing) > known:
+            self.on_pending()  # so that a commit finds out when it has ended
+        return fault
+
+    def _tell(self) -> None:
+        """Let the log say in time that a fault has ended."""
+        self.faults.tell()
+        if self.faults.to_tell:
             self.on_pending()
-        return DatabaseFault(str(error))
+
+
+def _ignored() -> sqlite3.IntegrityError:
+    """Return what to make of a write that a trigger has ignored, which is no error for SQLite."""
+    return sqlite3.IntegrityError("RAISE(IGNORE)")

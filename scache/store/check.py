@@ -6,15 +6,13 @@ does, and no further: what was trimmed, dropped or never recorded proves nothing
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import Final, NamedTuple
 
 from scache.errors import DatabaseError, QueryError
 from scache.store.image import Image, Result, Value
 from scache.store.inside import REQUESTS, WAYS_OUT
 from scache.store.live import MAX_DISCONNECTED_CLIENTS
-from scache.store.migrations import migrations, pending_script
+from scache.store.schema import SCHEMA, ours
 from scache.store.snapshot import FAULT
 
 COLUMNS: Final = ["check", "result", "found", "detail"]
@@ -330,21 +328,17 @@ def _by(image: Image, rule: Check, *, live: bool) -> tuple[Value, ...]:
 
 def _schema(image: Image) -> tuple[Value, ...]:
     """Compare tables, indexes and views with those that the migrations make."""
-    query = "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        fresh.executescript(pending_script(0, migrations()))
-        ours = {(kind, name): sql for kind, name, sql in fresh.execute(query)}
     try:
-        rows = [tuple(map(_text, row)) for row in image.execute(query).rows]
+        rows = [tuple(map(_text, row)) for row in image.execute(SCHEMA).rows]
     except (QueryError, DatabaseError) as error:
         return _row("schema", WRONG, None, f"this cannot be looked at: {error}")
     theirs = {(kind, name): sql for kind, name, sql in rows}
     found = [
         f"{kind} {name} is {'not there' if (kind, name) not in theirs else 'another'}"
-        for (kind, name), sql in ours.items()
+        for (kind, name), sql in ours().items()
         if theirs.get((kind, name)) != sql
     ]
-    found += [f"{kind} {name} is not ours" for kind, name in theirs.keys() - ours.keys()]
+    found += [f"{kind} {name} is not ours" for kind, name in theirs.keys() - ours().keys()]
     return _judged("schema", sorted(found), "the tables are not as scache makes them")
 
 

@@ -21,10 +21,11 @@ import anyio.to_thread
 from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
-from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
+from scache.store.batch import FAULT_RETRY_INTERVAL, Batch, Parameters
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
+from scache.store.schema import ADDITIONS, Addition, additions, blamed
 from scache.store.steps import LATEST_BOOT, following
 from scache.store.trail import Trail
 
@@ -103,7 +104,16 @@ _START = """
     INSERT INTO instance (started_at, version, pid, last_id, boot, booted_at)
     VALUES (?, ?, ?, ?, ?, ?)
 """
+# A trigger may ignore what is written, which is no error.
+_NOT_RECOVERED = """
+    SELECT EXISTS (SELECT 1 FROM connection) OR EXISTS (SELECT 1 FROM descriptor)
+        OR EXISTS (SELECT 1 FROM binding WHERE expires_at <= ?1)
+        OR NOT EXISTS (SELECT 1 FROM instance WHERE started_at = ?1 AND id = ?2 AND pid = ?3)
+"""
 _STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
+
+_OF_A_STATEMENT = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR)
+"""What SQLite says of a statement that a trigger or a unique index refuses, or a broken trigger."""
 
 _LOST: Mapping[Loss, str] = {
     "deleted": "its file was deleted; what is cached stays, and the file is made anew",
@@ -206,7 +216,7 @@ class Database:
         """What is wrong with it now, in words for people; None if nothing is."""
         faults = []
         if self.batch.fault is not None:
-            faults.append(self.batch.fault_in_words)
+            faults.append(self.batch.faults.in_words)
         if self._lost is not None:
             faults.append(f"{_LOST[self._lost]}{self._cannot_renew}")
         if self._starved:
@@ -336,6 +346,7 @@ class Database:
                 break
             await anyio.sleep(FAULT_RETRY_INTERVAL)
         else:
+            logger.warning("cannot write the end of this run to the database: %s", self.fault)
             return
         try:
             await self._control.execute("BEGIN IMMEDIATE")
@@ -346,7 +357,11 @@ class Database:
             if self.path != MEMORY:
                 await self._control.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
-            logger.warning("cannot record the end of this run in the database: %s", error)
+            culprits = blamed(await _additions(self._control), str(error))
+            logger.warning(
+                "cannot record the end of this run in the database: %s",
+                f"{culprits}: {error}" if culprits else error,
+            )
 
 
 @asynccontextmanager
@@ -435,8 +450,25 @@ async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tu
     if path != MEMORY:
         await control.execute("PRAGMA journal_mode = WAL")
     await control.execute("PRAGMA synchronous = NORMAL")
-    await control.executescript(pending_script(version, known))
-    return await _recover(control, start)
+    try:
+        await control.executescript(pending_script(version, known))
+        run = await _recover(control, start)
+    except sqlite3.Error as error:
+        found = await _additions(control)
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CONSTRAINT)
+        if found and code & 0xFF in _OF_A_STATEMENT:
+            raise DatabaseError(
+                f"the database {path} refuses what the daemon writes at its start, because of "
+                f"{blamed(found, str(error))} ({error}): drop that, and start again"
+            ) from error
+        raise
+    if found := await _additions(control):
+        logger.warning(
+            "the database %s has what scache did not make: %s; what that refuses will fail",
+            path,
+            blamed(found),
+        )
+    return run
 
 
 async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
@@ -464,9 +496,17 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     run = (now, start.version, os.getpid(), first + ID_RESERVE, clock.boot, clock.offset)
     async with control.execute(_START, run) as cursor:
         instance_id = cursor.lastrowid
+    if await _number(control, _NOT_RECOVERED, (now, instance_id, os.getpid())):
+        raise sqlite3.IntegrityError("RAISE(IGNORE)")
     await control.execute("COMMIT")
     assert instance_id is not None
     return instance_id, first
+
+
+async def _additions(control: aiosqlite.Connection) -> list[Addition]:
+    """Return the triggers and unique indexes that an administrator has made."""
+    async with control.execute(ADDITIONS) as cursor:
+        return additions(await cursor.fetchall())
 
 
 async def _lose_live_rows(
@@ -522,8 +562,8 @@ def _configure_data_plane(data: sqlite3.Connection) -> None:
     data.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT // 2}").fetchall()
 
 
-async def _number(control: aiosqlite.Connection, sql: str) -> int:
-    async with control.execute(sql) as cursor:
+async def _number(control: aiosqlite.Connection, sql: str, parameters: Parameters = ()) -> int:
+    async with control.execute(sql, parameters) as cursor:
         row = await cursor.fetchone()
     assert row is not None
     return int(row[0])

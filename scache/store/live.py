@@ -43,7 +43,7 @@ _ADD_BINDING = """
     ON CONFLICT (destination, endpoint, properties) DO NOTHING
 """
 _SAME_BINDING = """
-    SELECT id, saved_at FROM binding WHERE destination = CAST(? AS TEXT)
+    SELECT id, saved_at, expires_at > ? FROM binding WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REPLACE_BINDING = """
@@ -142,7 +142,8 @@ class LiveRows:
 
     def save_connection(self, row: Connection) -> None:
         """Add a connection."""
-        self._batch.add(_SAVE_CONNECTION, as_row(row, self._clock.offset))
+        if not self._batch.add(_SAVE_CONNECTION, as_row(row, self._clock.offset)).rowcount:
+            raise self._batch.ignored()
 
     def restore_connection(self, row: Connection) -> None:
         """Bring back a connection that was taken, in its old place. Never refused."""
@@ -188,7 +189,8 @@ class LiveRows:
 
     def take_connection(self, row: Connection) -> None:
         """Remove a connection that is about to be handed out."""
-        self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id))
+        if not self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id)).rowcount:
+            raise self._batch.ignored()
 
     def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
         """Remove a connection whose descriptor is gone. Never refused."""
@@ -210,15 +212,22 @@ class LiveRows:
         adding = (row.id, *identity, saved_at, expires_at, row.client_id)
         if self._batch.execute(_ADD_BINDING, adding).rowcount:
             return Saved(row.id, added=True)
-        ((old_id, old_saved_at),) = self._batch.query(_SAME_BINDING, identity)
+        same = self._batch.query(_SAME_BINDING, (saved_at, *identity))
+        if not same:
+            raise self._batch.ignored()
+        ((old_id, old_saved_at, is_live),) = same
+        if is_live:
+            raise self._batch.ignored(writes=2)
         replacing = (row.id, saved_at, expires_at, row.client_id, *identity)
-        self._batch.execute(_REPLACE_BINDING, replacing)
+        if not self._batch.execute(_REPLACE_BINDING, replacing).rowcount:
+            raise self._batch.ignored()
         replaced = Gone(old_id, row.destination, row.endpoint, old_saved_at - offset)
         return Saved(row.id, added=False, replaced=replaced)
 
-    def remove_binding(self, destination: bytes, binding_id: int) -> bool:
-        """Remove a binding that has expired; return whether it was there."""
-        return self._batch.execute(_REMOVE_BINDING, (text(destination), binding_id)).rowcount > 0
+    def remove_binding(self, destination: bytes, binding_id: int) -> None:
+        """Remove a binding that is there."""
+        if not self._batch.execute(_REMOVE_BINDING, (text(destination), binding_id)).rowcount:
+            raise self._batch.ignored()
 
     def expired_bindings(self, now: float, limit: int) -> list[Gone]:
         """Return bindings that have expired, the first to expire first."""
@@ -259,7 +268,8 @@ class LiveRows:
             pid, uid, gid, program = peer
             stamp = now + self._clock.offset
             row = (client_id, pid, uid, gid, stamp, program and text(program))
-            self._batch.add(_ADD_CLIENT, row)
+            if not self._batch.add(_ADD_CLIENT, row).rowcount:
+                raise self._batch.ignored()
         except DatabaseFault:
             self._unrecorded.add(client_id)
             self._batch.counts["clients_not_recorded"] += 1

@@ -27,11 +27,12 @@ _ADD_CONNECTION = """
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
 """
 _ADD_DESCRIPTOR = """
-    INSERT INTO descriptor
+    INSERT OR IGNORE INTO descriptor
         (connection_id, fd, kind, local, peer, tcp_state, rtt_us, unread_bytes)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
+_TRIGGERS = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
 
 
 def read(descriptor: int) -> bytes:
@@ -68,11 +69,17 @@ def complete(
 
     That is connections that were found and not sent yet, with stamps, for they
     are still here; the facts of the descriptor of each connection, by its id;
-    and rows of ``setting``.
+    and rows of ``setting``. What an administrator has added to the schema is in
+    the image, but refuses none of that.
     """
     copy.execute("BEGIN")
+    triggers = copy.execute(_TRIGGERS).fetchall()
+    for name, _ in triggers:
+        copy.execute('DROP TRIGGER "{}"'.format(name.replace('"', '""')))
     copy.executemany(_ADD_CONNECTION, on_their_way)
     copy.executemany(_ADD_DESCRIPTOR, ((row_id, *facts) for row_id, facts in descriptors))
     copy.executemany(_ADD_SETTING, settings.items())
+    for _, sql in triggers:
+        copy.execute(sql)
     copy.execute("COMMIT")
     return copy.serialize()

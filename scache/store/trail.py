@@ -44,8 +44,11 @@ class _Form:
     sqlite3 would look for an adapter, at more than the cost of a column.
     """
 
-    def __init__(self, columns: str, row: str, width: int) -> None:
-        """Insert these columns; ``row`` names the ``width`` parameters of each {0}, {1}, ..."""
+    def __init__(self, columns: str, row: str, width: int, events: int = 1) -> None:
+        """Insert these columns; ``row`` names the ``width`` parameters of each {0}, {1}, ...
+
+        It makes this number of ``events``.
+        """
 
         def statement(count: int) -> str:
             rows = (
@@ -54,14 +57,18 @@ class _Form:
             return f"INSERT INTO event ({columns}) VALUES {', '.join(rows)}"
 
         self._one, self._many = statement(1), statement(ROWS_AT_ONCE)
+        self._events = events
         self.rows: list[Parameters] = []
 
     def write(self, batch: Batch) -> None:
         """Write them, or raise DatabaseFault and keep them."""
         if len(self.rows) == ROWS_AT_ONCE:
-            batch.add(self._many, tuple(chain.from_iterable(self.rows)))
+            added = batch.add_many(self._many, [tuple(chain.from_iterable(self.rows))])
         elif self.rows:
-            batch.add_many(self._one, self.rows.copy())
+            added = batch.add_many(self._one, self.rows.copy())
+        else:
+            return
+        _count_dropped(batch, self._events * len(self.rows) - added)
         self.rows.clear()
 
 
@@ -90,6 +97,7 @@ class Trail:
             "({3}, 'find_endp', 0, CAST({0} AS TEXT), {1}, {2}, {3} - {5}), "
             "({4}, 'found', NULL, CAST({0} AS TEXT), {1}, {2}, {4} - {5})",
             6,
+            events=2,
         )
         self._bindings = _Form(
             "at, kind, status, destination, endpoint, binding_id, client_id, ttl",
@@ -214,7 +222,8 @@ class Trail:
     def _write_all(self, batch: Batch) -> None:
         self._write_forms(batch)
         if self._others:
-            batch.add_many(_ANY, self._others.copy())
+            added = batch.add_many(_ANY, self._others.copy())
+            _count_dropped(batch, len(self._others) - added)
             self._others.clear()
         self._trim(batch, _TRIM, self._limit)
         self._grown = False
@@ -254,3 +263,9 @@ class Trail:
             self._batch.counts["events_dropped"] += pending
             for rows in self._pending():
                 rows.clear()
+
+
+def _count_dropped(batch: Batch, events: int) -> None:
+    """Count events that a trigger of an administrator has dropped (RAISE(IGNORE))."""
+    if events:
+        batch.counts["events_dropped"] += events

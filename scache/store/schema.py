@@ -1,0 +1,67 @@
+"""The schema that the migrations make, and additions to it that may refuse writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from functools import cache
+from typing import Final, NamedTuple
+
+from scache.store.migrations import migrations, pending_script
+
+ADDITIONS: Final = """
+    SELECT type, CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB) FROM sqlite_schema
+    WHERE type = 'trigger' OR type = 'index' AND sql LIKE 'CREATE UNIQUE%'
+"""
+"""Asks for the rows that `additions` takes."""
+
+SCHEMA: Final = (
+    "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+)
+"""Asks for everything that `ours` has, and what others have added."""
+
+
+class Addition(NamedTuple):
+    """A trigger or a unique index that no migration has made."""
+
+    kind: str
+    name: str
+    table: str
+    sql: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} on {self.table}"
+
+    def may_say(self, message: str) -> bool:
+        """Return whether SQLite may give this message because of it."""
+        if self.kind == "trigger":
+            return message in self.sql or f"trigger {self.name}" in message
+        return f"{self.table}." in message or f"index '{self.name}'" in message
+
+
+@cache
+def ours() -> dict[tuple[str, str], str]:
+    """Return the SQL of each table, index and view that the migrations make, by kind and name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        fresh.executescript(pending_script(0, migrations()))
+        return {(kind, name): sql for kind, name, sql in fresh.execute(SCHEMA)}
+
+
+def additions(rows: Iterable[sqlite3.Row | tuple[object, ...]]) -> list[Addition]:
+    """Return what is not ours of the rows that `ADDITIONS` gives."""
+    found = [Addition(*(_text(value) for value in row)) for row in rows]
+    return [each for each in found if (each.kind, each.name) not in ours()]
+
+
+def blamed(found: list[Addition], message: str = "") -> str:
+    """Return the additions that an error of SQLite may come from, as a list; "" if there is none.
+
+    These are the ones that its message fits, or all.
+    """
+    culprits = [each for each in found if message and each.may_say(message)]
+    return ", ".join(map(str, culprits or found))
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
