@@ -1099,7 +1099,7 @@ class TestSurroundings:
     def test_help_of_each_command(self, capsys: Capture) -> None:
         """Each has an example, and says what it does."""
         for name in ("dump", "sql", "stats", "events", "check", "purge"):
-            assert f"  scache {name}" in run(capsys, name, "--help")
+            assert f"\n  Examples:\n    scache {name}" in run(capsys, name, "--help")
 
     def test_a_command_loads_no_daemon(self, file: Path) -> None:
         """Looking inside imports nothing of the daemon, and a file needs no client."""

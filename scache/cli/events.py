@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scache.store.image import Image, Result
     from scache.store.inside import Filter, Instance
 
-EPILOG = rf"""They are in the order of time. Ids are in the order of writing: within one
+EPILOG = f"""They are in the order of time. Ids are in the order of writing: within one
 write, of 50 ms or so, they may be in another.
 
 Whoever looks at a live daemon takes a snapshot, which is an event: those that
@@ -44,7 +44,7 @@ Examples:
   scache events --limit 20
   scache events --kind find_dest --since 10m
   scache events --field example.org --follow
-  scache events --endpoint 'smtp\n203.0.113.5\n587\n0\n'
+  scache events --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
   scache events --id 4711
   scache events --client smtp --format jsonl
 """

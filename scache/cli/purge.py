@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from scache.store.image import Image
     from scache.store.labels import Selection
 
-EPILOG = rf"""{PATTERNS}
+EPILOG = f"""{PATTERNS}
 
 \b
 Examples:
   scache purge --field 203.0.113.5
   scache purge --field 203.0.113.5 --field 587 --dry-run
   scache purge --field '[mx1.example.org]:587'
-  scache purge --endpoint 'smtp\n203.0.113.5\n587\n0\n'
-  scache purge --destination '*example.org\n' --yes
+  scache purge --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
+  scache purge --destination '*example.org\\n' --yes
   scache purge --id 4711 --id 4712
   scache purge --all
 """
