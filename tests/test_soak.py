@@ -64,7 +64,7 @@ def test_fuzzing_finds_nothing() -> None:
     [
         "from scache.protocol.server import ServerConversation as S; S.close = lambda self: []",
         "from scache.protocol.client import ClientConversation as C; C.close = lambda self: []",
-        "import scache.protocol.requests as r; r.decode_integer = int",
+        "import scache.protocol.codec as c; c.decode_integer = int",
         (
             "import scache.protocol.server as s; s.EMPTY_REPLY = {k: s.STATUS_REPLY for k in"
             " s.EMPTY_REPLY}"
