@@ -67,6 +67,6 @@ def _boot() -> str:
     """Return the boot id, and how CLOCK_BOOTTIME differs in this namespace (time_namespaces(7))."""
     boot = ""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         boot += " " + "+".join(Path("/proc/self/timens_offsets").read_text().split()[-2:])
     return boot

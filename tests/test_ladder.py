@@ -61,3 +61,15 @@ def test_functions_are_short(path: Path) -> None:
     """A function that needs more than 60 lines could be two."""
     lengths = {each.name: (each.end_lineno or 0) - each.lineno + 1 for each in functions(path)}
     assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_codec_that_a_module_names_needs_no_import(path: Path) -> None:
+    """Python loads UTF-8 at its start. ``--user`` may not read the modules of other codecs."""
+    codecs = {
+        node.value.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "encoding"
+        if isinstance(node.value, ast.Constant)
+    }
+    assert codecs <= {"utf-8"}

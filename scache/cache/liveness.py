@@ -101,7 +101,7 @@ def _is_terminal(descriptor: int) -> bool:
     Its path proves nothing: another mount namespace may have a file server there. Its mount does,
     if it is one of ours; the file systems that have devices answer fstat(2) by themselves.
     """
-    fields = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").split()
+    fields = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="utf-8").split()
     mount = fields[fields.index("mnt_id:") + 1]
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         number, *_ = line.split(b" ", 1)

@@ -31,7 +31,8 @@ command line goes before the environment, and that before the file.
 Examples:
   scache serve
   scache serve --database /var/lib/scache/cache.db --max-idle 0
-  scache serve --socket /var/spool/postfix/private/scache --socket-owner postfix
+  scache serve --socket /var/spool/postfix/private/scache-sql --user postfix \\
+      --on-data close --database /var/lib/postfix/scache.db --max-idle 0
   scache serve --config /etc/scache.toml --show-config
 """
 

@@ -28,7 +28,7 @@ def has_capability(name: str) -> bool:
     Without /proc, root counts as having all of them.
     """
     try:
-        found = _EFFECTIVE.search(Path("/proc/self/status").read_text(encoding="ascii"))
+        found = _EFFECTIVE.search(Path("/proc/self/status").read_text(encoding="utf-8"))
     except OSError:
         found = None
     if found is None:

@@ -38,6 +38,7 @@ default_process_limit = 100
 in_flow_delay = 0s
 fast_flush_domains =
 smtpd_relay_restrictions = permit_mynetworks, reject
+postlog_service_name = {log}
 """
 
 _MASTER_CF = """\
@@ -53,6 +54,7 @@ brief     unix  -  -  n  -  -  smtp
   -o smtp_connection_cache_time_limit=1s
 error     unix  -  -  n  -  -  error
 retry     unix  -  -  n  -  -  error
+postlog   unix-dgram n - n  -  1  postlogd
 """
 
 _GENUINE_SCACHE = """\
@@ -63,6 +65,14 @@ _QUEUES = (
     *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
     *("maildrop", "private", "public", "saved", "trace"),
 )
+
+_SUBMIT_GROUP = "postdrop"
+_OF_SUBMIT_GROUP = {"maildrop", "public"}
+"""Directories that `postfix check` wants to be of its setgid_group."""
+
+_LOG = "log"
+"""The service that takes its log. The name ``postlog`` is of postlogd(8), which `postfix check`
+demands in master.cf."""
 
 _LONGEST_LIFE = 600
 """Seconds after which master(8) ends on its own, if nobody is left to stop it."""
@@ -104,6 +114,8 @@ class PrivatePostfix:
         self._counted = 0
         self.cache_socket: Path
         """Where smtp(8) looks for its connection cache."""
+        self.queue_directory: Path
+        self.data_directory: Path
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:
@@ -157,6 +169,36 @@ class PrivatePostfix:
         """Return the lines in which smtp(8) says what became of a message."""
         return list(_deliveries(self.log()))
 
+    def run(self, command: str, *, timeout: float = 60) -> str:
+        """Run a shell command of an administrator of this instance; return what it says.
+
+        Raises subprocess.CalledProcessError when it fails.
+        """
+        path = f"{self._commands}:{os.environ['PATH']}"
+        configuration = {"MAIL_CONFIG": str(self._configuration), "PATH": path}
+        return subprocess.run(
+            ["sh", "-ec", command],
+            env={**os.environ, **self._log.environment, **configuration},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+            timeout=timeout,
+        ).stdout
+
+    def wait_reloaded(self, times: int) -> None:
+        """Wait until master(8) has reloaded its configuration so often since the start.
+
+        Raises TimeoutError if that takes too long.
+        """
+
+        def reloaded(lines: list[str]) -> bool:
+            return sum("]: reload -- version" in line for line in lines) >= times
+
+        if not self._log.wait_for(reloaded, self._timeout):
+            raise TimeoutError(f"Postfix has not reloaded: {self.log()[-9:]}")
+
     def log(self) -> list[str]:
         """Return what this Postfix has logged, from the name of the program on."""
         return self._log.lines()
@@ -164,14 +206,16 @@ class PrivatePostfix:
     def _start(self, cleanup: ExitStack) -> None:
         self._commands, daemons = postfix_directories()
         directory = cleanup.enter_context(private_directory("queue/pid", "data"))
-        queue = directory / "queue"
-        shutil.chown(directory / "data", MAIL_OWNER)
+        self.queue_directory = queue = directory / "queue"
+        self.data_directory = directory / "data"
+        shutil.chown(self.data_directory, MAIL_OWNER)
         for name in _QUEUES:
             (queue / name).mkdir(mode=0o755 if name == "public" else 0o700)
-            shutil.chown(queue / name, MAIL_OWNER)
+            group = _SUBMIT_GROUP if name in _OF_SUBMIT_GROUP else None
+            shutil.chown(queue / name, MAIL_OWNER, group)
         self.cache_socket = queue / "private/scache"
         self._smtpd_socket = queue / "public/smtpd"
-        self._log = cleanup.enter_context(PostfixLog(queue / "public/postlog"))
+        self._log = cleanup.enter_context(PostfixLog(queue / "public" / _LOG))
         sinks = {0, *(route.sink for route in self._routes.values())}
         ports = {
             sink: cleanup.enter_context(_smtp_sink(self._commands, self._timeout))
@@ -182,16 +226,17 @@ class PrivatePostfix:
             routes=_transport_maps(self._routes, ports),
             concurrency=self._concurrency,
             cache_time_limit=self.cache_time_limit,
+            log=_LOG,
         )
         master_cf = _MASTER_CF + (_GENUINE_SCACHE if self._genuine_scache else "")
-        configuration = write_configuration(directory, main_cf, master_cf)
-        cleanup.enter_context(self._master(daemons / "master", configuration))
+        self._configuration = write_configuration(directory, main_cf, master_cf)
+        cleanup.enter_context(self._master(daemons / "master"))
 
     @contextmanager
-    def _master(self, program: Path, configuration: Path) -> Iterator[None]:
+    def _master(self, program: Path) -> Iterator[None]:
         """Run master(8), and end it with all that it has started."""
         master = subprocess.Popen(
-            [program, "-c", configuration, "-s", "-e", str(_LONGEST_LIFE)],
+            [program, "-c", self._configuration, "-s", "-e", str(_LONGEST_LIFE)],
             env={**os.environ, **self._log.environment},
             stdin=subprocess.DEVNULL,
             # Whatever it starts inherits this: when all of them have ended, it ends.
