@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scache.client.found import Found
     from scache.errors import (
         ClientInUse,
+        DescriptorLimit,
         NotParkable,
         ProtocolError,
         Refused,
@@ -28,6 +29,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ClientInUse",
+    "DescriptorLimit",
     "Found",
     "NotParkable",
     "ProtocolError",

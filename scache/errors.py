@@ -6,6 +6,14 @@ do. What a peer did wrong on the wire is a ``ProtocolError``. The ``exit_code``
 of each is what a command ends with that it ends.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scache.client.found import Found
+
 EXIT_OK = 0
 """The daemon was asked to stop, or was idle for ``max_idle`` seconds."""
 
@@ -85,6 +93,20 @@ class ClientInUse(ScacheError, RuntimeError):
     """A client was used by two threads, or by a signal handler, during one request of it.
 
     Nothing was sent, and the request under way goes on.
+    """
+
+
+class DescriptorLimit(ScacheError, OSError):
+    """This process is at its limit on open files (EMFILE), or the machine is at its own (ENFILE).
+
+    Connections that there is no room for are not asked for: they stay in the cache.
+    """
+
+    exit_code = EXIT_SETTINGS
+    found: Sequence[Found | None] = ()
+    """What `find_many` or `find_dest_many` returned if it had been asked for this many labels only.
+
+    The caller's to take: what is left of it is closed when the error is dropped.
     """
 
 

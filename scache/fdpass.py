@@ -11,9 +11,14 @@ import os
 import socket
 import stat
 import struct
+from array import array
+from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat, starmap
+from operator import itemgetter
 from queue import SimpleQueue
 from threading import Thread
+from typing import TypeAlias
 
 from scache.model import Peer
 
@@ -72,6 +77,48 @@ def receive(
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors = (*descriptors, *struct.unpack(f"{len(payload) // _INT_SIZE}i", payload))
     return data, descriptors, bool(flags & _TRUNCATED)
+
+
+Received: TypeAlias = tuple[int, list[tuple[int, int, bytes]], int, object]
+"""The result of recvmsg_into: a number of bytes, control messages, flags, the sender's address."""
+
+
+def receive_whole(sock: socket.socket, buffer: memoryview, received: list[Received]) -> None:
+    """Add the result of one recvmsg(2) to a list.
+
+    An exception from a signal handler can come between any two instructions of Python, but not
+    inside of `list.extend`: the descriptors are in the list, or were never received. So it is with
+    `move_descriptors` and `close_owned`. Each descriptor has one owner at any moment.
+    """
+    received.extend(map(sock.recvmsg_into, ([buffer],), (_CONTROL_SIZE,), (_CLOSE_ON_EXEC,)))
+
+
+def move_descriptors(received: list[Received], descriptors: deque[int]) -> None:
+    """Empty a list that `receive_whole` has filled; append its descriptors in the order sent.
+
+    The control messages must be descriptors alone, as they are unless the socket asks for others.
+    """
+    control = chain.from_iterable(map(_CONTROL, starmap(received.pop, repeat((0,), len(received)))))
+    payloads = map(_PAYLOAD, control)
+    descriptors.extend(chain.from_iterable(map(array, repeat("i"), payloads)))
+
+
+def is_truncated(received: Received) -> bool:
+    """Return whether the kernel had to drop descriptors (MSG_CTRUNC)."""
+    return bool(received[2] & _TRUNCATED)
+
+
+def close_owned(descriptors: list[int] | deque[int]) -> None:
+    """Take each descriptor out and close it, whatever the kernel says of it."""
+    while descriptors:
+        try:
+            _consume(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
+        except OSError:
+            continue
+
+
+_CONTROL, _PAYLOAD = itemgetter(1), itemgetter(2)
+_consume = deque[None](maxlen=0).extend
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 
-from scache import Client, ProtocolError
+from scache import Client, DescriptorLimit, ProtocolError
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.daemon import Daemon
-from tests.support.descriptors import descriptors_of
+from tests.support.descriptors import descriptors_left
 from tests.support.dialogue import DEADLINE
 from tests.support.genuine import GenuineScache
 
@@ -300,36 +299,35 @@ def test_closed_descriptor(client: Client, pair: Pair) -> None:
         client.save_endp(60, endpoint, "", theirs)
 
 
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Let this process open so many descriptors, and no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The limit is on the numbers: those below the highest must all be in use.
-    highest = max(descriptors_of(os.getpid()))
-    fillers = [os.open(os.devnull, os.O_RDONLY)]
-    while fillers[-1] < highest:
-        fillers.append(os.dup(fillers[0]))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
+def test_find_many_at_the_descriptor_limit_loses_nothing(client: Client, pair: Pair) -> None:
+    """What there is room for comes with the error, and the rest stays in the cache."""
+    _, theirs = pair
+    endpoint = label()
+    numbers = [b"%d" % number for number in range(20)]
+    assert all(client.save_many([(60, endpoint, number, theirs) for number in numbers]))
+    with descriptors_left(5), pytest.raises(DescriptorLimit, match="ulimit -n") as caught:
+        client.find_many([endpoint, "nothing", *[endpoint] * 19])
+    assert caught.value.errno == errno.EMFILE
+    assert not isinstance(caught.value, ProtocolError)
+    found = [*caught.value.found, *client.find_many([endpoint] * 16)]
+    assert found.pop(1) is None  # nothing
+    assert found.pop() is None  # the 21st of 20
+    assert [each and each.endpoint_properties for each in found] == numbers
+    for each in found:
+        assert each is not None
+        each.close()
 
 
-def test_no_descriptor_left(client: Client, pair: Pair) -> None:
-    """A find that this process cannot take fails; nothing is left open, and the client goes on."""
+def test_find_at_the_descriptor_limit_loses_nothing(client: Client, pair: Pair) -> None:
+    """It is not asked for, and the client stays connected."""
     ours, theirs = pair
-    endpoint, fresh = label(), label()
-    assert client.save_many([(60, endpoint, "", theirs)] * 20) == [True] * 20
-    with descriptors_left(5), pytest.raises(ProtocolError, match="descriptor"):
-        client.find_many([endpoint] * 20)
-    assert client.save_endp(60, fresh, "", theirs)
-    with descriptors_left(0), pytest.raises(ProtocolError, match="descriptor"):
-        client.find_endp(fresh)
-    assert client.save_endp(60, fresh, "", theirs)
-    expect_other_end(client.find_endp(fresh), ours)
+    endpoint = label()
+    assert client.save_endp(60, endpoint, "", theirs)
+    with descriptors_left(0), pytest.raises(DescriptorLimit, match="ulimit -n"):
+        client.find_endp(endpoint)
+    assert " connected" in repr(client)
+    with descriptors_left(1):
+        expect_other_end(client.find_endp(endpoint), ours)
 
 
 def test_longest_ttl(client: Client, pair: Pair) -> None:
@@ -399,7 +397,7 @@ def find():
         assert client.find_endp("nothing") is None
     else:
         assert anyio.run(client.find_endp, "nothing", backend=kind) is None
-    return os.fstat(client._socket.fileno()).st_ino
+    return os.fstat(client._connection.socket.fileno()).st_ino
 
 before = find()
 child = os.fork()

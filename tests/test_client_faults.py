@@ -7,14 +7,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from scache import Found, ProtocolError, Unavailable, fdpass
-from scache.client.base import send_courtesy
+from scache.client.connection import Connection, send_courtesy
 from scache.model import Status
 from scache.protocol.messages import (
     ANNOUNCEMENT,
@@ -328,17 +328,15 @@ def test_server_that_drips_replies(path: Path, connect: Connect) -> None:
 
 def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline holds although the server never lets the client wait."""
-    receive = fdpass.receive
+    receive = Connection.receive
 
-    def receive_slowly(
-        sock: socket.socket, buffer: memoryview | None = None
-    ) -> tuple[bytes, Sequence[int], bool]:
+    def receive_slowly(connection: Connection, buffer: memoryview) -> None:
         time.sleep(TIMEOUT / 4)
-        return receive(sock, buffer)
+        receive(connection, buffer)
 
     with serving(path, answering(0)):
         client = connect(path, inline=False, timeout=TIMEOUT)
-        monkeypatch.setattr(fdpass, "receive", receive_slowly)
+        monkeypatch.setattr(Connection, "receive", receive_slowly)
         expect_late(lambda: client.save_dest_many([(60, "", "", "")] * 20))
         client.close()
 
@@ -383,19 +381,16 @@ def test_hit_at_the_last_moment(
     path: Path, connect: Connect, inline: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection whose descriptor has come is found, although the time is over by then."""
-    receive, came_late = fdpass.receive, False
+    receive, came_late = Connection.receive, False
 
-    def receive_late(
-        sock: socket.socket, buffer: memoryview | None = None
-    ) -> tuple[bytes, Sequence[int], bool]:
+    def receive_late(connection: Connection, buffer: memoryview) -> None:
         nonlocal came_late
-        received = receive(sock, buffer)
-        if received[1]:
+        receive(connection, buffer)
+        if connection.conversation.descriptors:
             came_late = True
             time.sleep(timeout + 0.1)
-        return received
 
-    monkeypatch.setattr(fdpass, "receive", receive_late)
+    monkeypatch.setattr(Connection, "receive", receive_late)
     hit = saying(b"", HELLO_REPLY, (HIT, 1)) if inline else saying(b"", HIT, (DESCRIPTOR_BYTE, 1))
     with serving(path, then(hit, hang)):
         for timeout in (0.3, 3, 30):

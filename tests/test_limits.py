@@ -533,8 +533,8 @@ class TestWhoMay:
             with Client(path, inline=inline) as own, socket.socket(socket.AF_UNIX) as another:
                 another.connect(str(path))
                 assert own.find_endp("e") is None
-                assert own._socket is not None
-                for sock in (own._socket, another):
+                assert own._connection is not None
+                for sock in (own._connection.socket, another):
                     assert not own.save_endp(60, "e", "", sock)
             assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
 

@@ -63,7 +63,10 @@ def test_fuzzing_finds_nothing() -> None:
     "bug",
     [
         "from scache.protocol.server import ServerConversation as S; S.close = lambda self: []",
-        "from scache.protocol.client import ClientConversation as C; C.close = lambda self: []",
+        (
+            "from scache.protocol.client import ClientConversation as C; r = C.receive;"
+            " C.receive = lambda self, *a, **k: (self.descriptors.clear(), r(self, *a, **k))"
+        ),
         "import scache.protocol.codec as c; c.decode_integer = int",
         (
             "import scache.protocol.server as s; s.EMPTY_REPLY = {k: s.STATUS_REPLY for k in"

@@ -50,7 +50,7 @@ def test_client_refuses_second_thread_during_request(path: Path, *, inline: bool
             thread = threading.Thread(target=lambda: found.append(client.find_endp("a")))
             thread.start()
             try:
-                while not client._user:
+                while client._connection is None or client._connection.at_rest:
                     pass
                 with pytest.raises(ClientInUse, match="one client for each thread"):
                     client.find_endp("b")
@@ -68,7 +68,7 @@ def test_client_refuses_signal_handler_during_request(path: Path, *, inline: boo
     with Daemon(path) as daemon, Client(path, inline=inline, timeout=60) as client:
 
         def handle(*_: object) -> None:
-            if not client._user:  # it has not begun yet
+            if client._connection is None or client._connection.at_rest:  # it has not begun yet
                 signal.setitimer(signal.ITIMER_REAL, 0.1)
                 return
             with pytest.raises(ClientInUse) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +13,19 @@ import anyio
 from anyio.lowlevel import current_token
 
 from scache.client import exchanges
-from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, send_courtesy
-from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
+from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient
+from scache.client.connection import Connection, send_courtesy
+from scache.client.exchanges import (
+    Begin,
+    Exchange,
+    Finds,
+    HangupError,
+    HasFileno,
+    LateError,
+    Purged,
+    Room,
+    Text,
+)
 from scache.client.found import Found
 from scache.errors import ClientInUse
 from scache.protocol.client import Send
@@ -37,8 +47,8 @@ class AsyncClient(BaseClient):
         """Do what `Client` does."""
         super().__init__(path, timeout=timeout, inline=inline)
         self._turn = anyio.Lock()
-        self._loop: object = None
-        """The event loop of the first request."""
+        self._loops: dict[str, object] = {}
+        """Under one key, the event loop of the first request."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,10 +65,8 @@ class AsyncClient(BaseClient):
         """Do what `Client.close` does; a request that is under way raises `Unavailable`."""
         if self._process_id != os.getpid() or not self._turn.locked():
             self._hang_up()
-        elif self._socket is not None:
-            # Its task waits for this socket, which must not be closed under it; this wakes it.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        elif self._connection is not None:
+            self._connection.shut_down()
 
     async def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
@@ -68,7 +76,7 @@ class AsyncClient(BaseClient):
 
     async def find_endp(self, endpoint: Text) -> Found | None:
         """Do what `Client.find_endp` does."""
-        return await self._run(exchanges.find_endp(endpoint))
+        return (await self._find(exchanges.of_endpoints([endpoint])))[0]
 
     async def save_dest(
         self, ttl: int, destination: Text, properties: Text, endpoint: Text
@@ -78,7 +86,7 @@ class AsyncClient(BaseClient):
 
     async def find_dest(self, destination: Text) -> Found | None:
         """Do what `Client.find_dest` does."""
-        return await self._run(exchanges.find_dest(destination))
+        return (await self._find(exchanges.of_destinations([destination])))[0]
 
     async def save_many(
         self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]
@@ -88,7 +96,7 @@ class AsyncClient(BaseClient):
 
     async def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
         """Do what `Client.find_many` does."""
-        return await self._run(exchanges.find_many(endpoints))
+        return await self._find(exchanges.of_endpoints(endpoints))
 
     async def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
         """Do what `Client.save_dest_many` does."""
@@ -96,11 +104,11 @@ class AsyncClient(BaseClient):
 
     async def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Do what `Client.find_dest_many` does."""
-        return await self._run(exchanges.find_dest_many(destinations))
+        return await self._find(exchanges.of_destinations(destinations))
 
     async def snapshot(self) -> int:
         """Do what `Client.snapshot` does."""
-        return await self._run(exchanges.snapshot())
+        return (await self._run(exchanges.snapshot())).detach()
 
     async def purge(
         self,
@@ -111,92 +119,109 @@ class AsyncClient(BaseClient):
         """Do what `Client.purge` does."""
         return await self._run(exchanges.purge(endpoints, destinations, ids))
 
-    async def _run(self, begin: Begin[T]) -> T:
-        """Carry out an exchange, on a new connection if the one that we had is gone."""
-        if self._forked():
-            self._turn = anyio.Lock()  # the old one may be held by a task of the parent
-            self._loop = None
-        loop = current_token()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop != loop:
-            if type(_native(loop)) is not type(_native(self._loop)) or not _has_ended(self._loop):
-                raise ClientInUse(
-                    "this client belongs to another event loop: make one for each loop"
-                )
-            self._loop, self._turn = loop, anyio.Lock()
+    async def _find(self, requests: Finds) -> list[Found | None]:
+        found: list[Found | None] = []
         try:
-            with anyio.fail_after(self._timeout):
-                async with self._turn:
-                    return await self._run_in_turn(begin)
+            await self._run(exchanges.find(requests, found))
+            return exchanges.hand_out(found)
+        except BaseException as error:
+            exchanges.hand_over(found, error)
+            raise
+
+    async def _run(self, begin: Begin[T]) -> T:
+        """Carry out an exchange when it is its turn."""
+        self._enter_loop()
+        turn = self._turn
+        try:
+            with anyio.move_on_after(self._timeout):
+                async with turn:
+                    return await self._request(begin)
+            raise LateError
         except HangupError:
             raise self._hung_up() from None
-        except TimeoutError:
+        except LateError:
             raise self._late() from None
+        except BaseException:
+            with suppress(RuntimeError):  # it was not ours, or was released as it should be
+                turn.release()
+            raise
 
-    async def _run_in_turn(self, begin: Begin[T]) -> T:
-        self._begin_request()
-        if self._socket is not None:
+    def _enter_loop(self) -> None:
+        """Take the turns of this event loop; raise ClientInUse if another one has a request."""
+        loop = current_token()
+        if self._forked():
+            self._turn = anyio.Lock()  # the old one may be held by a task of the parent
+            self._loops = {}
+        bound = self._loops.setdefault("loop", loop)  # atomic: one of two threads is the first
+        if bound == loop:
+            return
+        if type(_native(loop)) is not type(_native(bound)) or not _has_ended(bound):
+            raise ClientInUse("this client belongs to another event loop: make one for each loop")
+        self._loops, self._turn = {"loop": loop}, anyio.Lock()
+
+    async def _request(self, begin: Begin[T]) -> T:
+        """Carry out an exchange, on a new connection if the one that we had is gone."""
+        connection = self._rested()
+        if connection is not None:
             try:
-                return await self._drive(self._socket, begin(self._conversation))
+                return await self._drive(connection, begin(connection.conversation))
             except HangupError:
                 # As in the blocking client.
-                if self._told:
+                if connection.told:
                     raise
-        sock = await self._connect()
-        return await self._drive(sock, begin(self._conversation))
+        connection = await self._connect()
+        return await self._drive(connection, begin(connection.conversation))
 
-    async def _connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._begin_connection(sock)
+    async def _connect(self) -> Connection:
+        self._connection = connection = Connection()
         try:
-            while not self._connected(sock):  # noqa: ASYNC110 - no event tells of room
+            while not connection.connect(self._path):  # noqa: ASYNC110 - no event tells of room
                 await anyio.sleep(CONNECT_PAUSE)
         except BaseException:
             self._hang_up()
             raise
         if self._inline:
-            await self._drive(sock, self._conversation.hello())
-        return sock
+            await self._drive(connection, connection.conversation.hello())
+        return connection
 
-    async def _drive(self, sock: socket.socket, exchange: Exchange[T]) -> T:
+    async def _drive(self, connection: Connection, exchange: Exchange[T]) -> T:
         """Do what the exchange says until it ends; hang up if it does not end well."""
+        connection.at_rest = False
+        room: int | None = None
         try:
             while True:
-                step = next(exchange)
+                try:
+                    step = exchange.send(room)
+                except StopIteration as end:
+                    connection.rest()
+                    result: T = end.value
+                    return result
                 if isinstance(step, Send):
-                    await self._send(sock, step)
+                    await self._send(connection, step)
+                elif isinstance(step, Room):
+                    room = connection.make_room(step.descriptors)
                 else:
-                    await self._receive(sock)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except ConnectionError as error:
-            self._give_up(exchange)
-            raise HangupError from error
+                    await self._receive(connection)
         except BaseException:
-            self._give_up(exchange)
+            if not connection.at_rest:
+                self._hang_up()
             raise
 
-    async def _send(self, sock: socket.socket, step: Send) -> None:
+    async def _send(self, connection: Connection, step: Send) -> None:
         if step.best_effort:
-            send_courtesy(sock, step.data)
+            send_courtesy(connection.socket, step.data)
             return
         data, descriptors = step.data, step.descriptors
         while data:
             try:
-                data, descriptors = self._send_some(sock, data, descriptors)
+                data, descriptors = connection.send(data, descriptors), ()
             except BlockingIOError:
-                await anyio.wait_writable(sock)
+                await anyio.wait_writable(connection.socket)
 
-    async def _receive(self, sock: socket.socket) -> None:
-        await anyio.wait_readable(sock)
+    async def _receive(self, connection: Connection) -> None:
+        await anyio.wait_readable(connection.socket)
         with suppress(BlockingIOError):  # the exchange asks again for what did not come
-            self._receive_some(sock)
-
-    def _give_up(self, exchange: Exchange[T]) -> None:
-        exchange.close()
-        self._hang_up()
+            connection.receive(self._buffer)
 
 
 def _native(loop: object) -> object:

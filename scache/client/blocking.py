@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from contextvars import Context, copy_context
+from pathlib import Path
+from select import POLLIN, POLLOUT
 from types import TracebackType
 from typing import Self, TypeVar
 
 from scache.client import exchanges
-from scache.client.base import CONNECT_PAUSE, BaseClient, send_courtesy
-from scache.client.exchanges import Begin, Exchange, HangupError, HasFileno, Purged, Text
+from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient
+from scache.client.connection import Connection, is_raised_by_call, send_courtesy
+from scache.client.exchanges import (
+    Begin,
+    Exchange,
+    Finds,
+    HangupError,
+    HasFileno,
+    LateError,
+    Purged,
+    Room,
+    Text,
+)
 from scache.client.found import Found
 from scache.errors import ClientInUse
 from scache.protocol.client import Send
@@ -40,6 +52,18 @@ class Client(BaseClient):
     in properties.
     """
 
+    def __init__(
+        self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
+    ) -> None:
+        """Speak to the socket at this path; give each request ``timeout`` seconds.
+
+        ``inline=False`` stays in the base protocol with every server.
+        """
+        super().__init__(path, timeout=timeout, inline=inline)
+        # A Context refuses to be entered twice, by whatever thread, and is left however the
+        # request ends: no exception from a signal handler can leave it taken.
+        self._turn = Context()
+
     def __enter__(self) -> Self:
         return self
 
@@ -64,7 +88,7 @@ class Client(BaseClient):
 
     def find_endp(self, endpoint: Text) -> Found | None:
         """Take the oldest connection of an endpoint; None if there is none."""
-        return self._run(exchanges.find_endp(endpoint))
+        return self._find(exchanges.of_endpoints([endpoint]))[0]
 
     def save_dest(self, ttl: int, destination: Text, properties: Text, endpoint: Text) -> bool:
         """Bind a destination to an endpoint for ``ttl`` seconds; return whether it was taken.
@@ -76,7 +100,7 @@ class Client(BaseClient):
 
     def find_dest(self, destination: Text) -> Found | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
-        return self._run(exchanges.find_dest(destination))
+        return self._find(exchanges.of_destinations([destination]))[0]
 
     def save_many(self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> list[bool]:
         """Do `save_endp` for each of these tuples of its arguments; return what each returns.
@@ -88,7 +112,7 @@ class Client(BaseClient):
 
     def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
         """Do `find_endp` for each of these endpoints; return what each returns."""
-        return self._run(exchanges.find_many(endpoints))
+        return self._find(exchanges.of_endpoints(endpoints))
 
     def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
         """Do `save_dest` for each of these tuples of its arguments; return what each returns."""
@@ -96,7 +120,7 @@ class Client(BaseClient):
 
     def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Do `find_dest` for each of these destinations; return what each returns."""
-        return self._run(exchanges.find_dest_many(destinations))
+        return self._find(exchanges.of_destinations(destinations))
 
     def snapshot(self) -> int:
         """Return a descriptor, yours to close, of an image of all that is cached.
@@ -105,7 +129,7 @@ class Client(BaseClient):
         unless you are root, the daemon's user, or one of its administrators;
         ProtocolError from a server that has no inline mode.
         """
-        return self._run(exchanges.snapshot())
+        return self._run(exchanges.snapshot()).detach()
 
     def purge(
         self,
@@ -123,102 +147,130 @@ class Client(BaseClient):
         """
         return self._run(exchanges.purge(endpoints, destinations, ids))
 
+    def _find(self, requests: Finds) -> list[Found | None]:
+        found: list[Found | None] = []
+        try:
+            self._run(exchanges.find(requests, found))
+            return exchanges.hand_out(found)
+        except BaseException as error:
+            exchanges.hand_over(found, error)
+            raise
+
     def _run(self, begin: Begin[T]) -> T:
+        """Carry out an exchange, unless another one is under way."""
+        self._forked()
+        try:
+            return self._turn.run(copy_context().run, self._request, begin)
+        except RuntimeError as error:
+            if not _is_taken(error):
+                raise
+        raise ClientInUse(
+            "this client has a request under way, in another thread or in the code that a "
+            "signal interrupted: use one client for each thread and each signal handler"
+        )
+
+    def _request(self, begin: Begin[T]) -> T:
         """Carry out an exchange, on a new connection if the one that we had is gone."""
         deadline = time.monotonic() + self._timeout
-        self._forked()
-        token = object()
-        users = self._user
         try:
-            # Atomic, and within the try: an exception from a signal handler leaves no mark behind.
-            if users.setdefault("token", token) is not token:
-                raise ClientInUse(
-                    "this client has a request under way, in another thread or in the code that a "
-                    "signal interrupted: use one client for each thread and each signal handler"
-                )
-            self._begin_request()
-            if self._socket is not None:
+            connection = self._rested()
+            if connection is not None:
                 try:
-                    return self._drive(self._socket, begin(self._conversation), deadline)
+                    return self._drive(connection, begin(connection.conversation), deadline)
                 except HangupError:
                     # The daemon was restarted since the last request, say. If it has read this
                     # one already, asking again might save or take something twice.
-                    if self._told:
+                    if connection.told:
                         raise
-            sock = self._connect(deadline)
-            return self._drive(sock, begin(self._conversation), deadline)
+            connection = self._connect(deadline)
+            return self._drive(connection, begin(connection.conversation), deadline)
         except HangupError:
             raise self._hung_up() from None
-        except TimeoutError:
+        except LateError:
             raise self._late() from None
-        finally:
-            if users.get("token") is token:
-                del users["token"]
 
     def close(self) -> None:
         """Hang up; what was saved stays in the cache. A later request connects again.
 
         A request that is under way, in another thread say, raises `Unavailable`.
         """
-        if self._process_id == os.getpid() and self._user and self._socket is not None:
-            # It waits for this socket, which must not be closed under it; this wakes it.
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        else:
-            self._hang_up()
-
-    def _connect(self, deadline: float) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._begin_connection(sock)
+        self._forked()
         try:
-            sock.setblocking(False)
-            while not self._connected(sock):
+            self._turn.run(self._hang_up)
+        except RuntimeError as error:
+            if not _is_taken(error):
+                raise
+            if (connection := self._connection) is not None:
+                connection.shut_down()
+
+    def _forked(self) -> bool:
+        if not super()._forked():
+            return False
+        self._turn = Context()  # a thread of the parent may be in the old one for ever
+        return True
+
+    def _connect(self, deadline: float) -> Connection:
+        self._connection = connection = Connection()
+        try:
+            while not connection.connect(self._path):
                 time.sleep(min(CONNECT_PAUSE, _until(deadline)))
         except BaseException:
             self._hang_up()
             raise
         if self._inline:
-            self._drive(sock, self._conversation.hello(), deadline)
-        return sock
+            self._drive(connection, connection.conversation.hello(), deadline)
+        return connection
 
-    def _drive(self, sock: socket.socket, exchange: Exchange[T], deadline: float) -> T:
+    def _drive(self, connection: Connection, exchange: Exchange[T], deadline: float) -> T:
         """Do what the exchange says until it ends; hang up if it does not end well."""
+        connection.at_rest = False
+        room: int | None = None
         try:
             while True:
-                step = next(exchange)
+                try:
+                    step = exchange.send(room)
+                except StopIteration as end:
+                    connection.rest()
+                    result: T = end.value
+                    return result
                 if isinstance(step, Send):
-                    self._send(sock, step, deadline)
+                    self._send(connection, step, deadline)
+                elif isinstance(step, Room):
+                    room = connection.make_room(step.descriptors)
                 else:
-                    sock.settimeout(_until(deadline))
-                    self._receive_some(sock)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except ConnectionError as error:
-            self._give_up(exchange)
-            raise HangupError from error
+                    self._receive(connection, deadline)
         except BaseException:
-            self._give_up(exchange)
+            if not connection.at_rest:
+                self._hang_up()
             raise
 
-    def _send(self, sock: socket.socket, step: Send, deadline: float) -> None:
+    def _send(self, connection: Connection, step: Send, deadline: float) -> None:
         if step.best_effort:
-            sock.setblocking(False)
-            send_courtesy(sock, step.data)
+            send_courtesy(connection.socket, step.data)
             return
         data, descriptors = step.data, step.descriptors
         while data:
-            sock.settimeout(_until(deadline))
-            data, descriptors = self._send_some(sock, data, descriptors)
+            remaining = _until(deadline)
+            try:
+                data, descriptors = connection.send(data, descriptors), ()
+            except BlockingIOError:
+                connection.wait(POLLOUT, remaining)
 
-    def _give_up(self, exchange: Exchange[T]) -> None:
-        exchange.close()
-        self._hang_up()
+    def _receive(self, connection: Connection, deadline: float) -> None:
+        while not connection.wait(POLLIN, _until(deadline)):
+            pass
+        with suppress(BlockingIOError):  # the exchange asks again for what did not come
+            connection.receive(self._buffer)
+
+
+def _is_taken(error: RuntimeError) -> bool:
+    """Return True if the error says that a Context is entered already."""
+    return type(error) is RuntimeError and is_raised_by_call(error)
 
 
 def _until(deadline: float) -> float:
-    """Return the seconds that remain, more than 0; TimeoutError if none do."""
+    """Return the seconds that remain, more than 0; LateError if none do."""
     remaining = deadline - time.monotonic()
     if remaining <= 0:
-        raise TimeoutError
+        raise LateError
     return remaining

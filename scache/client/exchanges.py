@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from scache import fdpass
 from scache.client.found import Found
 from scache.client.parkable import refuse_tls
-from scache.errors import ProtocolError
+from scache.errors import DescriptorLimit, ProtocolError
 from scache.model import Status
-from scache.protocol.client import ClientConversation, Hit, Step
+from scache.protocol.client import MAX_BATCH, ClientConversation, Hit, Outcome, Step
 from scache.protocol.codec import LARGEST_ID, NUL
 from scache.protocol.messages import (
     PURGE_SLICE,
@@ -35,6 +34,19 @@ class HangupError(Exception):
     """The server closed the connection; no program ever sees this."""
 
 
+class LateError(Exception):
+    """The time of a request is over; no program ever sees this."""
+
+
+class Room(NamedTuple):
+    """A step: make sure that so many descriptors can be received; give back how many can be.
+
+    It comes between two requests. Without any room the exchange ends there.
+    """
+
+    descriptors: int
+
+
 class HasFileno(Protocol):
     """Anything with a descriptor, such as a socket."""
 
@@ -52,7 +64,8 @@ class Purged(NamedTuple):
 
 
 T = TypeVar("T")
-Exchange: TypeAlias = Generator[Step, None, T]
+Exchange: TypeAlias = Generator[Step | Room, Any, T]
+Finds: TypeAlias = Sequence[FindEndp] | Sequence[FindDest]
 Begin: TypeAlias = Callable[[ClientConversation], Exchange[T]]
 """Begins an exchange on the conversation of whatever connection there is."""
 
@@ -80,14 +93,59 @@ def save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> 
     return exchange
 
 
-def find_endp(endpoint: Text) -> Begin[Found | None]:
-    """Find one connection of an endpoint."""
-    return _find(FindEndp(_bytes(endpoint)))
+def of_endpoints(endpoints: Iterable[Text]) -> Finds:
+    """Return the requests for one connection of each endpoint."""
+    return [FindEndp(_bytes(endpoint)) for endpoint in endpoints]
 
 
-def find_dest(destination: Text) -> Begin[Found | None]:
-    """Find one connection for a destination."""
-    return _find(FindDest(_bytes(destination)))
+def of_destinations(destinations: Iterable[Text]) -> Finds:
+    """Return the requests for one connection for each destination."""
+    return [FindDest(_bytes(destination)) for destination in destinations]
+
+
+def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
+    """Find one connection for each request; add what comes of it to a list as it comes.
+
+    Never more is asked for than there is room for in this process.
+    """
+
+    def exchange(conversation: ClientConversation) -> Exchange[None]:
+        malformed = False
+
+        def take(outcome: Outcome) -> None:
+            nonlocal malformed
+            malformed = malformed or outcome is Status.BAD
+            found.append(_found(outcome, conversation))
+
+        at = 0
+        while at < len(requests):
+            most = MAX_BATCH if conversation.inline else 1
+            room = yield Room(min(most, len(requests) - at))
+            assert room
+            yield from conversation.find(requests[at : at + room], take)
+            at += room
+        if malformed:
+            raise ProtocolError("the server calls the request malformed: is the label too long?")
+
+    return exchange
+
+
+def hand_out(found: list[Found | None]) -> list[Found | None]:
+    """Give what was found to the program."""
+    for each in found:
+        if each is not None:
+            each.warns = True
+    return found
+
+
+def hand_over(found: list[Found | None], error: BaseException) -> None:
+    """Give what was found to the program with the error that tells of a limit, or else close it."""
+    if isinstance(error, DescriptorLimit):
+        error.found = found
+        return
+    for each in found:
+        if each is not None:
+            each.close()
 
 
 def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin[list[bool]]:
@@ -120,19 +178,15 @@ def save_dest_many(items: Iterable[tuple[int, Text, Text, Text]]) -> Begin[list[
     return exchange
 
 
-def find_many(endpoints: Iterable[Text]) -> Begin[list[Found | None]]:
-    """Find one connection of each endpoint."""
-    return _find_many([FindEndp(_bytes(endpoint)) for endpoint in endpoints])
+def snapshot() -> Begin[Found]:
+    """Get an image of all that is cached, with no properties."""
 
+    def exchange(conversation: ClientConversation) -> Exchange[Found]:
+        yield Room(1)
+        yield from conversation.snapshot()
+        return Found.take(conversation.descriptors, b"")
 
-def find_dest_many(destinations: Iterable[Text]) -> Begin[list[Found | None]]:
-    """Find one connection for each destination."""
-    return _find_many([FindDest(_bytes(destination)) for destination in destinations])
-
-
-def snapshot() -> Begin[int]:
-    """Get an image of all that is cached."""
-    return ClientConversation.snapshot
+    return exchange
 
 
 def purge(
@@ -173,27 +227,6 @@ def _purge(
     return total
 
 
-def _find(request: FindEndp | FindDest) -> Begin[Found | None]:
-    def exchange(conversation: ClientConversation) -> Exchange[Found | None]:
-        return _found((yield from conversation.find(request)))
-
-    return exchange
-
-
-def _find_many(requests: list[FindEndp] | list[FindDest]) -> Begin[list[Found | None]]:
-    def exchange(conversation: ClientConversation) -> Exchange[list[Found | None]]:
-        outcomes: list[Hit | Status] = []
-        try:
-            yield from conversation.find_many(requests, outcomes)
-            return [_found(outcome) for outcome in outcomes]
-        except BaseException:
-            # Nobody else will ever know of what was found before it went wrong.
-            fdpass.close(outcome.descriptor for outcome in outcomes if isinstance(outcome, Hit))
-            raise
-
-    return exchange
-
-
 def _save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> SaveDest:
     return SaveDest(_ttl(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint))
 
@@ -228,9 +261,8 @@ def _accepted(status: Status) -> bool:
     return status is Status.OK
 
 
-def _found(outcome: Hit | Status) -> Found | None:
+def _found(outcome: Outcome, conversation: ClientConversation) -> Found | None:
     if isinstance(outcome, Hit):
-        return Found(outcome.descriptor, outcome.properties[-1], b"".join(outcome.properties[:-1]))
-    if outcome is Status.BAD:
-        raise ProtocolError("the server calls the request malformed: is the label too long?")
+        *of_binding, of_endpoint = outcome.properties
+        return Found.take(conversation.descriptors, of_endpoint, b"".join(of_binding))
     return None

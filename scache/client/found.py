@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 _CLOSED = -1
 
@@ -16,20 +22,58 @@ class Found:
 
     The descriptor is closed by `close`, at the end of a ``with`` block, or, with a ResourceWarning,
     when the object is dropped. `socket` and `detach` give it away. Do not pass `descriptor` to
-    os.close: use `close`, or `detach` first.
+    os.close: use `close`, or `detach` first. A number that was closed all the same, and is that of
+    another file by now, is left alone.
     """
 
-    __slots__ = ("_descriptor", "destination_properties", "endpoint_properties")
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_guard",
+        "_identity",
+        "_numbers",
+        "destination_properties",
+        "endpoint_properties",
+        "warns",
+    )
 
     def __init__(
         self, descriptor: int, endpoint_properties: bytes, destination_properties: bytes = b""
     ) -> None:
-        """Take ownership of a descriptor."""
-        self._descriptor = descriptor
+        """Take ownership of a descriptor; of none if it is -1."""
+        self._numbers: list[int] = []
+        """The descriptor while it is owned."""
+        # Its one step closes the descriptor. No bytecode lies in between at which a signal handler
+        # could raise an exception. The weak reference takes that step when the object is gone, so
+        # that the descriptor is closed even if such an exception ends `__del__`.
+        self._closing = map(os.close, self._numbers)
+        self._guard = weakref.ref(self, partial(next, self._closing))
+        self._identity: tuple[int, int] | None = None
+        self.warns = True
+        """True if dropping the object with an open descriptor is a mistake that is told."""
         self.endpoint_properties = endpoint_properties
         """The properties that it was saved with, exact."""
         self.destination_properties = destination_properties
         """The properties of the binding that led here; empty for ``find_endp``."""
+        if descriptor != _CLOSED:
+            self._numbers.append(descriptor)
+
+    @classmethod
+    def take(
+        cls,
+        descriptors: deque[int],
+        endpoint_properties: bytes,
+        destination_properties: bytes = b"",
+    ) -> Self:
+        """Take ownership of the first of these descriptors, which is taken out in the same step.
+
+        Until `warns` is set the object closes itself without a warning, because the program does
+        not have it yet.
+        """
+        found = cls(_CLOSED, endpoint_properties, destination_properties)
+        found.warns = False
+        found._numbers.extend(map(deque[int].popleft, (descriptors,)))
+        return found
 
     @property
     def descriptor(self) -> int:
@@ -37,7 +81,10 @@ class Found:
 
         It is close-on-exec. Its flag O_NONBLOCK is as its last user left it.
         """
-        return self._descriptor
+        number = self._number()
+        if self._identity is None and number != _CLOSED:
+            self._identity = _identity(number)
+        return number
 
     def socket(self) -> socket.socket:
         """Return a socket object that owns the descriptor from now on.
@@ -46,10 +93,17 @@ class Found:
         blocks, even if the last user of the connection left it non-blocking. Raises ValueError if
         the descriptor is closed or given away, and OSError, keeping it, if it is no socket.
         """
-        connection = socket.socket(fileno=self._owned())
-        self._descriptor = _CLOSED
-        # The flag O_NONBLOCK belongs to the connection, not to the last user's socket object.
-        connection.settimeout(connection.gettimeout())
+        number = self._owned()
+        connection = socket.socket.__new__(socket.socket)
+        try:
+            socket.socket.__init__(connection, fileno=number)
+            # The flag O_NONBLOCK belongs to the connection, not to the last user's socket object.
+            connection.settimeout(connection.gettimeout())
+            self._numbers.clear()
+        except BaseException:
+            if self._numbers:
+                connection.detach()  # or it would close what is ours
+            raise
         return connection
 
     def detach(self) -> int:
@@ -57,15 +111,17 @@ class Found:
 
         Raises ValueError if it is closed or given away.
         """
-        descriptor = self._owned()
-        self._descriptor = _CLOSED
-        return descriptor
+        number = self._owned()
+        self._numbers.clear()
+        return number
 
     def close(self) -> None:
         """Close the descriptor, unless it is closed or given away."""
-        descriptor, self._descriptor = self._descriptor, _CLOSED
-        if descriptor != _CLOSED:
-            os.close(descriptor)
+        try:
+            if self._is_ours(self._number()):
+                next(self._closing, None)
+        finally:
+            self._numbers.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -78,14 +134,29 @@ class Found:
     ) -> None:
         self.close()
 
-    def __del__(self, _warn: type = ResourceWarning) -> None:
-        if getattr(self, "_descriptor", _CLOSED) != _CLOSED:
-            warnings.warn(f"unclosed {self!r}", _warn, stacklevel=2, source=self)
+    def __del__(
+        self,
+        _warn: Callable[..., None] = warnings.warn,
+        _finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
+        if not getattr(self, "_numbers", None):
+            return
+        warns = self.warns and self._is_ours(self._number()) and not _finalizing()
+        text = f"unclosed {self!r}" if warns else ""
+        with suppress(OSError):
             self.close()
+        if warns:
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Found cannot be pickled or copied: its descriptor has one owner; save the connection "
+            "again for another process to find"
+        )
 
     def __repr__(self) -> str:
         return (
-            f"Found(descriptor={self._descriptor}, "
+            f"Found(descriptor={self._number()}, "
             f"endpoint_properties={self.endpoint_properties!r}, "
             f"destination_properties={self.destination_properties!r})"
         )
@@ -97,9 +168,26 @@ class Found:
         return hash((self.endpoint_properties, self.destination_properties))
 
     def _values(self) -> tuple[int, bytes, bytes]:
-        return self._descriptor, self.endpoint_properties, self.destination_properties
+        return self._number(), self.endpoint_properties, self.destination_properties
+
+    def _number(self) -> int:
+        return self._numbers[0] if self._numbers else _CLOSED
+
+    def _is_ours(self, number: int) -> bool:
+        """Return False if the program has closed the number, which it read, and not told us."""
+        return self._identity is None or self._identity == _identity(number)
 
     def _owned(self) -> int:
-        if self._descriptor == _CLOSED:
+        number = self._number()
+        if number == _CLOSED:
             raise ValueError("the descriptor of this connection is closed or given away already")
-        return self._descriptor
+        return number
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """Return what tells an open file from others; None if there is none of this number."""
+    try:
+        facts = os.fstat(descriptor)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino

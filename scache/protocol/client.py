@@ -8,11 +8,12 @@ and the way of waiting.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from scache.errors import ProtocolError, Refused, TooOld
+from scache.errors import DescriptorLimit, ProtocolError, Refused, TooOld
 from scache.model import Status
 from scache.protocol.codec import (
     MAX_MESSAGE_SIZE,
@@ -59,12 +60,13 @@ class Send(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """What a find has brought."""
+    """The reply to a find that hits; its descriptor is the first of `descriptors`."""
 
     properties: tuple[bytes, ...]
     """Of the binding, for ``find_dest`` alone, and of the endpoint."""
-    descriptor: int
-    """Now the taker's to close."""
+
+
+Outcome = Hit | Status
 
 
 class Reply(NamedTuple):
@@ -101,20 +103,22 @@ class ClientConversation:
         """The words of the server's list: send no request or attribute that is not in it."""
         self._buffer = b""
         self._at = 0
-        self._descriptors: deque[int] = deque()
+        self.descriptors: deque[int] = deque()
+        """Descriptors that were received, oldest first; the owner of the socket closes them."""
+        self.due = 0
+        """Descriptors that may come with what is received next, in reply to finds or a snapshot."""
+        self._truncated = False
         self._greeted = False
 
-    def receive(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Take what one recvmsg(2) brought; the descriptors are ours from here on."""
+    def receive(self, data: bytes, *, truncated: bool = False) -> None:
+        """Take the bytes of one recvmsg(2), after its descriptors were added to `descriptors`.
+
+        ``truncated`` says that the kernel had to drop some of them (MSG_CTRUNC). The exchange goes
+        on with those that came before, and raises DescriptorLimit in place of receiving more.
+        """
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
-        self._descriptors.extend(descriptors)
-
-    def close(self) -> list[int]:
-        """Return, to be closed, every descriptor that was received and not passed on."""
-        surplus = list(self._descriptors)
-        self._descriptors.clear()
-        return surplus
+        self._truncated = self._truncated or truncated
 
     def hello(self) -> Generator[Step, None, None]:
         """Ask for inline mode; a server that does not know it stays in the base protocol.
@@ -143,10 +147,21 @@ class ClientConversation:
         yield Send(encode_request(request))
         return (yield from self._reply(0)).status
 
-    def find(self, request: FindEndp | FindDest) -> Generator[Step, None, Hit | Status]:
-        """Find a connection; return it, or the status if there is none."""
-        yield Send(encode_request(request))
-        return (yield from self._outcome(request))
+    def find(
+        self,
+        requests: Sequence[FindEndp | FindDest],
+        on_outcome: Callable[[Outcome], object],
+    ) -> Generator[Step, None, None]:
+        """Find all of these, many ahead of their replies in inline mode.
+
+        Each outcome is given to ``on_outcome``, which takes the first of `descriptors` out if it
+        is a `Hit`, and raises nothing.
+        """
+        for batch, messages in _batches(requests, MAX_BATCH if self.inline else 1):
+            self.due = len(batch) if self.inline else 0
+            yield Send(messages)
+            for at in batch:
+                yield from self._outcome(requests[at], on_outcome)
 
     def save_many(
         self, requests: Sequence[SaveEndp | SaveDest], descriptors: Sequence[int]
@@ -163,33 +178,20 @@ class ClientConversation:
                 else:
                     statuses.append((yield from self.save_dest(request)))
             return statuses
-        for batch, messages in _batches(requests):
+        for batch, messages in _batches(requests, MAX_BATCH):
             yield Send(messages, descriptors[batch.start : batch.stop])
             for _ in batch:
                 statuses.append((yield from self._reply(0)).status)
         return statuses
 
-    def find_many(
-        self, requests: Sequence[FindEndp | FindDest], outcomes: list[Hit | Status]
-    ) -> Generator[Step, None, None]:
-        """Find all of these; add each outcome to a list, which has what was found if this fails."""
-        if not self.inline:
-            for request in requests:
-                outcomes.append((yield from self.find(request)))
-            return
-        for batch, messages in _batches(requests):
-            yield Send(messages)
-            for at in batch:
-                outcomes.append((yield from self._outcome(requests[at])))
-
-    def snapshot(self) -> Generator[Step, None, int]:
-        """Ask for an image; return the descriptor, now the taker's to close."""
+    def snapshot(self) -> Generator[Step, None, None]:
+        """Ask for an image, whose descriptor is the first of `descriptors` in the end."""
         self._require_inline()
+        self.due = 1
         yield Send(encode_request(Snapshot()))
         self._granted((yield from self._message()), (b"status",))
-        if not self._descriptors:
-            raise ProtocolError("the server sent no descriptor, or this process can open no more")
-        return self._descriptors.popleft()
+        self._require_descriptor()
+        self.due = 0
 
     def purge_many(
         self, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
@@ -205,7 +207,7 @@ class ClientConversation:
                 "version of scache, or name labels"
             )
         counts = []
-        for batch, messages in _batches(requests):
+        for batch, messages in _batches(requests, MAX_BATCH):
             yield Send(messages)
             for _ in batch:
                 answer = yield from self._message()
@@ -228,21 +230,47 @@ class ClientConversation:
         if found != tuple(names) or answer[0][1] != b"0":
             raise ProtocolError(f"the server sent a reply that makes no sense: {answer!r}")
 
-    def _outcome(self, request: FindEndp | FindDest) -> Generator[Step, None, Hit | Status]:
-        """Read the reply to a find, and take the descriptor of a hit."""
+    def _outcome(
+        self, request: FindEndp | FindDest, on_outcome: Callable[[Outcome], object]
+    ) -> Generator[Step, None, None]:
+        """Read the reply to a find, and receive the descriptor of a hit."""
         reply = yield from self._reply(GRAMMAR[NAMES[type(request)]].reply_properties)
         if reply.status is not Status.OK:
-            return reply.status
+            self.due -= 1 if self.inline else 0
+            on_outcome(reply.status)
+            return
         if not self.inline:
+            self.due = 1
             yield Send(DUMMY)
             while self._at == len(self._buffer):
-                yield NEED_DATA
+                yield self._need_data()
             self._at += len(DESCRIPTOR_BYTE)
-        if not self._descriptors:
-            raise ProtocolError("the server sent no descriptor, or this process can open no more")
+        self._require_descriptor()
+        self.due -= 1
+        on_outcome(Hit(reply.properties))
         if not self.inline:
             yield Send(DUMMY, best_effort=True)
-        return Hit(reply.properties, self._descriptors.popleft())
+
+    def _require_descriptor(self) -> None:
+        if not self.descriptors:
+            self._require_whole()
+            raise ProtocolError("the server sent no descriptor where the protocol has one")
+
+    def _require_whole(self) -> None:
+        if self._truncated:
+            raise DescriptorLimit(
+                errno.EMFILE,
+                "this process reached its limit on open files (ulimit -n) while a reply arrived, "
+                "and the connections that did not fit are lost",
+            )
+
+    def _need_data(self) -> NeedData:
+        """Return NEED_DATA, unless descriptors were dropped: those of later replies would follow.
+
+        The next descriptor would then belong to another reply than the next one that is read.
+        """
+        self._require_whole()
+        return NEED_DATA
 
     def _reply(self, properties: int) -> Generator[NeedData, None, Reply]:
         return self._parse((yield from self._message()), properties)
@@ -260,7 +288,7 @@ class ClientConversation:
     def _message(self) -> Generator[NeedData, None, Attributes]:
         """Wait for a message, passing over the announcement, which not every server makes."""
         while (message := self._next_message()) is None:
-            yield NEED_DATA
+            yield self._need_data()
         if self._greeted or encode(message) != ANNOUNCEMENT:
             return message
         self._greeted = True
@@ -280,13 +308,13 @@ class ClientConversation:
 _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
 
 
-def _batches(requests: Sequence[Request]) -> Iterator[tuple[range, bytes]]:
+def _batches(requests: Sequence[Request], most: int) -> Iterator[tuple[range, bytes]]:
     """Cut into batches that may be sent ahead: the indices of each, and its messages."""
     start, size = 0, 0
     messages: list[bytes] = []
     for at, request in enumerate(requests):
         message = encode_request(request)
-        if messages and (len(messages) == MAX_BATCH or size + len(message) > MAX_BATCH_SIZE):
+        if messages and (len(messages) == most or size + len(message) > MAX_BATCH_SIZE):
             yield range(start, at), b"".join(messages)
             start, size = at, 0
             messages = []

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from scache.errors import ProtocolError, Refused
 from scache.model import Status
-from scache.protocol.client import ClientConversation, Hit, Send
+from scache.protocol.client import ClientConversation, Hit, Outcome, Send
 from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NUL, NeedData, decode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
@@ -289,8 +289,15 @@ class Attempt(NamedTuple):
     conversation: ClientConversation
     mine: Iterator[int]
     """Descriptors to save."""
-    found: list[Hit | Status]
-    """To which the outcomes of finds sent ahead are added."""
+    found: list[tuple[tuple[bytes, ...], int] | Status]
+    """To which the outcomes of finds are added, hits with the descriptor that was taken."""
+
+    def take(self, outcome: Outcome) -> None:
+        """Add the outcome of a find."""
+        if isinstance(outcome, Hit):
+            self.found.append((outcome.properties, self.conversation.descriptors.popleft()))
+        else:
+            self.found.append(outcome)
 
 
 def _save_endp(attempt: Attempt) -> Exchange:
@@ -303,7 +310,7 @@ def _save_many(attempt: Attempt) -> Exchange:
 
 
 def _find_many(attempt: Attempt) -> Exchange:
-    return attempt.conversation.find_many([FindEndp(b"a"), FindEndp(b"b")], attempt.found)
+    return attempt.conversation.find([FindEndp(b"a"), FindEndp(b"b")], attempt.take)
 
 
 def _purge(attempt: Attempt) -> Exchange:
@@ -318,8 +325,8 @@ EXCHANGES: dict[str, Callable[[Attempt], Exchange]] = {
     "hello": lambda attempt: attempt.conversation.hello(),
     "save_endp": _save_endp,
     "save_dest": lambda attempt: attempt.conversation.save_dest(SaveDest(10, b"d", b"p", b"e")),
-    "find_endp": lambda attempt: attempt.conversation.find(FindEndp(b"e")),
-    "find_dest": lambda attempt: attempt.conversation.find(FindDest(b"d")),
+    "find_endp": lambda attempt: attempt.conversation.find([FindEndp(b"e")], attempt.take),
+    "find_dest": lambda attempt: attempt.conversation.find([FindDest(b"d")], attempt.take),
     "save_many": _save_many,
     "find_many": _find_many,
     "snapshot": lambda attempt: attempt.conversation.snapshot(),
@@ -356,8 +363,12 @@ class Client:
         except (ProtocolError, Refused) as error:
             self.outcomes.append(type(error))
         for each in attempt.found:
-            self._take("find_many", each)
-        self.out += self.conversation.close()
+            if isinstance(each, tuple):
+                self.out.append(each[1])
+                self.outcomes.append(("find", each[0]))
+            else:
+                self.outcomes.append(("find", each))
+        self.out += self.conversation.descriptors
         if sorted(self.out) != list(range(self.given)):
             raise Broken(f"given {self.given} descriptors, out came {sorted(self.out)}")
         self._check_sent()
@@ -393,20 +404,15 @@ class Client:
             if piece.data:
                 descriptors = range(self.given, self.given + piece.descriptors)
                 self.given += piece.descriptors
-                self.conversation.receive(piece.data, descriptors)
+                self.conversation.descriptors.extend(descriptors)
+                self.conversation.receive(piece.data)
                 return True
         return False
 
     def _take(self, name: str, outcome: object) -> None:
-        if isinstance(outcome, Hit):
-            self.out.append(outcome.descriptor)
-            self.outcomes.append((name, outcome.properties))
-        elif name == "snapshot":
-            assert isinstance(outcome, int)
-            self.out.append(outcome)
-            self.outcomes.append(name)
-        else:
-            self.outcomes.append((name, outcome))
+        if name == "snapshot":
+            self.out.append(self.conversation.descriptors.popleft())
+        self.outcomes.append((name, outcome))
 
     def _check_sent(self) -> None:
         at = 0

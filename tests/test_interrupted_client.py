@@ -1,0 +1,173 @@
+"""An exception from a signal handler, at any bytecode of a request, leaks and breaks nothing.
+
+A trace function stands in for the signal: it raises before the n-th bytecode that scache executes.
+"""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from operator import attrgetter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import anyio
+import pytest
+
+import scache
+from scache import AsyncClient, Client, Found
+from tests.support.clients import Pair
+from tests.support.daemon import Daemon
+from tests.support.dialogue import DEADLINE
+
+CODE = str(Path(scache.__file__).parent)
+
+pytestmark = [  # of what an exception drops
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
+
+AWAITING = frozenset(
+    dis.opmap[name] for name in ("SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT")
+)
+"""Parts of an ``await``, at which Python runs no signal handler: what is awaited would be lost."""
+
+bytecodes = cache(attrgetter("co_code"))
+
+
+class Interruption:
+    """Raises an error before the n-th bytecode in the block, and suppresses it at its end.
+
+    Those of ``left_out`` do not count.
+    """
+
+    def __init__(self, number: int, left_out: frozenset[int] = frozenset()) -> None:
+        self.came = False
+        """False if the block has no more bytecodes."""
+        self._left_out = left_out
+        self._countdown = itertools.count(number, -1)
+        # Or an error that the client must not take for one of its own.
+        self._error = KeyboardInterrupt if number % 2 else TimeoutError
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        sys.settrace(None)
+        return isinstance(error, self._error)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(CODE):
+            return None
+        frame.f_trace_opcodes = True
+        counts = event == "opcode" and bytecodes(frame.f_code)[frame.f_lasti] not in self._left_out
+        if counts and next(self._countdown) == 0:
+            self.came = True
+            raise self._error
+        return self._trace
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def properties(found: Found | None) -> bytes | None:
+    """Return the endpoint's properties of what was found, and close it."""
+    if found is None:
+        return None
+    found.close()
+    return found.endpoint_properties
+
+
+def saving(saver: Client, theirs: socket.socket) -> Iterator[tuple[int, str, str]]:
+    """Count, and save under two labels for each number: two copies and one of a socket."""
+    for number in itertools.count():
+        if number % 100 == 0:
+            numbers = range(number, number + 100)
+            labels = [label for each in numbers for label in (f"{each}", f"{each}", f"new {each}")]
+            assert all(saver.save_many([(60, label, label, theirs) for label in labels]))
+        yield number, f"{number}", f"new {number}"
+
+
+Ask = Callable[[Client, str, socket.socket], object]
+REQUESTS: dict[str, Ask] = {
+    "find_endp": lambda client, label, _: client.find_endp(label),
+    "find_many": lambda client, label, _: client.find_many([label, "nothing", label]),
+    "save_endp": lambda client, _, theirs: client.save_endp(1, "other", "", theirs),
+    "purge": lambda client, *_: client.purge(["other"]),
+    "close": lambda client, *_: client.close(),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "find_endp" else pytest.param(name, marks=pytest.mark.slow)
+        for name in REQUESTS
+    ],
+)
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "connecting"])
+def test_client_survives_exception_at_any_bytecode(
+    path: Path, pair: Pair, inline: bool, name: str, connected: bool
+) -> None:
+    """No descriptor is left, and the client goes on with the right connections."""
+    if name == "purge" and not inline:
+        pytest.skip("not in the base protocol")
+    with (
+        Daemon(path),
+        Client(path, timeout=DEADLINE) as saver,
+        Client(path, timeout=DEADLINE, inline=inline) as client,
+    ):
+        assert saver.find_endp("nothing") is client.find_endp("nothing") is None
+        before = descriptors()
+        for number, label, fresh in saving(saver, pair[1]):
+            if not connected:
+                client.close()
+            interruption, results = Interruption(number), []
+            with interruption:
+                results.append(REQUESTS[name](client, label, pair[1]))
+            for result in results:
+                for each in result if isinstance(result, list) else [result]:
+                    if isinstance(each, Found):
+                        each.close()
+            assert properties(client.find_endp(fresh)) == fresh.encode()
+            assert descriptors() == before
+            if not interruption.came:
+                break
+        assert number > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "connecting"])
+def test_async_client_survives_exception_at_any_bytecode(
+    path: Path, pair: Pair, inline: bool, backend: str, connected: bool
+) -> None:
+    """No descriptor is left, and the client goes on with the right connections."""
+
+    async def interrupt(saver: Client) -> None:
+        client = AsyncClient(path, timeout=DEADLINE, inline=inline)
+        assert saver.find_endp("nothing") is await client.find_endp("nothing") is None
+        before = descriptors()
+        for number, label, fresh in saving(saver, pair[1]):
+            if not connected:
+                client.close()
+            interruption, found = Interruption(number, AWAITING), None
+            with interruption:
+                found = await client.find_endp(label)
+            properties(found)
+            assert properties(await client.find_endp(fresh)) == fresh.encode()
+            assert descriptors() == before
+            if not interruption.came:
+                break
+        client.close()
+
+    with Daemon(path), Client(path, timeout=DEADLINE) as saver:
+        anyio.run(partial(interrupt, saver), backend=backend)
