@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from scache.daemon.privileges import ROOT
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
 from scache.model import Peer
+from scache.namespace import ROOT, Unmapped
 
 
 class People(NamedTuple):
@@ -17,10 +17,17 @@ class People(NamedTuple):
 
     uids: Collection[int]
     gids: Collection[int]
+    unmapped_users: Unmapped
+    unmapped_groups: Unmapped
+    """The ids of these stand for many users and groups, and so for none of them."""
 
     def include(self, peer: Peer, groups: Collection[int]) -> bool:
         """Return whether somebody is one of them, who also belongs to these groups."""
-        return peer.uid in self.uids or any(gid in self.gids for gid in (peer.gid, *groups))
+        if peer.uid in self.uids and not self.unmapped_users.may_be(peer.uid):
+            return True
+        return any(
+            gid in self.gids and not self.unmapped_groups.may_be(gid) for gid in (peer.gid, *groups)
+        )
 
 
 class Administration:
@@ -28,7 +35,7 @@ class Administration:
 
     def __init__(self, also: People, snapshots: Snapshots) -> None:
         """Serve also these."""
-        self._people = People({ROOT, os.geteuid(), *also.uids}, also.gids)
+        self._people = also._replace(uids={ROOT, os.geteuid(), *also.uids})
         self._snapshots = snapshots
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:

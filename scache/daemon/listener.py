@@ -17,6 +17,7 @@ from pathlib import Path
 from scache.daemon.ownership import why_not_given
 from scache.daemon.readiness import READABLE, Readiness
 from scache.errors import SocketError
+from scache.namespace import unmapped
 from scache.settings import UNCHANGED
 
 MAX_PATH_SIZE = 107
@@ -52,10 +53,28 @@ def make_directory(path: Path) -> None:
         status = path.lstat()
     except OSError as error:
         raise SocketError(f"cannot make the directory {path}: {_reason(error, path)}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == uid and _belongs_to_us(path, uid)
+    if not ours or status.st_mode & 0o022:
         raise SocketError(
             f"{path} is not a directory that this user alone may write to: choose another --socket"
         )
+
+
+def _belongs_to_us(path: Path, uid: int) -> bool:
+    """Ask the kernel about a directory that is shown as ours, where others may be shown as us."""
+    if not unmapped("uid").may_be(uid):
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode))  # which the owner alone may do
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 class ListeningSocket:

@@ -13,9 +13,6 @@ from typing import Final
 from scache.errors import SettingsError
 from scache.settings import UNCHANGED
 
-ROOT: Final = 0
-"""The user id of root."""
-
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
 """Numbers of the capabilities that the daemon may need (Linux, include/uapi/linux/capability.h)."""
 

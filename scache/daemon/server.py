@@ -26,13 +26,14 @@ from scache.daemon.channel import Channel, client_logger
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
-from scache.daemon.privileges import ROOT, become
+from scache.daemon.privileges import become
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots, bury_children
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
+from scache.namespace import ROOT, described, unmapped
 from scache.protocol.server import ServerConversation
 from scache.settings import Settings
 from scache.store import CLIENTS_SERVED, Database, Start, open_database
@@ -82,8 +83,13 @@ class Server:
             lambda: [session.fileno() for session in self._sessions],
             lambda: {CLIENTS_SERVED: str(len(self._admitted))},
         )
-        self._administration = Administration(People(*settings.admin_ids), self._snapshots)
-        self._allowed = People(*settings.allowed_ids)
+        strangers = unmapped("uid"), unmapped("gid")
+        if notice := described(*strangers):
+            logger.warning("%s", notice)
+        self._administration = Administration(
+            People(*settings.admin_ids, *strangers), self._snapshots
+        )
+        self._allowed = People(*settings.allowed_ids, *strangers)
         self._admitted: set[Session] = set()
         """Those of `_sessions` for whom anything is done,"""
         self._crowd: dict[Session, None] = {}

@@ -23,8 +23,10 @@ MAY_GO_AHEAD = bool(
 """Whether this process may raise its priority."""
 
 
-def as_somebody(do: Callable[[], T], groups: Sequence[int] = ()) -> T:
-    """Return what this returns in a child process of UID and GID, who is also in these groups.
+def as_somebody(
+    do: Callable[[], T], groups: Sequence[int] = (), *, uid: int = UID, gid: int = GID
+) -> T:
+    """Return what this returns in a child process of this user and group, and also these groups.
 
     What it raises is raised here.
     """
@@ -33,8 +35,8 @@ def as_somebody(do: Callable[[], T], groups: Sequence[int] = ()) -> T:
     if child == 0:
         try:
             os.setgroups(groups)
-            os.setgid(GID)
-            os.setuid(UID)
+            os.setgid(gid)
+            os.setuid(uid)
             outcome: tuple[T | None, Exception | None]
             try:
                 outcome = (do(), None)
