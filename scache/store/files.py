@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import pwd
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,11 @@ COMPANIONS: Final = ("-wal", "-shm", "-journal")
 """What SQLite adds to the name of a database for what it keeps beside it."""
 
 _OPEN_TOGETHER: Final = ("", "-wal", "-shm")
+
+CLAIM_TIMEOUT: Final = 0.3
+"""Seconds to wait for a lock on the file: a command that reads it holds one for an instant."""
+
+_CLAIM_PAUSE = 0.01
 
 Loss = Literal["deleted", "replaced", "log"]
 """How a file is lost: it has gone, another one is in its place, or it has lost its log."""
@@ -45,6 +51,7 @@ def claim(path: str) -> int:
     flock(2) and the locks of SQLite do not see each other, but closing any
     descriptor of the file drops SQLite's: this one is to be closed last.
     """
+    deadline = time.monotonic() + CLAIM_TIMEOUT
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,6 +63,9 @@ def claim(path: str) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
+            if time.monotonic() < deadline:
+                time.sleep(_CLAIM_PAUSE)
+                continue
             raise DatabaseError(
                 f"another scache daemon uses the database {path}: "
                 "stop it, or choose another --database"
@@ -64,6 +74,23 @@ def claim(path: str) -> int:
         if _identity_of(descriptor) == _identity(path):
             return descriptor
         os.close(descriptor)
+
+
+def is_held(path: str | Path) -> bool:
+    """Return whether a daemon uses a file, by whatever name."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without such locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_ours(descriptor: int) -> bool:

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError
-from scache.store.files import APPLICATION_ID
+from scache.store.files import APPLICATION_ID, is_held
 from scache.store.migrations import migrations
+from scache.store.names import check_name
 from scache.store.replacing import replace
 from scache.store.snapshot import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 
@@ -132,6 +133,7 @@ class Image:
         """
         what = f"the database {path}"
         file = _readable(Path(path), what)
+        check_name(file, what)
         try:
             data = _copy(file, what)
         except sqlite3.Error as error:
@@ -287,11 +289,14 @@ def _readable(path: Path, what: str) -> Path:
     try:
         file = path.resolve()
         status = file.stat()
+        same = os.path.samestat(path.stat(), status)
     except FileNotFoundError:
         raise DatabaseError(f"{what} does not exist: name the file of a daemon") from None
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DatabaseError(f"{what} cannot be read: {reason}") from None
+    if not same:  # a link of proc(5) to what has another name here, or none
+        raise DatabaseError(f"{what} has another name here: name the file as its daemon does")
     if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(f"{what} is no regular file: name the file of a daemon")
     if not status.st_size and not _has_log(file):
@@ -312,6 +317,7 @@ def _copy(file: Path, what: str) -> bytes:
         with suppress(sqlite3.Error):
             data = _read(file, "mode=ro&immutable=1", what)
             if not _has_log(file):
+                check_name(file, what)
                 return data
     return _read(file, "mode=ro", what)
 
@@ -368,6 +374,8 @@ def _check_replaceable(path: Path) -> None:
         or _has_log(path)
     ):
         raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")
+    if is_held(path):
+        raise DatabaseError(f"{path} is in use by a daemon: choose another name")
 
 
 def _corrupt(what: str, detail: object) -> DatabaseError:

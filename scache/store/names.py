@@ -1,0 +1,63 @@
+"""The names of a database file: its write-ahead log lies beside the one that its daemon uses.
+
+Through any other name (a hard link, a bind mount, a file that was moved) SQLite finds no log there,
+or a stale one, and reads an old state without a word.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+from pathlib import Path
+from typing import Final
+
+from scache.errors import DatabaseError
+from scache.store.files import is_held
+
+PATIENCE: Final = 2.0
+"""Seconds that a daemon may hold its file without a log: it is starting, or has just stopped."""
+
+_PAUSE = 0.02
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock (fcntl_locking(2)): type, whence, start, length, process."""
+
+_OPEN_MARK = 128
+"""The byte of the index (``-shm``) that each connection keeps locked (SQLite, os_unix.c:
+UNIX_SHM_DMS)."""
+
+
+def check_name(file: Path, what: str) -> None:
+    """Raise DatabaseError, which calls the file ``what``, if its daemon uses another name."""
+    deadline = time.monotonic() + PATIENCE
+    while is_held(file) and not _has_its_log(file):
+        if time.monotonic() >= deadline:
+            raise DatabaseError(
+                f"{what} is in use by a daemon under another name, and its latest changes are in "
+                "the log beside that one: use that name, or ask the daemon (--socket)"
+            )
+        time.sleep(_PAUSE)
+
+
+def _has_its_log(file: Path) -> bool:
+    if not Path(f"{file}-wal").exists():
+        return False
+    try:
+        return file.stat().st_nlink == 1 or _is_open(Path(f"{file}-shm"))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # SQLite will say why it cannot be read
+
+
+def _is_open(index: Path) -> bool:
+    """Return whether a connection has a log open, of which this is the index; or raise OSError."""
+    descriptor = os.open(index, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _OPEN_MARK, 1, 0)
+        (kind, *_) = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    finally:
+        os.close(descriptor)
+    return bool(kind != fcntl.F_UNLCK)
