@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from scache import Client, DescriptorLimit, Found
+from scache import Client, DescriptorLimit, Found, fdpass
 from scache.client.connection import Connection
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
@@ -86,6 +87,25 @@ def test_find_many_hands_over_what_arrived_when_others_took_the_room(
         monkeypatch.undo()
         lost = 10 if inline else room + 1
         assert close(client.find_many(labels)) == [None] * lost + labels[lost:]
+
+
+def test_room_is_kept_while_replies_come_in_pieces(path: Path) -> None:
+    """Another thread cannot take it between two of them."""
+    with socket.socket(socket.AF_UNIX) as listener, closing(Connection()) as connection:
+        listener.bind(str(path))
+        listener.listen()
+        assert connection.connect(str(path))
+        server, _ = listener.accept()
+        with server, descriptors_left(3):
+            assert connection.reserve(3) == connection.reserve(4) == 3
+            connection.conversation.due = 3
+            for arrived in (1, 2, 3):
+                fdpass.send(server, b"x", [server.fileno()])
+                connection.receive(fdpass.new_buffer())
+                assert len(connection.conversation.descriptors) == arrived
+                with pytest.raises(OSError) as caught:  # noqa: PT011 - EMFILE
+                    os.dup(0)
+                assert caught.value.errno == errno.EMFILE
 
 
 def test_connecting_at_the_descriptor_limit_says_so(path: Path, connect: Connect) -> None:

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import threading
 from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,37 @@ def test_client_is_usable_after_exception_from_signal_handler(path: Path) -> Non
             signal.signal(signal.SIGALRM, before)
             os.kill(daemon.pid, signal.SIGCONT)
         assert client.find_endp("a") is None
+
+
+def test_request_sees_the_context_variables_of_its_caller(path: Path) -> None:
+    """The guard against a second use is a context of its own."""
+    seen: list[str] = []
+    variable: ContextVar[str] = ContextVar("variable")
+
+    class Logged:
+        def fileno(self) -> int:
+            seen.append(variable.get())
+            return 0
+
+    with Daemon(path), Client(path) as client:
+        variable.set("mine")
+        assert client.save_endp(60, "e", "", Logged())
+        assert set(seen) == {"mine"}
+
+
+def test_client_raises_the_errors_of_its_caller_as_they_are(path: Path) -> None:
+    """A RuntimeError in a request does not pass for the refusal of a second one."""
+
+    class Faulty:
+        def fileno(self) -> int:
+            raise error
+
+    with Daemon(path), Client(path) as client:
+        for error in (RuntimeError("no"), RecursionError("too deep"), TimeoutError(), OSError()):
+            with pytest.raises(type(error)) as caught:
+                client.save_many([(60, "e", "", 0), (60, "e", "", Faulty())])
+            assert caught.value is error
+        assert client.find_endp("e") is None
 
 
 def test_async_client_refuses_second_event_loop(path: Path) -> None:
