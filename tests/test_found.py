@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import os
+import pickle
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -88,6 +90,34 @@ def test_found_is_equal_to_its_like(descriptor: int) -> None:
     assert found != Found(-1, b"p")
     other.detach()
     found.close()
+
+
+def test_found_leaves_the_next_file_of_its_number_open() -> None:
+    """Of a program that has read the number and closed it by os.close, as programs once did."""
+    found = Found(os.open(os.devnull, os.O_RDONLY), b"p")
+    number = found.descriptor
+    os.close(number)
+    with socket.socket() as other:
+        assert other.fileno() == number
+        found.close()
+        del found
+        os.fstat(number)
+
+
+def test_found_whose_number_is_closed_is_dropped_without_a_warning() -> None:
+    """There is nothing left to be told of."""
+    found = Found(os.open(os.devnull, os.O_RDONLY), b"p")
+    os.close(found.descriptor)
+    del found
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_found_cannot_be_pickled_or_copied(
+    descriptor: int, attempt: Callable[[Found], object]
+) -> None:
+    """The error says why."""
+    with Found(descriptor, b"p") as found, pytest.raises(TypeError, match="has one owner"):
+        attempt(found)
 
 
 class Wrapper:

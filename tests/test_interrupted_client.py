@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dis
 import itertools
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -171,3 +172,30 @@ def test_async_client_survives_exception_at_any_bytecode(
 
     with Daemon(path), Client(path, timeout=DEADLINE) as saver:
         anyio.run(partial(interrupt, saver), backend=backend)
+
+
+OWNERS: dict[str, Callable[[list[Any]], object]] = {
+    "close": lambda owners: owners[0].close(),
+    "with": lambda owners: owners[0].__exit__(None, None, None),
+    "socket": lambda owners: owners.append(owners[0].socket()),
+    "drop": lambda owners: owners.clear(),
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_found_closes_its_descriptor_whatever_interrupts_it(
+    pair: Pair, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left once the object, and the socket that it may have made, are dropped."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # told of exceptions in __del__
+    before = descriptors()
+    for number in itertools.count():
+        owners: list[Any] = [Found(os.dup(pair[1].fileno()), b"")]
+        interruption = Interruption(number)
+        with interruption:
+            OWNERS[name](owners)
+        owners.clear()
+        assert descriptors() == before
+        if not interruption.came:
+            break
+    assert number > 5

@@ -220,8 +220,7 @@ class AsyncClient(BaseClient):
 
     async def _receive(self, connection: Connection) -> None:
         await anyio.wait_readable(connection.socket)
-        with suppress(BlockingIOError):  # the exchange asks again for what did not come
-            connection.receive(self._buffer)
+        connection.receive(self._buffer)  # the exchange asks again for what did not come
 
 
 def _native(loop: object) -> object:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
-from select import POLLIN, POLLOUT
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -254,13 +252,11 @@ class Client(BaseClient):
             try:
                 data, descriptors = connection.send(data, descriptors), ()
             except BlockingIOError:
-                connection.wait(POLLOUT, remaining)
+                connection.wait_writable(remaining)
 
     def _receive(self, connection: Connection, deadline: float) -> None:
-        while not connection.wait(POLLIN, _until(deadline)):
-            pass
-        with suppress(BlockingIOError):  # the exchange asks again for what did not come
-            connection.receive(self._buffer)
+        if connection.wait_readable(_until(deadline)):
+            connection.receive(self._buffer)  # the exchange asks again for what did not come
 
 
 def _is_taken(error: RuntimeError) -> bool:

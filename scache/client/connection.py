@@ -56,7 +56,8 @@ class Connection:
                 f"there is no room for a connection to the daemon: raise the limit on open files "
                 f"of {whose}",
             ) from error
-        self._poll = select.poll()
+        self._readable = select.poll()
+        self._readable.register(self.socket, select.POLLIN)
 
     def connect(self, path: str) -> bool:
         """Connect; return False while the daemon's backlog is full."""
@@ -77,13 +78,19 @@ class Connection:
 
     def rest(self) -> None:
         """Account for the end of an exchange."""
-        fdpass.close_owned(self._spares)
+        if self._spares:
+            fdpass.close_owned(self._spares)
         self.at_rest = True
 
-    def wait(self, events: int, seconds: float) -> bool:
-        """Wait until the socket is readable or writable; return False if the time is over."""
-        self._poll.register(self.socket, events)
-        return bool(self._poll.poll(min(seconds * 1000, _LONGEST_WAIT)))
+    def wait_readable(self, seconds: float) -> bool:
+        """Wait until there is something to receive; return False if the time is over."""
+        return bool(self._readable.poll(min(seconds * 1000, _LONGEST_WAIT)))
+
+    def wait_writable(self, seconds: float) -> None:
+        """Wait until there is room to send, or the time is over."""
+        writable = select.poll()
+        writable.register(self.socket, select.POLLOUT)
+        writable.poll(min(seconds * 1000, _LONGEST_WAIT))
 
     def make_room(self, count: int) -> int:
         """Do what `Room` asks for; DescriptorLimit, with the connection at rest, if none fits."""
@@ -110,22 +117,27 @@ class Connection:
         return len(self._spares)
 
     def receive(self, buffer: memoryview) -> None:
-        """Give the conversation what one recvmsg(2) brings; HangupError at the end of the stream.
+        """Give the conversation what one recvmsg(2) brings, if there is something to receive.
 
-        BlockingIOError if there is nothing to be read.
+        HangupError at the end of the stream.
         """
         spares = len(self._spares) if self.conversation.due else 0
         if spares:
             fdpass.close_owned(self._spares)
         try:
             fdpass.receive_whole(self.socket, buffer, self._received)
+        except BlockingIOError:
+            return
         except ConnectionError as error:
             if isinstance(error, ConnectionResetError):
                 # It closed without having read what it was sent.
                 self.told = self._heard
             raise HangupError from error
         received = self._received[-1]
-        fdpass.move_descriptors(self._received, self.conversation.descriptors)
+        if received[1]:
+            fdpass.move_descriptors(self._received, self.conversation.descriptors)
+        else:
+            self._received.clear()
         if spares > 1:
             self.reserve(self.conversation.due - len(self.conversation.descriptors))
         size = received[0]

@@ -117,11 +117,9 @@ class Found:
 
     def close(self) -> None:
         """Close the descriptor, unless it is closed or given away."""
-        try:
-            if self._is_ours(self._number()):
-                next(self._closing, None)
-        finally:
-            self._numbers.clear()
+        if self._is_ours(self._number()):
+            next(self._closing, None)
+        self._numbers.clear()
 
     def __enter__(self) -> Self:
         return self

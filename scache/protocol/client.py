@@ -280,10 +280,10 @@ class ClientConversation:
         names = [name for name, _ in attributes]
         if names != [b"status", *[b"property"] * properties]:
             raise ProtocolError(f"the server sent a reply that makes no sense: {attributes!r}")
-        number = decode_integer(attributes[0][1])
-        if number not in list(Status):
+        status = _STATUSES.get(decode_integer(attributes[0][1]))
+        if status is None:
             raise ProtocolError(f"the server sent a status that nobody knows: {attributes!r}")
-        return Reply(Status(number), tuple(value for _, value in attributes[1:]))
+        return Reply(status, tuple([value for _, value in attributes[1:]]))
 
     def _message(self) -> Generator[NeedData, None, Attributes]:
         """Wait for a message, passing over the announcement, which not every server makes."""
@@ -304,6 +304,8 @@ class ClientConversation:
         attributes, self._at = message
         return attributes
 
+
+_STATUSES: dict[int | None, Status] = {status.value: status for status in Status}
 
 _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
 
