@@ -48,15 +48,44 @@ def unconnected(family: int, kind: int, stack: ExitStack) -> int:
     return stack.enter_context(socket.socket(family, kind)).fileno()
 
 
+def listening_with_client(family: int, stack: ExitStack) -> int:
+    """Return a socket that listens, and that a client waits for to be accepted."""
+    server = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    server.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")  # "": a name of its own
+    server.listen()
+    stack.enter_context(socket.socket(family, socket.SOCK_STREAM)).connect(server.getsockname())
+    return server.fileno()
+
+
+def tcp_with_time_stamp(stack: ExitStack) -> int:
+    """Return a TCP connection with a time stamp of what was sent in its error queue."""
+    ours, _ = tcp_pair(stack)
+    ours.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TIME_STAMP_OF_ACK)
+    ours.send(b"x")
+    look = select.poll()
+    look.register(ours, 0)
+    assert look.poll() == [(ours.fileno(), select.POLLERR)]
+    return ours.fileno()
+
+
+SO_TIMESTAMPING = 37
+TIME_STAMP_OF_ACK = 1 << 9 | 1 << 4
+"""SOF_TIMESTAMPING_TX_ACK and SOF_TIMESTAMPING_SOFTWARE (Linux, net_tstamp.h)."""
+
 KINDS: dict[str, tuple[Kind, Callable[[ExitStack], int]]] = {
     "TCP": (Kind.ESTABLISHED, lambda stack: tcp_pair(stack)[0].fileno()),
     "TCP, not connected": (
         Kind.STREAM,
         lambda stack: unconnected(socket.AF_INET, socket.SOCK_STREAM, stack),
     ),
+    "TCP, time stamp in its error queue": (Kind.ESTABLISHED, tcp_with_time_stamp),
     "TCP, listening": (
-        Kind.STREAM,
-        lambda stack: stack.enter_context(socket.create_server(("127.0.0.1", 0))).fileno(),
+        Kind.LISTENING,
+        lambda stack: listening_with_client(socket.AF_INET, stack),
+    ),
+    "UNIX, listening": (
+        Kind.LISTENING,
+        lambda stack: listening_with_client(socket.AF_UNIX, stack),
     ),
     "UDP": (Kind.POLLABLE, lambda stack: unconnected(socket.AF_INET, socket.SOCK_DGRAM, stack)),
     "UNIX stream": (

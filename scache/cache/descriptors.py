@@ -88,7 +88,7 @@ class Descriptors:
             if parked.kind is Kind.OPAQUE:
                 continue
             try:
-                self._epoll.register(parked.descriptor, self._events)
+                self._epoll.register(parked.descriptor, self._events_of(parked.kind))
             except PermissionError:  # poll(2) has nothing to say of it (epoll_ctl(2))
                 continue
             except OSError as error:
@@ -119,7 +119,7 @@ class Descriptors:
         if kind is Kind.OPAQUE:
             return None
         if descriptor not in self._watched or self._epoll.poll(0, 1):
-            events = poll(descriptor, self._events)
+            events = poll(descriptor, self._events_of(kind))
             if events and has_ended(kind, events):
                 return ""
         state = lost_state(kind, descriptor)
@@ -161,6 +161,10 @@ class Descriptors:
         fdpass.close_at_once(parked.descriptor for parked in self._lent.values())
         for table in (self._parked, self._unwatched, self._watched, self._lent):
             table.clear()
+
+    def _events_of(self, kind: Kind) -> int:
+        """Return the events that may tell of a hang-up."""
+        return _HUNG_UP if kind is Kind.LISTENING else self._events
 
     def _forget(self, parked: Parked) -> None:
         """Watch it no longer; before it is closed, for others may have it open (epoll(7))."""

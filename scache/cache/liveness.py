@@ -17,6 +17,7 @@ from pathlib import Path
 from scache import sockopt
 
 _DOMAIN, _TYPE = int(socket.SO_DOMAIN), int(socket.SO_TYPE)
+_LISTENS = int(socket.SO_ACCEPTCONN)
 _INTERNET = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
 _CONNECTED_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)})
 _ESTABLISHED = 1
@@ -36,6 +37,8 @@ class Kind(Enum):
 
     ESTABLISHED = auto()
     """A TCP connection that was ESTABLISHED when it was saved, and has hung up when it is not."""
+    LISTENING = auto()
+    """A stream or seqpacket socket that listens: a client that waits to be accepted is no data."""
     STREAM = auto()
     """Another stream or seqpacket socket: POLLHUP without POLLRDHUP means that it never had a
     peer."""
@@ -55,12 +58,16 @@ def kind_of(descriptor: int) -> Kind:
         return Kind.POLLABLE
     if domain in _INTERNET and sockopt.tcp_state(descriptor) == _ESTABLISHED:
         return Kind.ESTABLISHED
-    return Kind.STREAM
+    return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
 
 
 def has_ended(kind: Kind, events: int) -> bool:
     """Return True if these events of a descriptor, of which there are some, tell of a hang-up."""
-    if kind is Kind.STREAM:
+    if kind is Kind.ESTABLISHED:
+        # The end of a connection shows in others as well. Alone, EPOLLERR tells of a message in the
+        # error queue, such as a time stamp of what was sent (MSG_ERRQUEUE, recvmsg(2)).
+        return events != select.EPOLLERR
+    if kind in (Kind.STREAM, Kind.LISTENING):
         return events & _NEVER_CONNECTED != select.EPOLLHUP
     return True
 
