@@ -6,18 +6,14 @@ a plain recv(2) drops them without a word.
 
 from __future__ import annotations
 
-import _socket
 import os
 import socket
-import stat
 import struct
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat, starmap
 from operator import itemgetter
-from queue import SimpleQueue
-from threading import Thread
 from typing import TypeAlias
 
 from scache.model import Peer
@@ -40,9 +36,6 @@ _UCRED = struct.Struct("3i")
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
-_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
-_LINGER = struct.Struct("2i")
-_SO_LINGER = int(socket.SO_LINGER)
 _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
@@ -144,90 +137,10 @@ def close(descriptors: Iterable[int]) -> None:
             continue
 
 
-def close_at_once(descriptors: Iterable[int]) -> None:
-    """Close each of them, of which nobody else is to make use, without waiting for anything.
-
-    close(2) of a socket waits for its peer if somebody has set SO_LINGER
-    (socket(7)), for hours if he likes: that is taken back. That of a file may
-    wait for a server: another thread does it.
-    """
-    for descriptor in descriptors:
-        if _waits(descriptor, stop=True):
-            _close_elsewhere(descriptor)
-        else:
-            close((descriptor,))
-
-
-def close_shared(descriptor: int) -> None:
-    """Close one that somebody else may make use of, without waiting for anything.
-
-    He may have closed it meanwhile, so that close(2) waits, but if he has not,
-    it is not for us to change what he shares: another thread waits.
-    """
-    if _waits(descriptor, stop=False):
-        _close_elsewhere(descriptor)
-    else:
-        close((descriptor,))
-
-
-def _waits(descriptor: int, *, stop: bool) -> bool:
-    """Return whether close(2) may wait; ``stop`` keeps it from that, if it is a socket."""
-    try:
-        sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
-    except OSError:
-        return False
-    try:
-        lingers, _ = _LINGER.unpack(sock.getsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.size))
-        if lingers and stop:
-            sock.setsockopt(_SOL_SOCKET, _SO_LINGER, _LINGER.pack(0, 0))
-    except OSError:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    finally:
-        sock.detach()
-    return bool(lingers) and not stop
-
-
-def _close_elsewhere(descriptor: int) -> None:
-    """Let a thread close a descriptor, one after the other: those that keep it waiting wait."""
-    if not _closing:
-        _closing.append(SimpleQueue())
-        Thread(target=_close_all, args=_closing, name="closing", daemon=True).start()
-    _closing[0].put(descriptor)
-
-
-def _close_all(descriptors: SimpleQueue[int]) -> None:
-    while True:
-        close((descriptors.get(),))
-
-
-_closing: list[SimpleQueue[int]] = []
-"""The queue of the thread that closes what may keep it waiting, once there is one."""
-
-
 def peer(sock: socket.socket) -> Peer:
     """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
     return Peer(pid, uid, gid, _program(pid))
-
-
-def peer_process(descriptor: int) -> int:
-    """Return the process at the other end of a UNIX socket (SO_PEERCRED), 0 of anything else.
-
-    For a socket that is connected to a listening one that is who called
-    listen(2), as it is for the listening socket itself (unix(7)).
-    """
-    try:
-        # Whatever the socket is: the arguments keep Python from asking.
-        sock = _socket.socket(_UNIX, _STREAM, 0, descriptor)
-    except OSError:
-        return 0
-    try:
-        process, _, _ = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
-    except OSError:
-        return 0
-    finally:
-        sock.detach()
-    return int(process)
 
 
 def peer_groups(sock: socket.socket) -> list[int]:

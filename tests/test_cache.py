@@ -22,11 +22,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from scache import fdpass
 from scache.cache import Cache, cache
 from scache.cache.agenda import GRAIN
 from scache.cache.limits import Limits
 from scache.clock import STEP
+from scache.closing import Closer
 from scache.model import Loan, Peer, Status
 from scache.store import MEMORY
 from tests.support.clocks import HandClock
@@ -35,10 +35,11 @@ from tests.support.opened import NOW, Opened, locked, read
 TTL_LIMIT = 10
 
 
-class FakeDescriptors:
+class FakeDescriptors(Closer):
     """Numbers that stand for open descriptors; closing one that is not open is an error."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.open: set[int] = set()
         self._last = 1_000_000
 
@@ -48,10 +49,14 @@ class FakeDescriptors:
         self.open.add(self._last)
         return self._last
 
-    def close(self, descriptors: Iterable[int]) -> None:
-        """Stand in for `fdpass.close`."""
+    def close(self, descriptors: Iterable[int], **_: bool) -> None:
+        """Close numbers of which nobody else makes use."""
         for descriptor in descriptors:
             self.open.remove(descriptor)
+
+    def close_shared(self, descriptor: int, **_: bool) -> None:
+        """Close a number that its finder uses too."""
+        self.open.remove(descriptor)
 
 
 class Rig:
@@ -61,17 +66,14 @@ class Rig:
         self,
         path: Path | str,
         opened: Opened,
-        patch: pytest.MonkeyPatch,
-        limits: Limits = Limits(TTL_LIMIT),  # noqa: B008 - it never changes
+        limits: Limits,
     ) -> None:
         self.path = path
         self.opened = opened
         self.batch = opened.database.batch
         self.clock = opened.clock
         self.descriptors = FakeDescriptors()
-        patch.setattr(fdpass, "close", self.descriptors.close)
-        patch.setattr(fdpass, "close_at_once", self.descriptors.close)
-        self.cache = Cache(opened.database, self.clock, limits)
+        self.cache = Cache(opened.database, self.clock, limits, closer=self.descriptors)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
         """Save a connection; return its descriptor, None if it was refused."""
@@ -93,14 +95,19 @@ class Rig:
 
 
 @contextmanager
-def rigged(path: Path | str, audit_rows: int = 1000, now: float | HandClock = NOW) -> Iterator[Rig]:
+def rigged(
+    path: Path | str,
+    audit_rows: int = 1000,
+    now: float | HandClock = NOW,
+    limits: Limits = Limits(TTL_LIMIT),  # noqa: B008 - it never changes
+) -> Iterator[Rig]:
     """Yield a cache on a database; whatever it does not close in the end is an error."""
     with (
         pytest.MonkeyPatch.context() as patch,
         Opened(path, now, audit_rows=audit_rows) as opened,
     ):
         patch.setattr(cache, "EXPIRY_SLICE", 2)
-        rig = Rig(path, opened, patch)
+        rig = Rig(path, opened, limits)
         yield rig
         rig.cache.close()
         assert rig.descriptors.open == set()
@@ -510,6 +517,7 @@ def test_a_connection_whose_peer_has_gone_is_passed_over() -> None:
     """It is never found, though thousands hang up at once and it has not had its turn."""
     with Opened(MEMORY) as opened, ExitStack() as stack:
         cached = Cache(opened.database, opened.clock, Limits(TTL_LIMIT))
+        stack.callback(cached.closer.finish, 20)
         stack.callback(cached.close)
         peers, descriptors = [], []
         for _ in range(3):

@@ -16,9 +16,11 @@ import pytest
 from scache import Client
 from scache.cache.descriptors import Descriptors, Parked
 from scache.cache.liveness import Kind, kind_of
+from scache.closing import Closer
 from scache.store import snapshot
 from scache.store.image import Image
 from tests.support.daemon import Daemon
+from tests.support.dialogue import DEADLINE
 
 
 @pytest.fixture
@@ -221,7 +223,8 @@ def test_connection_that_cannot_be_watched_is_looked_at_by_each_find() -> None:
     """The failure is told, and a hang-up is seen all the same."""
     failures: list[OSError] = []
     ours, theirs = socket.socketpair()
-    descriptors = Descriptors()
+    closer = Closer()
+    descriptors = Descriptors(closer)
     with ours:
         descriptors.on_watch_failed = failures.append
         descriptors._epoll = FullEpoll(descriptors._epoll)  # type: ignore[assignment]
@@ -233,6 +236,7 @@ def test_connection_that_cannot_be_watched_is_looked_at_by_each_find() -> None:
         assert descriptors.hang_up_of(parked) is None
     assert descriptors.hang_up_of(parked) == ""
     descriptors.close_all()
+    assert closer.finish(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])

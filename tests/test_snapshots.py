@@ -24,6 +24,7 @@ import pytest
 
 from scache import Client, Refused
 from scache.client.exchanges import Purged
+from scache.closing import Closer
 from scache.daemon import snapshots
 from scache.daemon.channel import Channel
 from scache.daemon.readiness import Readiness
@@ -36,7 +37,7 @@ from tests.commands import run_command
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
-from tests.support.dialogue import eventually, until
+from tests.support.dialogue import DEADLINE, eventually, until
 from tests.support.genuine import private_directory
 from tests.support.snapshots import opened, snapshot
 from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
@@ -401,7 +402,8 @@ def test_what_fails_for_one_asker_fails_for_no_other(
     """Nothing that goes wrong while a snapshot is handed out ends the task that does it."""
     broken, whole = MagicMock(), MagicMock()
     broken.snapshot_taken.side_effect = broken.abort.side_effect = RuntimeError
-    work: Any = Snapshots(*[MagicMock()] * 5)
+    cache = MagicMock(closer=Closer())
+    work: Any = Snapshots(MagicMock(), cache, *[MagicMock()] * 3)
     monkeypatch.setattr(snapshots, "_reopened", no_descriptor)
     for take in (lambda: os.open(os.devnull, os.O_RDONLY), MagicMock(side_effect=RuntimeError)):
 
@@ -414,6 +416,7 @@ def test_what_fails_for_one_asker_fails_for_no_other(
         whole.snapshot_taken.assert_called_with(None)
     assert whole.snapshot_taken.call_count == 2
     assert "Too many open files" in caplog.text
+    assert cache.closer.finish(DEADLINE) == 0
 
 
 def test_a_child_that_cannot_be_watched_is_not_left_behind(
@@ -431,7 +434,7 @@ def test_a_child_that_cannot_be_watched_is_not_left_behind(
 @pytest.mark.parametrize("image", [True, False], ids=["image", "none"])
 def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
     """A descriptor that has left is not put back, though the client goes before the snapshot."""
-    cache = MagicMock()
+    cache = MagicMock(closer=Closer())
     cache.find_endp.return_value = Loan(Connection(1, b"e", b"p" * 30_000, 0, 9, 1), 0, 1, 0)
 
     async def converse() -> None:
@@ -441,7 +444,7 @@ def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
             readiness = Readiness(asyncio.get_running_loop())
             conversation = ServerConversation(announce=False)
             session = Session(
-                Channel(ours, readiness),
+                Channel(ours, readiness, cache.closer),
                 Peer(1, 0, 0),
                 cache,
                 MagicMock(),
@@ -462,6 +465,7 @@ def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
             os.close(descriptors[0])
         await until(lambda: cache.delivered.called)
         readiness.close()
+        assert cache.closer.finish(DEADLINE) == 0
 
     before = descriptors_of(os.getpid())
     asyncio.run(converse())

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Found, Unavailable
+from scache.closing import Closer
 from scache.daemon import listener
 from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
@@ -225,7 +226,7 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
         def __init__(self, sock: socket.socket) -> None:
             self._socket = sock
             self.fileno = sock.fileno
-            self.close = sock.close
+            self.close, self.detach = sock.close, sock.detach
 
         def accept(self) -> tuple[socket.socket, object]:
             if len(said) < 3:
@@ -244,7 +245,8 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
         listening = listener.ListeningSocket(path, 0o600, (-1, -1))
         listening.socket = Full(listening.socket)  # type: ignore[assignment]
         readiness = Readiness(loop)
-        accepting = listener.Listener(listening, loop, readiness, on_client, said.append)
+        closer = Closer()
+        accepting = listener.Listener(listening, loop, readiness, on_client, said.append, closer)
         accepting.start()
         with closing(readiness), closing(accepting), socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))

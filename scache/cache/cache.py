@@ -7,25 +7,25 @@ import math
 import os
 from collections.abc import Callable, Iterator
 
-from scache import fdpass
+from scache import sockopt
 from scache.cache.agenda import Agenda
 from scache.cache.descriptors import Descriptors, Parked
 from scache.cache.limits import Limits
 from scache.cache.liveness import Kind, kind_of
+from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
+from scache.closing import Closer
 from scache.errors import DatabaseFault
 from scache.model import Connection, Event, Loan, Peer, Status
 from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 
 EXPIRY_SLICE = 64
-"""What is cleared away or looked at in one go, so that requests come in between."""
-
+"""What is cleared away or looked at in one go, at the most (see `slices`)."""
 
 _TRIES = 16
 """Connections that a find looks at until one has a peer: of thousands that hung up at the same time
 it may have to say no, rather than hold up everybody."""
-
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,20 @@ class Cache:
     """
 
     def __init__(
-        self, database: Database, clock: Clock, limits: Limits, *, close_on_data: bool = False
+        self,
+        database: Database,
+        clock: Clock,
+        limits: Limits,
+        *,
+        close_on_data: bool = False,
+        closer: Closer | None = None,
     ) -> None:
-        """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up."""
+        """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up.
+
+        The ``closer`` closes what leaves the cache; without one the cache makes its own.
+        """
+        self.closer = closer or Closer()
+        """Closes descriptors, those of others included, without waiting."""
         self.on_earlier_expiry: Callable[[], None] = lambda: None
         """Called when something was saved that expires before `expire` said."""
         self.on_parked: Callable[[], None] = lambda: None
@@ -55,7 +66,7 @@ class Cache:
         """Totals to be added to the table ``counter``: count here by its names."""
         self._rows = LiveRows(database.batch)
         self._trail = database.trail
-        self._descriptors = Descriptors(close_on_data=close_on_data)
+        self._descriptors = Descriptors(self.closer, close_on_data=close_on_data)
         self._descriptors.on_watch_failed = self._watch_failed
         self._watch_fails = self._watch_failed_now = False
         """True if something could not be watched in the latest slice, and in the one under way."""
@@ -86,20 +97,20 @@ class Cache:
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
             self.counts["limit_connections_per_endpoint"] += 1
-            fdpass.close_at_once((descriptor,))
+            self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
-        if fdpass.peer_process(descriptor) == self._process_id:
+        if sockopt.peer_process(descriptor) == self._process_id:
             # The daemon would keep its own client, or itself, from going away.
-            fdpass.close_at_once((descriptor,))
+            self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
         granted = min(ttl, limits.ttl)
         row = Connection(self._ids.take(), endpoint, properties, now, now + granted, client_id)
         try:
             self._rows.save_connection(row)
         except DatabaseFault as fault:
-            fdpass.close_at_once((descriptor,))
+            self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, str(fault))
-        if limits.connections and len(self._descriptors) >= limits.connections:
+        if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
             self._evict(now)
         self._park(row, descriptor, kind_of(descriptor))
         self.statistics.saved()
@@ -250,7 +261,7 @@ class Cache:
     def close_hung_up(self) -> None:
         """Close a slice of those whose peers have hung up."""
         now = self._clock.now()
-        for parked in self._descriptors.hung_up(EXPIRY_SLICE):
+        for parked in in_time(self._descriptors.hung_up(EXPIRY_SLICE)):
             self._remove("hung_up", now, parked)
 
     def hang_ups(self) -> int:
@@ -457,12 +468,12 @@ class Cache:
 
     def _clear_slice(self, now: float) -> bool:
         """Clear away what has expired; return whether more of it may be left."""
-        for parked in self._agenda.due(now, EXPIRY_SLICE):
+        for parked in in_time(self._agenda.due(now, EXPIRY_SLICE)):
             self._remove("expired", now, parked)
         if self._agenda.next_due() <= now:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
-        for gone in bindings:
+        for gone in in_time(bindings):
             self._rows.remove_binding(gone.destination, gone.id)
             self._binding_left("expired", now, gone)
         return len(bindings) == EXPIRY_SLICE

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from scache import fdpass
 from scache.cache.liveness import Kind, has_ended, lost_state, poll
+from scache.cache.slices import in_time
+from scache.closing import Closer
 
 _HUNG_UP = select.EPOLLRDHUP  # EPOLLHUP and EPOLLERR are always told
 _DATA = select.EPOLLIN
@@ -39,10 +40,11 @@ class Descriptors:
     their peers' hanging up: most are found sooner, and cost no system call.
     """
 
-    def __init__(self, *, close_on_data: bool = False) -> None:
+    def __init__(self, closer: Closer, *, close_on_data: bool = False) -> None:
         """Count unasked-for data from a peer as a hang-up, if it is to be."""
         self.on_watch_failed: Callable[[OSError], None] = lambda _: None
         """Called when a connection cannot be watched: each find looks at it instead."""
+        self._closer = closer
         self._events = _HUNG_UP | (_DATA if close_on_data else 0)
         self._epoll = select.epoll()
         self._parked: dict[int, Parked] = {}
@@ -83,7 +85,7 @@ class Descriptors:
 
         What is OPAQUE has no peer that could hang up.
         """
-        for row_id in list(islice(self._unwatched, limit)):
+        for row_id in in_time(list(islice(self._unwatched, limit))):
             parked = self._unwatched.pop(row_id)
             if parked.kind is Kind.OPAQUE:
                 continue
@@ -142,29 +144,33 @@ class Descriptors:
 
     def close_delivered(self, row_id: int) -> None:
         """Close one that its finder has been sent."""
-        fdpass.close_shared(self._lent.pop(row_id).descriptor)
+        lent = self._lent.pop(row_id)
+        self._closer.close_shared(lent.descriptor, tcp=lent.kind is Kind.ESTABLISHED)
 
     def close_lent(self, row_id: int) -> None:
         """Close one whose finder has gone."""
-        fdpass.close_at_once((self._lent.pop(row_id).descriptor,))
+        self._close(self._lent.pop(row_id))
 
     def close_parked(self, parked: Parked) -> None:
         """Close one that leaves in another way than by being found."""
         del self._parked[parked.id]
         self._forget(parked)
-        fdpass.close_at_once((parked.descriptor,))
+        self._close(parked)
 
     def close_all(self) -> None:
         """Close everything: the daemon ends."""
         self._epoll.close()
-        fdpass.close_at_once(parked.descriptor for parked in self._parked.values())
-        fdpass.close_at_once(parked.descriptor for parked in self._lent.values())
+        for parked in (*self._parked.values(), *self._lent.values()):
+            self._close(parked)
         for table in (self._parked, self._unwatched, self._watched, self._lent):
             table.clear()
 
     def _events_of(self, kind: Kind) -> int:
         """Return the events that may tell of a hang-up."""
         return _HUNG_UP if kind is Kind.LISTENING else self._events
+
+    def _close(self, parked: Parked) -> None:
+        self._closer.close((parked.descriptor,), tcp=parked.kind is Kind.ESTABLISHED)
 
     def _forget(self, parked: Parked) -> None:
         """Watch it no longer; before it is closed, for others may have it open (epoll(7))."""

@@ -12,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scache.cache.liveness import TCP_STATES
 from scache.model import Facts
+from scache.statx import type_of
 
 _SOCKETS = {
     (socket.AF_INET, socket.SOCK_STREAM): "tcp",
@@ -33,26 +35,18 @@ _FILES = {
     stat.S_IFSOCK: "socket",
 }
 
-_TCP_STATES = dict(
-    enumerate(
-        (
-            *("ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
-            *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
-        ),
-        1,
-    )
-)
-"""Names of the numbers (Linux, include/net/tcp_states.h)."""
-
 _TCP_INFO_SIZE = 72
 _TCP_RTT = 68
 """Where ``tcpi_rtt`` stands in struct tcp_info (Linux, include/uapi/linux/tcp.h)."""
 
 
 def facts_of(descriptor: int) -> Facts:
-    """Return what the kernel tells, without reading from it or changing anything."""
+    """Return what the kernel tells, without reading from it or changing anything.
+
+    A file server is not asked: it may not answer.
+    """
     try:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        kind = stat.S_IFMT(type_of(descriptor)[0])
     except OSError:
         return Facts(descriptor, "closed")
     if kind == stat.S_IFSOCK:
@@ -79,7 +73,7 @@ def _socket_facts(descriptor: int) -> Facts:
         if kind == "tcp":
             with suppress(OSError):
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-                tcp_state = _TCP_STATES.get(info[0])
+                tcp_state = TCP_STATES[info[0]] if info[0] < len(TCP_STATES) else None
                 (rtt,) = struct.unpack_from("I", info, _TCP_RTT)
         return Facts(descriptor, kind, local, peer, tcp_state, rtt, _unread(descriptor))
     finally:

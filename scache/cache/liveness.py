@@ -15,6 +15,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from scache import sockopt
+from scache.statx import type_of
 
 _DOMAIN, _TYPE = int(socket.SO_DOMAIN), int(socket.SO_TYPE)
 _LISTENS = int(socket.SO_ACCEPTCONN)
@@ -88,37 +89,19 @@ def lost_state(kind: Kind, descriptor: int) -> str | None:
 def _is_pollable(descriptor: int) -> bool:
     """Return True if poll(2) of something that is no socket asks the kernel alone."""
     try:
-        fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
-    except OSError:
-        pass
-    else:
-        return True
-    try:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH:
+            return False
+        mode, major = type_of(descriptor)
+        if stat.S_ISFIFO(mode):
+            return True
+        if stat.S_ISCHR(mode):
+            return major in _TERMINAL_MAJORS
         name = os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
-        if name.startswith("anon_inode:"):
-            return "eventpoll" not in name and "io_uring" not in name
-        return name.startswith("pidfd:") or _is_terminal(descriptor)
-    except (OSError, ValueError):
+    except OSError:
         return False
-
-
-def _is_terminal(descriptor: int) -> bool:
-    """Return True if a descriptor is a terminal.
-
-    Its path proves nothing: another mount namespace may have a file server there. Its mount does,
-    if it is one of ours; the file systems that have devices answer fstat(2) by themselves.
-    """
-    fields = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="utf-8").split()
-    mount = fields[fields.index("mnt_id:") + 1]
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        number, *_ = line.split(b" ", 1)
-        if number.decode() == mount:
-            file_system = line.rpartition(b" - ")[2].split()[0]
-            if file_system not in (b"devpts", b"devtmpfs", b"tmpfs"):
-                return False
-            status = os.fstat(descriptor)
-            return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINAL_MAJORS
-    return False
+    if name.startswith("anon_inode:"):
+        return "eventpoll" not in name and "io_uring" not in name
+    return name.startswith("pidfd:")
 
 
 def poll(descriptor: int, events: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from scache import fdpass
+from scache.closing import Closer
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
 
 _MUCH_SIZE = 4096
@@ -43,8 +44,12 @@ class Channel:
     While a client does not take what we send it, nothing more is read from it.
     """
 
-    def __init__(self, sock: socket.socket, readiness: Readiness) -> None:
+    def __init__(self, sock: socket.socket, readiness: Readiness, closer: Closer) -> None:
         sock.setblocking(False)
+        # A byte that is sent out of band stays in line with the descriptors that came with it:
+        # recvmsg(2) would pass over it, and free these before it returned.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._closer = closer
         self._socket = sock
         self._descriptor = sock.fileno()
         self._readiness = readiness
@@ -57,6 +62,8 @@ class Channel:
         self.turns = 0
         """How many it has had."""
         self.open = True
+        self._at_end = False
+        """True once the end of what the client sends was read: nothing is left in the queue."""
         self.sent_all = True
         """Whether everything given to `send` has reached the kernel."""
 
@@ -147,7 +154,10 @@ class Channel:
         if self.open:
             self.open = False
             self._readiness.remove(self._descriptor)
-            self._socket.close()
+            if self._at_end:
+                self._socket.close()
+            else:
+                self._closer.close((self._socket.detach(),))
 
     def _watch(self) -> None:
         if not self._watched:
@@ -173,7 +183,8 @@ class Channel:
             self._hang_up()
             return
         if not data:
-            fdpass.close_at_once(descriptors)
+            self._at_end = not descriptors
+            self._closer.close(descriptors)
             self._hang_up()
             return
         try:

@@ -46,6 +46,9 @@ others."""
 STOP_TIMEOUT = 1.0
 """Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
 
+CLOSE_TIMEOUT = 1.0
+"""Seconds that close(2) of what was cached may take at the end."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Those that the daemon answers to."""
 
@@ -104,7 +107,12 @@ class Server:
     async def serve(self, sock: ListeningSocket) -> None:
         """Serve clients of this listening socket until a signal or idleness ends it."""
         listener = Listener(
-            sock, self._loop, self._readiness, self._connected, self._out_of_descriptors
+            sock,
+            self._loop,
+            self._readiness,
+            self._connected,
+            self._out_of_descriptors,
+            self._cache.closer,
         )
         # What is there by now stays: the collector need never look at it, which takes it
         # milliseconds for which everybody waits.
@@ -133,6 +141,7 @@ class Server:
     def _start_upkeep(self, tasks: TaskGroup) -> None:
         committed = upkeep.Signal()
         tasks.start_soon(upkeep.watch, self._cache)
+        tasks.start_soon(upkeep.close, self._cache.closer, self._cache.counts)
         tasks.start_soon(upkeep.expire, self._cache, self._clock)
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
@@ -169,7 +178,7 @@ class Server:
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings
-        channel, peer = Channel(client, self._readiness), fdpass.peer(client)
+        channel, peer = Channel(client, self._readiness, self._cache.closer), fdpass.peer(client)
         groups = channel.groups()
         allowed = self._allows(peer, groups)
         session = Session(
@@ -325,6 +334,12 @@ async def serve(settings: Settings, open_files: int) -> None:
             finally:
                 cache.close()
                 await database.stop(clock.stamp())
+                if left := cache.closer.finish(CLOSE_TIMEOUT):
+                    logger.warning(
+                        "close(2) of a descriptor does not return (waiting in all: %d): this "
+                        "process ends when another program, such as a file server, answers",
+                        left,
+                    )
 
 
 def _go_ahead(steps: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol
 
-from scache import fdpass
 from scache.cache import Cache
 from scache.daemon.channel import Channel, client_logger
 from scache.errors import ProtocolError
@@ -160,7 +159,7 @@ class Session:
         if truncated:
             # Which of them the kernel dropped is unknown, so none can be told from another.
             self._on_shortage("one that a client sent could not be received")
-            fdpass.close_at_once(descriptors)
+            self._cache.closer.close(descriptors)
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)
         self._serve()
@@ -182,7 +181,7 @@ class Session:
 
     def disconnected(self) -> None:
         """Clear up after a client that has gone."""
-        fdpass.close_at_once(self._conversation.close())
+        self._cache.closer.close(self._conversation.close())
         self._close_parcel()
         sent = self._handed_over and self._channel.sent_descriptors
         self._end_loans(sent=sent, finder_left=True)
@@ -211,7 +210,7 @@ class Session:
         if conversation.output:
             self._flush()
         if conversation.descriptors and not channel.more_to_read():
-            fdpass.close_at_once(conversation.surplus_descriptors())
+            self._cache.closer.close(conversation.surplus_descriptors())
         if self._finishing:
             self._leave_if_finished()
 
@@ -267,7 +266,7 @@ class Session:
 
     def _refuse_save(self, event: Save) -> None:
         if event.descriptor is not None:
-            fdpass.close_at_once((event.descriptor,))
+            self._cache.closer.close((event.descriptor,))
         self._refuse("save_endp")
         self._conversation.reply_status(Status.FAIL)
 
@@ -346,7 +345,7 @@ class Session:
 
     def _close_parcel(self) -> None:
         if self._parcel is not None:
-            fdpass.close((self._parcel,))
+            self._cache.closer.close((self._parcel,))
             self._parcel = None
 
     def _snapshot(self, _: Snapshot) -> None:
@@ -416,7 +415,7 @@ class Session:
 
     def _malformed(self, event: Malformed) -> None:
         if event.descriptor is not None:
-            fdpass.close_at_once((event.descriptor,))
+            self._cache.closer.close((event.descriptor,))
         known = event.name in GRAMMAR and event.name != NAMES[Hello]  # which has no outcome
         kind = event.name.decode() if known else "unknown"
         if event.too_long:

@@ -26,6 +26,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
 import anyio
@@ -33,6 +35,7 @@ import anyio
 from scache import fdpass
 from scache.cache import Cache
 from scache.cache.facts import facts_of
+from scache.closing import is_file
 from scache.daemon.readiness import Readiness
 from scache.daemon.upkeep import Signal, clear_expired
 from scache.model import Connection, Facts
@@ -43,6 +46,10 @@ TIMEOUT = 10.0
 
 COPY_TIMEOUT = 3.0
 """Seconds of them for which commits wait at the most."""
+
+MAX_LEAVING = 64
+"""Children that may be on their way to their end: while a file is cached whose server does not
+answer, each child stays there, and when there are this many no further snapshot is taken."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -113,6 +120,8 @@ class Snapshots:
         self._clients = clients
         self._figures = figures
         self._askers: list[Asker] = []
+        self._leaving: set[int] = set()
+        """Children that were ended and are not gone, by their pidfds."""
         self._wanted = Signal()
 
     def ask(self, asker: Asker) -> None:
@@ -143,10 +152,15 @@ class Snapshots:
                 _hand_out(image, asker)
         finally:
             if image is not None:
-                os.close(image)
+                self._cache.closer.close((image,))
 
     async def _take(self) -> int:
         """Return a descriptor of a sealed image."""
+        if len(self._leaving) >= MAX_LEAVING:
+            raise SnapshotError(
+                f"{len(self._leaving)} processes of earlier snapshots cannot end, because a cached "
+                "descriptor is a file whose server does not answer: end that server"
+            )
         image = os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # The machine may just have slept, or its clock been set, and no timer has told yet.
@@ -157,12 +171,15 @@ class Snapshots:
                     with anyio.fail_after(COPY_TIMEOUT):
                         await _expect_byte(child, _COPY_PATIENCE)
                 except BaseException:
-                    _end(child)
+                    self._end(child)
                     raise
-            await _expect_success(child)
+            try:
+                await _expect_byte(child, _PATIENCE)
+            finally:
+                self._end(child)
             fcntl.fcntl(image, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
-            os.close(image)
+            self._cache.closer.close((image,))
             raise
         return image
 
@@ -190,6 +207,21 @@ class Snapshots:
             stack.pop_all()
         return _Child(pid, pidfd, told)
 
+    def _end(self, child: _Child) -> None:
+        """Make sure that a child is gone, or soon will be; `bury_children` does the rest."""
+        _urge(child)  # or it would keep its descriptors as long as the machine is busy
+        with suppress(OSError):
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        os.close(child.told)
+        self._leaving.add(child.pidfd)
+        self._readiness.add(child.pidfd, partial(self._gone, child.pidfd))
+
+    def _gone(self, pidfd: int) -> None:
+        """Forget a child that has gone."""
+        self._leaving.remove(pidfd)
+        self._readiness.remove(pidfd)
+        os.close(pidfd)
+
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
         """Be the child."""
         try:
@@ -211,6 +243,7 @@ class Snapshots:
             copy.close()
             _write(image, data)
             del data
+            _close_all_but_files(tell)
             os.write(tell, b".")
             os._exit(0)
         except BaseException:
@@ -227,8 +260,17 @@ class Snapshots:
             if not number % _STINT:
                 time.sleep(_NAP)
             facts = facts_of(descriptor)
-            fdpass.close((descriptor,))
+            if not is_file(descriptor):
+                fdpass.close((descriptor,))
             yield row_id, facts
+
+
+def _close_all_but_files(kept: int) -> None:
+    """In the child: close what must not stay open if the end of the process waits for a file."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
+        if descriptor != kept and not is_file(descriptor):
+            fdpass.close((descriptor,))
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -304,22 +346,6 @@ def _urge(child: _Child) -> None:
     """Let a child have its share of the processor from now on."""
     with suppress(OSError):  # it may have ended
         os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
-
-
-async def _expect_success(child: _Child) -> None:
-    try:
-        await _expect_byte(child, _PATIENCE)
-    finally:
-        _end(child)
-
-
-def _end(child: _Child) -> None:
-    """Make sure that a child is gone, or soon will be; `bury_children` does the rest."""
-    _urge(child)  # or it would keep its descriptors as long as the machine is busy
-    with suppress(OSError):
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-    os.close(child.pidfd)
-    os.close(child.told)
 
 
 def bury_children() -> None:

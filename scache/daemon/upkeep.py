@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 
 import anyio
 import anyio.lowlevel
 
 from scache.cache import Cache
 from scache.clock import Clock
+from scache.closing import Closer, Look
+from scache.daemon.channel import client_logger
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
@@ -25,6 +27,9 @@ of the loop stand still while the machine sleeps, and nothing tells that the wal
 
 WATCH_INTERVAL = 0.05
 """Seconds for which a connection is not watched: most are found sooner."""
+
+CLOSE_INTERVAL = 0.1
+"""Seconds between two looks at what waits to be closed, while anything does."""
 
 CHECKPOINT_INTERVAL = 1.0
 """Seconds from a commit to the checkpoint that follows."""
@@ -96,6 +101,37 @@ async def watch(cache: Cache) -> None:
         await anyio.sleep(WATCH_INTERVAL)
         while cache.watch():
             await anyio.lowlevel.checkpoint()
+
+
+async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
+    """See that what waits to be closed is closed, and tell what cannot be."""
+    pending = Signal()
+    closer.on_pending = pending.set
+    while True:
+        await pending.wait()
+        stuck, logged = 0, False
+        while closer.pending:
+            await anyio.sleep(CLOSE_INTERVAL)
+            look = closer.look()
+            counts["closes_stuck"] += max(0, look.stuck - stuck)
+            stuck = look.stuck
+            if (stuck or look.error) and not logged:
+                client_logger.warning("%s", _trouble(look))
+                logged = True
+        if logged:
+            client_logger.warning("every descriptor that waited to be closed is closed")
+
+
+def _trouble(look: Look) -> str:
+    if look.error is not None:
+        return (
+            f"no thread can be started to close descriptors ({look.error}; waiting: "
+            f"{look.pending}): raise the limit on processes (ulimit -u)"
+        )
+    return (
+        f"close(2) of a descriptor does not return (stuck: {look.stuck}, waiting in all: "
+        f"{look.pending}): another program, such as a file server, does not answer"
+    )
 
 
 async def commit(database: Database, committed: Signal) -> None:

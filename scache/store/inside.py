@@ -37,6 +37,7 @@ COUNTERS: Final = (
     "events_trimmed",
     "events_dropped",
     "runs_not_recorded",
+    "closes_stuck",
     "limit_clients",
     "limit_connections_per_endpoint",
     "limit_bindings",

@@ -7,6 +7,7 @@ what nobody but a client in its right mind could notice is an error.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -187,6 +188,28 @@ def nonsense(path: Path, random: Random) -> None:
                     os_closed(client.receive_raw(0.001)[1])
 
 
+def dear_descriptors(path: Path, random: Random) -> None:
+    """Save what takes long to be freed, and leave the last copy of it to the daemon."""
+    with ExitStack() as stack:
+        memory = os.memfd_create("hostile")
+        stack.callback(os.close, memory)
+        os.posix_fallocate(memory, 0, random.randrange(1, 64) << 20)
+        epoll = select.epoll()
+        stack.callback(epoll.close)
+        pairs = [socket.socketpair() for _ in range(200)]
+        for ours, theirs in pairs:
+            stack.enter_context(ours)
+            stack.enter_context(theirs)
+            epoll.register(theirs, select.EPOLLIN)
+        socket.send_fds(
+            pairs[0][0], [b"x"], [epoll.fileno(), memory, *(b.fileno() for _, b in pairs)]
+        )
+        with undaunted(), Wire(path) as client:
+            client.announcement()
+            for descriptor in (memory, epoll.fileno(), pairs[0][1].fileno()):
+                client.save_endp(1, LABEL, b"p", descriptor)
+
+
 BEHAVIOURS: dict[str, Round] = {
     "label without end": label_without_end,
     "pipeline without end": pipeline_without_end,
@@ -197,5 +220,6 @@ BEHAVIOURS: dict[str, Round] = {
     "connect and vanish": connect_and_vanish,
     "abort everywhere": abort_everywhere,
     "nonsense": nonsense,
+    "dear descriptors": dear_descriptors,
 }
 """All of them, by name."""
