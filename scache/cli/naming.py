@@ -143,7 +143,7 @@ def _is_host(text: str) -> bool:
 def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterator[str]:
     """Yield what to say if nothing that is cached fits a text, or nothing in the trail.
 
-    That there are no such events goes without saying.
+    Without a reason or a similar label, nothing is said of the trail: the command shows no event.
     """
     from scache.store.labels import near
 

@@ -156,7 +156,7 @@ class Connection:
         return data[sent:]
 
     def shut_down(self) -> None:
-        """Wake whoever waits for this connection, which must not be closed under him."""
+        """End the request that waits on this connection, whose descriptor must stay open for it."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -173,7 +173,7 @@ class Connection:
 def is_raised_by_call(error: BaseException) -> bool:
     """Return True if what the catching function called, in C, raised the error itself.
 
-    False if it is that of a signal handler, be it a TimeoutError, or of a function in Python.
+    False if a signal handler raised it, such as a TimeoutError, or a function in Python.
     """
     place = error.__traceback__
     return place is not None and place.tb_next is None

@@ -103,7 +103,7 @@ class ListeningSocket:
                 _bind(self.socket, path, mode)
                 with _held(path) as (handle, self._identity):
                     _give(handle, path, owner)
-                # Until now nobody could connect, so nobody met a socket with another owner.
+                # Not before: no client can connect until the socket has its owner.
                 self.socket.listen(socket.SOMAXCONN)
         except OSError as error:
             self.close()

@@ -43,11 +43,11 @@ def _why_refused(error: OSError, uid: int, gid: int) -> str:
             )
         case errno.EINVAL:
             return (
-                "that is not mapped in this user namespace (/proc/self/uid_map and gid_map): "
+                "this user namespace does not map that owner (/proc/self/uid_map and gid_map): "
                 "choose another owner"
             )
         case errno.ENOENT:
-            return "that takes /proc, which is not mounted here: mount it"
+            return "chown(2) needs /proc, which is not mounted here: mount it"
         case _:
             return f"{error.strerror}: choose another --socket"
 
