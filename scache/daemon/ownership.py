@@ -43,7 +43,7 @@ def _why_refused(error: OSError, uid: int, gid: int) -> str:
             )
         case errno.EINVAL:
             return (
-                "this user namespace does not map that owner (/proc/self/uid_map and gid_map): "
+                "this owner is not mapped in this user namespace (/proc/self/uid_map and gid_map): "
                 "choose another owner"
             )
         case errno.ENOENT:
