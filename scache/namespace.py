@@ -6,6 +6,7 @@ look like one (user_namespaces(7)).
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -31,6 +32,14 @@ class Unmapped(NamedTuple):
         if not self.exist:
             return False
         return number != ROOT if self.shown is None else number == self.shown
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def described(users: Unmapped, groups: Unmapped) -> str | None:

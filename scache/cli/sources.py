@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scache.errors import SettingsError
+from scache.paths import open_ours
 from scache.settings import SETTINGS, Setting, Settings
 
 CONFIG_VARIABLE = "SCACHE_CONFIG"
@@ -90,7 +92,8 @@ def _read_toml(path: Path) -> dict[str, object]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with os.fdopen(open_ours(str(path)), encoding="utf-8") as file:
+            return tomllib.loads(file.read())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8

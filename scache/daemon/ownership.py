@@ -8,8 +8,8 @@ import pwd
 import stat
 from pathlib import Path
 
-from scache.daemon.privileges import group_name, has_capability, user_name
-from scache.namespace import ROOT
+from scache.daemon.privileges import group_name, has_capability
+from scache.namespace import ROOT, user_name
 from scache.settings import UNCHANGED
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from scache.errors import SettingsError
+from scache.namespace import user_name
 from scache.settings import UNCHANGED
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
@@ -31,14 +32,6 @@ def has_capability(name: str) -> bool:
     if found is None:
         return os.geteuid() == 0
     return bool(int(found[1], 16) >> CAPABILITIES[name] & 1)
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or the number if it has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def group_name(gid: int) -> str:

@@ -328,6 +328,7 @@ class Database:
             await anyio.to_thread.run_sync(os.fsync, claim)
             old.give_way_to(name)
             stack.callback(Path(old.path).unlink, missing_ok=True)
+            files.check_companions(old.path)
             control = await aiosqlite.connect(old.path, isolation_level=None)
             stack.push_async_callback(control.close)
             await control.execute("PRAGMA journal_mode = WAL")
@@ -396,6 +397,7 @@ async def _open(path: str, file: str, start: Start) -> Database:
         else:
             claim = files.claim(file)
             stack.callback(os.close, claim)
+            files.check_companions(file)
             connecting = aiosqlite.connect(file, isolation_level=None)
         try:
             control = await connecting

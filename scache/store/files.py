@@ -10,12 +10,14 @@ import errno
 import fcntl
 import os
 import pwd
+import stat
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
+from scache import paths
 from scache.errors import DatabaseError
 
 APPLICATION_ID = 0x73636163
@@ -33,6 +35,8 @@ CLAIM_TIMEOUT: Final = 0.3
 
 _CLAIM_PAUSE = 0.01
 
+_NOT_REGULAR = "it is no regular file: choose another --database"
+
 Loss = Literal["deleted", "replaced", "log"]
 """How a file is lost: it has gone, another one is in its place, or it has lost its log."""
 
@@ -41,8 +45,15 @@ Identity = tuple[int, int] | None
 
 
 def followed(path: str) -> str:
-    """Return what a link to a database leads to: there SQLite keeps the log."""
-    return os.path.realpath(path) if Path(path).is_symlink() else path
+    """Return what a link to a database leads to: there SQLite keeps the log.
+
+    Raises DatabaseError for a link of another user (see `paths.followed`).
+    """
+    try:
+        real = paths.followed(path)
+    except OSError as error:
+        raise DatabaseError(f"cannot open the database {path}: {_reason(error, path)}") from error
+    return real if Path(path).is_symlink() else path
 
 
 def claim(path: str) -> int:
@@ -54,7 +65,7 @@ def claim(path: str) -> int:
     deadline = time.monotonic() + CLAIM_TIMEOUT
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = _open(path)
         except OSError as error:
             raise DatabaseError(
                 f"cannot open the database {path}: {_reason(error, path)}"
@@ -74,6 +85,47 @@ def claim(path: str) -> int:
         if _identity_of(descriptor) == _identity(path):
             return descriptor
         os.close(descriptor)
+
+
+def _open(path: str) -> int:
+    """Open a file that is ours and may be a database, made if need be; raise OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise OSError(errno.EINVAL, _NOT_REGULAR) from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, _NOT_REGULAR)
+        paths.check_ours(path, status)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_companions(path: str, *owners: int) -> None:
+    """Raise DatabaseError for a file beside a database that SQLite must not take for its own.
+
+    It would wait for a FIFO, and do to the database what the log of another user says. Further
+    ``owners`` are as good as ours.
+    """
+    for suffix in COMPANIONS:
+        name = f"{path}{suffix}"
+        try:
+            status = os.lstat(name)
+            if not stat.S_ISREG(status.st_mode):
+                raise DatabaseError(f"{name} is no regular file: remove it")
+            paths.check_ours(name, status, *owners)
+        except FileNotFoundError:
+            continue
+        except paths.UntrustedError as error:
+            raise DatabaseError(error.sentence) from error
+        except OSError:
+            continue  # SQLite says why it cannot use it
 
 
 def is_held(path: str | Path) -> bool:

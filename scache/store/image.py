@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError
-from scache.store.files import APPLICATION_ID, is_held
+from scache.paths import check_ours, followed
+from scache.store.files import APPLICATION_ID, check_companions, is_held
 from scache.store.migrations import migrations
 from scache.store.names import check_name
 from scache.store.replacing import replace
@@ -213,8 +214,8 @@ class Image:
         The file is there whole or not at all. An earlier one that was made
         here is replaced; any other is refused. Raises DatabaseError.
         """
-        _check_replaceable(path)
         try:
+            _check_replaceable(followed(str(path)))
             replace(path, self._connection.serialize())
         except OSError as error:
             raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
@@ -287,16 +288,14 @@ def statements(sql: str) -> Iterator[str]:
 def _readable(path: Path, what: str) -> Path:
     """Return the file that the path leads to; SQLite looks for the log beside that one."""
     try:
-        file = path.resolve()
-        status = file.stat()
-        same = os.path.samestat(path.stat(), status)
+        file = Path(os.path.abspath(followed(str(path))))  # noqa: PTH100 - which has no links
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode):
+            check_ours(str(file), status, status.st_uid)
     except FileNotFoundError:
         raise DatabaseError(f"{what} does not exist: name the file of a daemon") from None
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DatabaseError(f"{what} cannot be read: {reason}") from None
-    if not same:  # a link of proc(5) to what has another name here, or none
-        raise DatabaseError(f"{what} has another name here: name the file as its daemon does")
+    except OSError as error:
+        raise DatabaseError(f"{what} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(f"{what} is no regular file: name the file of a daemon")
     if not status.st_size and not _has_log(file):
@@ -305,6 +304,7 @@ def _readable(path: Path, what: str) -> Path:
         raise DatabaseError(
             f"{what} cannot be read, permission denied: ask as the user of the daemon, or as root"
         )
+    check_companions(str(file), status.st_uid)
     return file
 
 
@@ -355,23 +355,25 @@ def _check(connection: sqlite3.Connection, what: str) -> None:
         )
 
 
-def _check_replaceable(path: Path) -> None:
+def _check_replaceable(path: str) -> None:
     """Raise DatabaseError if there is a file that is no image of ours, or that is in use."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DatabaseError(f"{path} is no regular file: choose another name")
-        with path.open("rb") as file:
-            header = file.read(_HEADER_SIZE)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DatabaseError(f"{path} is no regular file: choose another name")
+        header = os.pread(descriptor, _HEADER_SIZE, 0)
+    finally:
+        os.close(descriptor)
     # A daemon's own file has another journal.
     if (
         not header.startswith(_MAGIC)
         or header[_APPLICATION_ID] != APPLICATION_ID.to_bytes(4, "big")
         or header[FORMAT_VERSIONS] != ROLLBACK_JOURNAL
-        or _has_log(path)
+        or _has_log(Path(path))
     ):
         raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")
     if is_held(path):
