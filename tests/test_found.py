@@ -188,3 +188,28 @@ def test_plain_socket_beside_a_tls_socket_is_taken(
         found = client.find_endp("plain")
         assert found is not None
         found.close()
+
+
+class Pooled(Wrapper):
+    """A plain connection that knows its pool, and has a property that must not be read."""
+
+    def __init__(self, inner: object, pool: object) -> None:
+        super().__init__(inner)
+        self.pool = pool
+
+    @property
+    def socket(self) -> object:
+        """Connect, as lazy properties do."""
+        raise AssertionError("this has side effects")
+
+
+def test_plain_socket_of_a_pool_with_tls_engines_is_taken(path: Path) -> None:
+    """An engine that is somewhere else says nothing of this socket; no property is read."""
+    context = ssl.create_default_context()
+    engine = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
+    ours, theirs = socket.socketpair()
+    with Daemon(path), Client(path) as client, ours, theirs:
+        assert client.save_endp(60, "plain", "", Pooled(theirs, [engine, Wrapper(engine)]))
+        found = client.find_endp("plain")
+        assert found is not None
+        found.close()

@@ -54,7 +54,7 @@ class Interruption:
         self._left_out = left_out
         self._countdown = itertools.count(number, -1)
         # Or an error that the client must not take for one of its own.
-        self._error = KeyboardInterrupt if number % 2 else TimeoutError
+        self._error = (KeyboardInterrupt, TimeoutError, BrokenPipeError)[number % 3]
 
     def __enter__(self) -> None:
         sys.settrace(self._trace)

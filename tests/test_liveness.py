@@ -205,6 +205,17 @@ def test_find_passes_over_connection_shut_down_through_a_duplicate(
             )
 
 
+def test_find_passes_over_tcp_that_was_shut_down_before_it_was_saved(
+    path: Path, stack: ExitStack
+) -> None:
+    """It was a connection once, and is of no use to its finder."""
+    _, theirs = tcp_pair(stack)
+    theirs.shutdown(socket.SHUT_WR)
+    with Daemon(path), Client(path) as client:
+        assert client.save_endp(60, "e", "", theirs)
+        assert client.find_endp("e") is None
+
+
 class FullEpoll:
     """An epoll that takes no more descriptors, as at fs.epoll.max_user_watches."""
 

@@ -22,6 +22,8 @@ _LISTENS = int(socket.SO_ACCEPTCONN)
 _INTERNET = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
 _CONNECTED_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)})
 _ESTABLISHED = 1
+_CONNECTED = frozenset({1, 4, 5, 6, 8, 9, 11})
+"""Numbers of ESTABLISHED and of the states that follow it when one side has been shut down."""
 _NEVER_CONNECTED = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLIN
 _TERMINAL_MAJORS = frozenset({4, 5, *range(136, 144)})
 """Terminals, ptmx and pseudo-terminals (Linux, Documentation/admin-guide/devices.txt)."""
@@ -57,7 +59,7 @@ def kind_of(descriptor: int) -> Kind:
         return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
     if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
         return Kind.POLLABLE
-    if domain in _INTERNET and sockopt.tcp_state(descriptor) == _ESTABLISHED:
+    if domain in _INTERNET and sockopt.tcp_state(descriptor) in _CONNECTED:
         return Kind.ESTABLISHED
     return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
 

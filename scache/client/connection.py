@@ -7,7 +7,7 @@ import os
 import resource
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
@@ -126,9 +126,11 @@ class Connection:
             fdpass.close_owned(self._spares)
         try:
             fdpass.receive_whole(self.socket, buffer, self._received)
-        except BlockingIOError:
-            return
-        except ConnectionError as error:
+        except (BlockingIOError, ConnectionError) as error:
+            if not is_raised_by_call(error, fdpass.receive_whole):
+                raise
+            if isinstance(error, BlockingIOError):
+                return
             if isinstance(error, ConnectionResetError):
                 # It closed without having read what it was sent.
                 self.told = self._heard
@@ -148,11 +150,17 @@ class Connection:
 
     def send(self, data: bytes, descriptors: Sequence[int]) -> bytes:
         """Send as much as there is room for; return the rest. The descriptors go with the first."""
+        # An exception from a signal handler may come when all has been sent.
+        before, self.told = self.told, True
         try:
             sent = fdpass.send(self.socket, data, descriptors)
-        except ConnectionError as error:
-            raise HangupError from error
-        self.told = True
+        except OSError as error:
+            if not is_raised_by_call(error, fdpass.send):
+                raise
+            self.told = before
+            if isinstance(error, ConnectionError):
+                raise HangupError from error
+            raise
         return data[sent:]
 
     def shut_down(self) -> None:
@@ -170,12 +178,17 @@ class Connection:
         fdpass.close_owned(self.conversation.descriptors)
 
 
-def is_raised_by_call(error: BaseException) -> bool:
+def is_raised_by_call(error: BaseException, function: Callable[..., object] | None = None) -> bool:
     """Return True if what the catching function called, in C, raised the error itself.
 
-    False if a signal handler raised it, such as a TimeoutError, or a function in Python.
+    With a ``function`` in Python: if it was called, and what it called in C raised the error. False
+    if a signal handler raised it, such as a TimeoutError, or another function in Python.
     """
     place = error.__traceback__
+    if place is not None and function is not None:
+        place = place.tb_next
+        if place is None or place.tb_frame.f_code is not getattr(function, "__code__", None):
+            return False
     return place is not None and place.tb_next is None
 
 

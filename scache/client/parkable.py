@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ _DEPTH = 4
 _MOST_OBJECTS = 200
 """Bounds of the search for a TLS socket inside of an object: wrappers are small."""
 
-_WRAPPED = ("raw", "buffer", "_sock", "fp", "sock", "socket")
-"""Attributes of wrappers that are not in their __dict__ (io, socket.SocketIO)."""
+_WRAPPED = ("raw", "buffer")
+"""What the files of the module io wrap, which is not in their __dict__."""
 
 
 def refuse_tls(connection: object) -> None:
@@ -24,10 +25,9 @@ def refuse_tls(connection: object) -> None:
         return
     descriptor = _fileno(connection)
     if any(
-        isinstance(each, ssl.SSLObject)
-        or (isinstance(each, ssl.SSLSocket) and (each is connection or _fileno(each) == descriptor))
+        isinstance(each, ssl.SSLSocket) and (each is connection or _fileno(each) == descriptor)
         for each in _inside(connection)
-    ):
+    ) or isinstance(_ssl_object_of(connection), ssl.SSLObject):
         raise NotParkable(
             "a TLS connection of this process cannot be saved: its keys are in the process, and "
             "the finder would have the encrypted stream alone; save a connection to a TLS proxy"
@@ -37,6 +37,13 @@ def refuse_tls(connection: object) -> None:
 def _fileno(value: object) -> int | None:
     with suppress(Exception):  # it is asked again when it is saved
         return int(value.fileno())  # type: ignore[attr-defined]
+    return None
+
+
+def _ssl_object_of(connection: object) -> object:
+    """Return the TLS engine of a stream of asyncio; None if it has none."""
+    with suppress(Exception):
+        return connection.get_extra_info("ssl_object")  # type: ignore[attr-defined]
     return None
 
 
@@ -59,12 +66,10 @@ def _attributes(value: object) -> Iterator[object]:
         return
     with suppress(TypeError):
         yield from list(vars(value).values())
-    names = [*_WRAPPED]
+    names = [*_WRAPPED] if isinstance(value, io.IOBase) else []
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         names += [slots] if isinstance(slots, str) else list(slots)
     for name in names:
-        with suppress(Exception):  # a property may do and raise anything
+        with suppress(AttributeError, ValueError):
             yield getattr(value, name)
-    with suppress(Exception):
-        yield value.get_extra_info("ssl_object")  # type: ignore[attr-defined]
