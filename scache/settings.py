@@ -421,13 +421,6 @@ class Settings:
     )
     """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
-    priority_boost: int = field(
-        default=5,
-        metadata=_about(COUNT, "Steps of nice(2) ahead of others, where it may (root); 0: none."),
-    )
-    """Steps, of which there are 40; by these the daemon goes before others on a busy machine, if it
-    may: before it becomes another `user`."""
-
     announce: bool = field(
         default=True,
         metadata=_about(SWITCH, "Speak first, as clients from Postfix 3.6 on expect."),
@@ -519,3 +512,6 @@ def _settings() -> tuple[Setting, ...]:
 
 SETTINGS: Final = _settings()
 """Every setting, in the order of the fields of `Settings`."""
+
+RETIRED: Final = ("priority_boost",)
+"""Settings of earlier versions. They are accepted everywhere, and have no effect but a warning."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -19,15 +16,13 @@ from scache.cli import execute
 from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
-from tests.commands import SCACHE, listening
 from tests.support.clients import Pair
 from tests.support.daemon import Daemon, stopped
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
-from tests.support.hostile import label_without_end
 from tests.support.snapshots import snapshot
-from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
+from tests.support.somebody import GID, GROUP, UID, as_somebody
 from tests.support.wire import DUMMY, Wire, encode
 from tests.test_surroundings import refused
 
@@ -575,79 +570,3 @@ class TestWhoMay:
                 assert daemon.terminate() == 0
                 # The directory is root's, and so it takes root to remove what is in it.
                 assert daemon.wait_for_log("is left behind: Permission denied")
-
-
-def times_slept(pid: int) -> int:
-    """Return how often a process has given its processor up."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)[0])
-
-
-@pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
-class TestPriority:
-    """The daemon goes before others on a busy machine, where it may."""
-
-    @pytest.mark.parametrize(
-        ("options", "steps"),
-        [((), 5), (("--user", f"{UID}:{GID}"), 5), (("--priority-boost", "0"), 0)],
-        ids=["root", "another user", "none"],
-    )
-    def test_root_s_daemon_goes_ahead(self, options: tuple[str, ...], steps: int) -> None:
-        """By the steps that it is told, whoever it runs as afterwards."""
-        with private_directory() as directory, Daemon(directory / "socket", *options) as daemon:
-            priority = os.getpriority(os.PRIO_PROCESS, daemon.pid)
-            assert priority == max(os.getpriority(os.PRIO_PROCESS, 0) - steps, -20)
-
-    @pytest.mark.parametrize(
-        ("options", "priority", "processors", "sleeps"),
-        [
-            ((), 0, None, False),
-            (("--priority-boost", "0"), -5, None, True),
-            ((), 10, None, True),
-            ((), 0, 1, True),
-        ],
-        ids=["ahead", "told not to go", "behind all the same", "one processor"],
-    )
-    def test_who_goes_ahead_does_not_sleep_while_somebody_waits_for_a_turn(
-        self,
-        path: Path,
-        options: tuple[str, ...],
-        priority: int,
-        processors: int | None,
-        sleeps: bool,
-    ) -> None:
-        """Between the requests of others, if these have a processor to run on meanwhile."""
-        several, own = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
-        enough = threading.Event()
-
-        def ask_for_much() -> None:
-            while not enough.is_set():
-                label_without_end(path, Random(1))
-
-        with ExitStack() as stack:
-            with ExitStack() as while_it_starts:
-                while_it_starts.callback(os.sched_setaffinity, 0, several)
-                while_it_starts.callback(os.setpriority, os.PRIO_PROCESS, 0, own)
-                os.sched_setaffinity(0, sorted(several)[:processors])
-                os.setpriority(os.PRIO_PROCESS, 0, priority)
-                daemon = stack.enter_context(Daemon(path, *options))
-            client = stack.enter_context(Client(path))
-            for _ in range(3):
-                thread = threading.Thread(target=ask_for_much)
-                thread.start()
-                stack.callback(thread.join)
-            stack.callback(enough.set)
-            client.find_endp("nothing")
-            before = times_slept(daemon.pid)
-            for _ in range(2000):
-                client.find_endp("nothing")
-            slept = times_slept(daemon.pid) - before
-        assert (slept > 200) == (sleeps or len(several) == 1)
-
-    def test_who_may_not_go_ahead_serves_all_the_same(self, path: Path) -> None:
-        """It stays as it was started, and says so to root, who might wonder."""
-        command = ("setpriv", "--bounding-set", "-sys_nice", *SCACHE, "serve")
-        with listening([*command, "--socket", str(path)]) as (process, said):
-            assert any("priority_boost has no effect" in line for line in said)
-            ours, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, process.pid))
-            assert its == ours

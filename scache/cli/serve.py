@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import click
 from scache.cli.logs import start_logging
 from scache.cli.sources import (
     CONFIG_VARIABLE,
+    RETIRED_OPTIONS,
     Sourced,
     from_command_line,
     from_environment,
@@ -38,6 +40,8 @@ Examples:
 
 Command = Callable[..., None]
 
+logger = logging.getLogger(__name__)
+
 _NUMBERS = (COUNT, POSITIVE_COUNT)
 
 
@@ -53,6 +57,8 @@ def settings_options(command: Command) -> Command:
                 setting.option, setting.name, metavar=setting.kind.metavar, help=text
             )
         command = option(command)
+    for name, spelled in RETIRED_OPTIONS.items():
+        command = click.option(spelled, name, hidden=True)(command)
     return command
 
 
@@ -85,11 +91,17 @@ def serve(
         from_environment(os.environ),
         from_command_line(options),
     )
+    retired = "ignoring %s: this setting was removed; take it out"
+    named = ", ".join(map(one_line, sourced.retired))
     if show_config:
+        if named:
+            click.echo(f"scache: warning: {retired % named}", err=True)
         click.echo(describe(sourced))
         return
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a peer that has gone is nothing to die of
     start_logging(sourced.settings.log_level)
+    if named:
+        logger.warning(retired, named)
     gc.disable()  # there is nothing to collect until it serves, when it is enabled again
 
     from scache.daemon import run

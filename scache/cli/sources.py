@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from scache.errors import SettingsError
 from scache.paths import open_ours
-from scache.settings import SETTINGS, Setting, Settings
+from scache.settings import RETIRED, SETTINGS, Setting, Settings
 
 CONFIG_VARIABLE = "SCACHE_CONFIG"
 """Names the configuration file, as the option ``--config`` does."""
@@ -19,11 +19,15 @@ DEFAULT = "default"
 
 _VARIABLE_PREFIX = "SCACHE_"
 
+RETIRED_OPTIONS: Final = {name: "--" + name.replace("_", "-") for name in RETIRED}
+"""The options of retired settings, by name."""
+
 
 class Given(NamedTuple):
-    """A value that somebody gave for a setting."""
+    """A value that was given for a setting."""
 
-    setting: Setting
+    setting: Setting | None
+    """None for a retired one."""
     value: object
     spelled: str
     """What the setting is called there; errors begin with it."""
@@ -37,6 +41,8 @@ class Sourced(NamedTuple):
     settings: Settings
     origins: Mapping[str, str]
     """By the name of the setting."""
+    retired: Sequence[str]
+    """What retired settings are called where they were given."""
 
 
 def gather(*sources: Iterable[Given]) -> Sourced:
@@ -47,10 +53,14 @@ def gather(*sources: Iterable[Given]) -> Sourced:
     """
     values: dict[str, Any] = {}
     origins = {setting.name: DEFAULT for setting in SETTINGS}
+    retired = []
     for setting, value, spelled, origin in chain(*sources):
+        if setting is None:
+            retired.append(spelled)
+            continue
         values[setting.name] = setting.check(value, spelled)
         origins[setting.name] = origin
-    return Sourced(Settings(**values), origins)
+    return Sourced(Settings(**values), origins, retired)
 
 
 def from_command_line(options: Mapping[str, str | bool | None]) -> Iterator[Given]:
@@ -61,13 +71,20 @@ def from_command_line(options: Mapping[str, str | bool | None]) -> Iterator[Give
             yield Given(setting, setting.kind.read(value), setting.option, "command line")
         elif value is not None:
             yield Given(setting, value, setting.option, "command line")
+    for name, option in RETIRED_OPTIONS.items():
+        if options[name] is not None:
+            yield Given(None, options[name], option, "command line")
 
 
 def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
     """Yield what was given as ``SCACHE_*`` variables, all of which must be ours."""
     known = {setting.variable: setting for setting in SETTINGS}
+    retired = [_VARIABLE_PREFIX + name.upper() for name in RETIRED]
     for variable in environment:
         if not variable.startswith(_VARIABLE_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable in retired:
+            yield Given(None, environment[variable], variable, "environment")
             continue
         if variable not in known:
             hint = _did_you_mean(variable, [*known, CONFIG_VARIABLE])
@@ -83,6 +100,9 @@ def from_file(path: Path | None) -> Iterator[Given]:
         return
     known = {setting.name: setting for setting in SETTINGS}
     for key, value in _read_toml(path).items():
+        if key in RETIRED:
+            yield Given(None, value, f"{path}: {key}", f"file {path}")
+            continue
         if key not in known:
             raise SettingsError(f"{path}: there is no setting {key!r}{_did_you_mean(key, known)}")
         yield Given(known[key], value, f"{path}: {key}", f"file {path}")

@@ -125,7 +125,7 @@ class Channel:
         self._go_on = go_on
         if not self.waiting:
             self.waiting = True
-            self._readiness.take_turn(self._descriptor, self._take_turn)
+            self._readiness.enqueue(self._descriptor, self._take_turn)
 
     def _take_turn(self) -> None:
         self.waiting = False

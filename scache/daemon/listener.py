@@ -300,7 +300,7 @@ class Listener:
             self._heed(0)  # or it would be ready all the time
             return
         self._waiting = True
-        self._readiness.take_turn(self._listening.socket.fileno(), self._accept, soon=True)
+        self._readiness.enqueue(self._listening.socket.fileno(), self._accept, second=True)
 
     def _accept(self) -> None:
         self._waiting = False

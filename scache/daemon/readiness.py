@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scache.daemon.turns import Callback, Turns
+from scache.daemon.scheduler import Callback, Scheduler
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -36,20 +36,15 @@ logger = logging.getLogger(__name__)
 class Readiness:
     """Calls back when a descriptor is ready, again and again until it is removed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, stay_awake: bool = False) -> None:
-        """Serve within this loop.
-
-        With ``stay_awake`` this process does not sleep while somebody waits for a turn: the next
-        request of the others need not wake it up, nor wait for the processor that it has left.
-        """
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve within this loop."""
         self._loop = loop
-        self._stay_awake = stay_awake
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._ready: deque[int] = deque()
         """Those that were ready and have not been served yet."""
         self._later: deque[Callback] = deque()
-        self._turns = Turns(loop.time)
+        self._scheduler = Scheduler(loop.time)
         self._queued = False
         self._paused = False
         loop.add_reader(self._epoll.fileno(), self._serve)
@@ -77,12 +72,9 @@ class Readiness:
         self._later.append(callback)
         self._queue()
 
-    def take_turn(self, descriptor: int, callback: Callback, *, soon: bool = False) -> None:
-        """Call back once, for as much as one turn allows, when it is this descriptor's turn.
-
-        Or ``soon``: when the one whose turn is next has had it.
-        """
-        self._turns.ask(descriptor, callback, soon=soon)
+    def enqueue(self, descriptor: int, callback: Callback, *, second: bool = False) -> None:
+        """Call back once, as the scheduler of heavy clients decides (`Scheduler.enqueue`)."""
+        self._scheduler.enqueue(descriptor, callback, second=second)
         self._queue()
 
     @contextmanager
@@ -130,25 +122,19 @@ class Readiness:
 
     @property
     def _unfinished(self) -> bool:
-        return bool(self._ready or self._later or self._turns.waiting)
+        return bool(self._ready or self._later or self._scheduler.waiting)
 
     def _serve_once(self, end: float) -> bool:
-        """Call back whoever is ready, then one or more of those who wait for a turn.
+        """Serve the light clients that are ready, then heavy ones if they are due.
 
-        So whoever asks for little waits for one turn of those who ask for much, or for a little
-        longer than for the others like it, and mostly for none, however many those are. Return
-        whether there may be more to do at once.
+        Return whether there may be more to do at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
-        new_look = not self._ready
-        if new_look:
-            awake = self._stay_awake and self._turns.waiting
-            at_once = awake or self._later or self._turns.are_due()
-            ready = self._epoll.poll(0 if at_once else _LINGER)
+        scheduler = self._scheduler
+        if not self._ready:
+            ready = self._epoll.poll(0 if self._later or scheduler.due else _LINGER)
             self._ready.extend(descriptor for descriptor, _ in ready)
-        if self._turns.waiting:
-            self._turns.begin(new_look=new_look)
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
@@ -156,11 +142,11 @@ class Readiness:
             callback = self._callbacks.get(descriptor)
             if callback is not None:
                 callback()
-                if self._turns.waiting:
-                    self._turns.served(descriptor)
+                if scheduler.waiting:
+                    scheduler.served(descriptor)
             served += 1
             if self._ready and not served % _FEW and self._loop.time() >= end:
-                return True  # the others come first in the next turn
-        if self._turns.are_due():
-            self._turns.take()
+                return True  # the others come first in the next slice
+        if scheduler.due:
+            scheduler.run()
         return bool(served or self._unfinished)

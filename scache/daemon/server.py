@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import Collection, Iterator
@@ -65,8 +64,6 @@ class Server:
         clock: Clock,
         database: Database,
         cache: Cache,
-        *,
-        stay_awake: bool,
     ) -> None:
         self._settings = settings
         self._max_clients = max_clients
@@ -77,7 +74,7 @@ class Server:
         self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
-        self._readiness = Readiness(self._loop, stay_awake=stay_awake)
+        self._readiness = Readiness(self._loop)
         self._snapshots = Snapshots(
             database,
             cache,
@@ -293,9 +290,6 @@ async def serve(settings: Settings, open_files: int) -> None:
         room = capacity(settings, open_files)
         if too_little := shortage(settings, room, open_files):
             logger.warning("%s", too_little)
-        goes_ahead = _go_ahead(settings.priority_boost)
-        # With no priority, or a single processor, the clients would have to do without that time.
-        stay_awake = goes_ahead and len(os.sched_getaffinity(0)) > 1
         become(*settings.user_ids)
         clock = Clock()
         start = Start(
@@ -327,9 +321,7 @@ async def serve(settings: Settings, open_files: int) -> None:
                     f"the database {settings.database} cannot be read ({error}): try again"
                 ) from error
             try:
-                server = Server(
-                    settings, room.clients, clock, database, cache, stay_awake=stay_awake
-                )
+                server = Server(settings, room.clients, clock, database, cache)
                 await server.serve(sock)
             finally:
                 cache.close()
@@ -340,13 +332,3 @@ async def serve(settings: Settings, open_files: int) -> None:
                         "process ends when another program, such as a file server, answers",
                         left,
                     )
-
-
-def _go_ahead(steps: int) -> bool:
-    """Go before others by so many steps of nice(2), if this process may; return whether it does."""
-    try:
-        return os.nice(-steps) < 0 < steps
-    except PermissionError:
-        if os.geteuid() == 0:  # nobody else is surprised by that
-            logger.info("priority_boost has no effect: this process lacks CAP_SYS_NICE")
-        return False

@@ -28,7 +28,7 @@ def deliver(messages: int, *, genuine_scache: bool) -> float:
             raise NotRun(str(error)) from None
         if not genuine_scache:
             limit = str(postfix.cache_time_limit)
-            options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", limit, "--priority-boost", "0")
+            options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", limit)
             stack.enter_context(Daemon(postfix.cache_socket, *options))
         start = time.perf_counter()
         postfix.send(messages, SESSIONS, TIMEOUT)

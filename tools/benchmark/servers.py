@@ -72,17 +72,13 @@ def announced(path: Path, process: subprocess.Popen[bytes], since: float) -> flo
 
 
 def ours(*, file: bool = False, audit: bool = True) -> Starter:
-    """Return what starts our daemon: its defaults, or with a file, or without audit trail.
-
-    It goes before others by nothing, as the original does not either.
-    """
+    """Return what starts our daemon: its defaults, or with a file, or without audit trail."""
 
     @contextmanager
     def start() -> Iterator[Server]:
         with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory:
             path = Path(directory, "socket")
             options = ["--socket", str(path), "--ttl-limit", str(TTL)]
-            options += ["--priority-boost", "0"]
             if file:
                 options += ["--database", str(Path(directory, "cache.db"))]
             if not audit:

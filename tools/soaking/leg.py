@@ -48,7 +48,7 @@ ELSEWHERE = "hostile at once, at another daemon"
 SHORTEST = 0.5
 """Seconds for which each hostile behaviour must be there alone for its times to mean anything."""
 
-MEDIAN_RATIO, WORST = 1.5, 50.0
+MEDIAN_RATIO, P99, WORST = 2.0, 15.0, 50.0
 WARM = 60.0
 """Seconds after which memory is to be flat."""
 LONG = 10.0
@@ -357,7 +357,12 @@ class Leg:
             ratio = each.median / alone.median
             self._facts += [
                 judged(
-                    leg, what, text, f"worst {WORST:.0f} ms", ok=each.worst[0] < WORST, timing=True
+                    leg,
+                    what,
+                    text,
+                    f"p99 {P99:.0f}, worst {WORST:.0f} ms",
+                    ok=each.p99 < P99 and each.worst[0] < WORST,
+                    timing=True,
                 ),
                 judged(
                     leg,
