@@ -35,7 +35,7 @@ def replay(files: tuple[Path, ...]) -> None:
 
 
 def own(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
-    """Fuzz with the engine that needs nothing; SystemExit if there is a bug."""
+    """Fuzz with Hypothesis; SystemExit if there is a bug."""
     outcome = fuzz(seeds, inputs, seed, say)
     report(outcome)
     if outcome.failure is not None:
@@ -48,7 +48,6 @@ def report(outcome: Outcome) -> None:
     click.echo(
         f"{outcome.inputs} inputs in {outcome.seconds:.0f} s"
         f" ({outcome.inputs / max(outcome.seconds, 1e-9):.0f} a second),"
-        f" {outcome.corpus} kept, {outcome.reached} reached,"
         f" the slowest took {outcome.slowest * 1e3:.0f} ms:"
         f" {'a bug' if outcome.failure else 'no bug'}"
     )
@@ -109,10 +108,10 @@ def guided(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "atheris", "own"]),
+    type=click.Choice(["auto", "atheris", "hypothesis", "own"]),
     default="auto",
     show_default=True,
-    help="auto: atheris if it is installed, else our own, which needs nothing but Python.",
+    help="auto: atheris if it is installed, else Hypothesis, which has the name own as well.",
 )
 @click.option(
     "--keep",

@@ -1,53 +1,38 @@
-"""A fuzzer that needs nothing but Python: it mutates inputs, and keeps those that reach new code.
-
-What is reached is the set of steps from one line to another in `scache.protocol`. Python 3.12 and
-later tell the lines to sys.monitoring, which forgets those that are known, and which costs next to
-nothing; before, sys.settrace sees a part of the inputs.
-"""
+"""The fuzzer that needs no wheel of atheris: recorded inputs, edited at random by Hypothesis."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from random import Random
-from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import scache.protocol
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
 from fuzzing.target import Broken, check
 
 HANG = 10.0
 """Seconds after which an input is said to hang: the slowest takes some milliseconds."""
 
-TRACED = 8
-"""One input in so many is traced, where that is slow."""
-
-PROTOCOL = str(Path(scache.protocol.__file__).parent)
+MAX_INPUT = 4096
+"""Bytes of an input from which on it is not made longer."""
 
 TOKENS = (
     *(b"request", b"save_endp", b"find_endp", b"save_dest", b"find_dest", b"hello", b"snapshot"),
-    *(b"purge_endp", b"purge_dest", b"ttl", b"label", b"property", b"dummy", b"status", b"version"),
-    *(b"server", b"count", b"reason", b"protocol", b"connection_cache_protocol", b"h", b"0", b"7"),
-    *(b"purge_id", b"id", b"features", b"9223372036854775807", b"9223372036854775808"),
-    *(b"", b"\0", b"dummy\0\0\0", b"request\0", b"-1", b"4294967296", b"\x01" * 12, b"\xff"),
+    *(b"purge_endp", b"purge_dest", b"purge_id", b"ttl", b"label", b"property", b"dummy", b"id"),
+    *(b"status", b"version", b"server", b"count", b"reason", b"features", b"protocol", b"h", b"0"),
+    *(b"connection_cache_protocol", b"7", b"", b"\0", b"dummy\0\0\0", b"request\0", b"-1"),
+    *(b"4294967296", b"\x01" * 12, b"\xff"),
     b"request\0find_endp\0label\0h\0\0",
     b"request\0save_endp\0ttl\x007\0label\0e\0property\0p\0\0",
     b"request\0save_dest\0ttl\x007\0label\0d\0property\0p\0label\0e\0\0",
     b"request\0hello\0\0",
-    b"request\0hello\0features\0purge_id\0\0",
-    b"request\0purge_id\0id\x007\0\0",
     b"status\x000\0property\0p\0\0",
     b"status\x000\0version\x001\0server\0s\0\0",
-    b"status\x000\0version\x001\0server\0s\0features\0purge_id\0\0",
 )
-
-
-Trace = Callable[[FrameType, str, object], Any]
-"""What sys.settrace takes."""
+"""What is put into inputs: names, values and whole messages of the protocol."""
 
 
 class Failure(NamedTuple):
@@ -62,161 +47,86 @@ class Outcome(NamedTuple):
 
     inputs: int
     seconds: float
-    corpus: int
-    """Inputs that each reached something new."""
-    reached: int
-    """Lines, or steps from one to another, that were reached."""
     slowest: float
-    """Seconds."""
+    """Seconds of the slowest input."""
     failure: Failure | None
 
 
-class Coverage:
-    """What has been reached in the protocol."""
+class Edit(NamedTuple):
+    """One change of an input: ``removed`` bytes at a place give way to others."""
 
-    def __init__(self) -> None:
-        self.seen: set[Any] = set()
-        self._at: Any = None
-        self._codes: dict[CodeType, bool] = {}
+    at: int
+    """A place, modulo the length of the input; from the control bytes on, or from the end."""
+    removed: int
+    put: bytes
+    times: int
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch what runs meanwhile."""
-        sys.settrace(self._on_call)
-        try:
-            yield
-        finally:
-            sys.settrace(None)
-
-    def _on_call(self, frame: FrameType, event: str, _: object) -> Trace | None:
-        del event
-        code = frame.f_code
-        ours = self._codes.get(code)
-        if ours is None:
-            ours = self._codes[code] = code.co_filename.startswith(PROTOCOL)
-        return self._on_line if ours else None
-
-    def _on_line(self, frame: FrameType, event: str, _: object) -> Trace:
-        if event == "line":
-            here = (frame.f_code, frame.f_lineno)
-            self.seen.add((self._at, here))
-            self._at = here
-        return self._on_line
+    def apply(self, data: bytes) -> bytes:
+        """Return the input with this change."""
+        at = self.at % (len(data) + 1)
+        put = self.put * self.times if len(data) < MAX_INPUT else self.put
+        return data[:at] + put + data[at + self.removed :]
 
 
-class Monitored(Coverage):
-    """The same by sys.monitoring: lines alone, each of which is reported once."""
+def inputs_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+    """Return a strategy: a seed, perhaps with the end of another, and some edits."""
+    # The control bytes stand at the beginning: as likely a place as all the rest.
+    places = st.integers(0, 40) | st.integers(0, MAX_INPUT)
+    put = st.sampled_from(TOKENS) | st.binary(max_size=2)
+    edits = st.builds(Edit, places, st.integers(0, 12), put, st.sampled_from((1, 1, 1, 2, 8)))
+    splice = st.none() | st.tuples(st.sampled_from(seeds), places, places)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch what runs meanwhile."""
-        monitoring = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
-        tool = monitoring.COVERAGE_ID
-        if monitoring.get_tool(tool) is None:
-            monitoring.use_tool_id(tool, "scache fuzzing")
-            monitoring.register_callback(tool, monitoring.events.LINE, self._on_new_line)
-            monitoring.set_events(tool, monitoring.events.LINE)
-        yield
+    def edited(seed: bytes, changes: list[Edit], end: tuple[bytes, int, int] | None) -> bytes:
+        if end is not None:
+            other, to, since = end
+            seed = seed[: to % (len(seed) + 1)] + other[since % (len(other) + 1) :]
+        for change in changes:
+            seed = change.apply(seed)
+        return seed
 
-    def _on_new_line(self, code: CodeType, line: int) -> object:
-        if code.co_filename.startswith(PROTOCOL):
-            self.seen.add((code, line))
-        return sys.monitoring.DISABLE  # type: ignore[attr-defined,unused-ignore]
+    return st.builds(edited, st.sampled_from(seeds), st.lists(edits, max_size=5), splice)
 
 
 def fuzz(
     seeds: Sequence[bytes], inputs: int, seed: int, say: Callable[[str], None] = lambda _: None
 ) -> Outcome:
-    """Try so many inputs, the seeds first; stop at the first that shows a bug."""
-    random = Random(seed)
-    cheap = sys.version_info >= (3, 12)
-    coverage = Monitored() if cheap else Coverage()
-    corpus: list[bytes] = []
+    """Try the seeds and so many inputs like them; stop at the first bug, and shrink its input."""
     began = told = time.monotonic()
-    slowest = 0.0
-    tried = 0
-    failure = None
+    slowest, tried, last = 0.0, 0, b""
     signal.signal(signal.SIGALRM, _hung)
-    while tried < inputs and failure is None:
-        data = seeds[tried] if tried < len(seeds) else mutate(random, corpus or list(seeds))
-        traced = cheap or tried < len(seeds) or tried % TRACED == 0
-        tried += 1
-        before, since = len(coverage.seen), time.perf_counter()
-        failure = _try(data, coverage if traced else None)
+
+    def attempt(data: bytes) -> None:
+        nonlocal slowest, tried, last, told
+        tried, last = tried + 1, data
+        since = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, HANG)
+        try:
+            check(data)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         slowest = max(slowest, time.perf_counter() - since)
-        if len(coverage.seen) > before or tried <= len(seeds):
-            corpus.append(data)
         if time.monotonic() > told + 10:
             told = time.monotonic()
-            say(f"{tried} inputs, {len(corpus)} kept, {len(coverage.seen)} reached")
-    elapsed = time.monotonic() - began
-    return Outcome(tried, elapsed, len(corpus), len(coverage.seen), slowest, failure)
+            say(f"{tried} inputs")
 
-
-def _try(data: bytes, coverage: Coverage | None) -> Failure | None:
-    signal.setitimer(signal.ITIMER_REAL, HANG)
+    generated = settings(
+        max_examples=max(inputs - len(seeds), 1),
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )(hypothesis.seed(seed)(given(inputs_like(seeds))(attempt)))
+    failure = None
     try:
-        if coverage is None:
-            check(data)
-        else:
-            with coverage.watching():
-                check(data)
+        for data in seeds[:inputs]:
+            attempt(data)
+        if inputs > len(seeds):
+            generated()
     except Exception as error:  # noqa: BLE001 - whichever it is, it is what we look for
-        return Failure(data, error)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return None
+        failure = Failure(last, error)  # Hypothesis tries the smallest input last
+    return Outcome(tried, time.monotonic() - began, slowest, failure)
 
 
 def _hung(*_: object) -> None:
     raise Broken(f"it hangs: {HANG:.0f} seconds were not enough")
-
-
-def mutate(random: Random, corpus: Sequence[bytes]) -> bytes:
-    """Return an input that is another one with some things done to it."""
-    data = bytearray(random.choice(corpus))
-    for _ in range(random.choice((1, 1, 2, 3, 5))):
-        at = random.randrange(len(data) + 1)
-        random.choice(_MUTATIONS)(random, data, at, corpus)
-    return bytes(data)
-
-
-Mutation = Callable[[Random, bytearray, int, Sequence[bytes]], None]
-
-
-def _flip(random: Random, data: bytearray, at: int, _: Sequence[bytes]) -> None:
-    data[at : at + 1] = bytes((random.randrange(256),))
-
-
-def _flip_control(random: Random, data: bytearray, at: int, _: Sequence[bytes]) -> None:
-    """Change the flags, or the size of a piece or what comes with it."""
-    at %= min(len(data), 2 + 2 * (data[1] if len(data) > 1 else 0)) or 1
-    data[at : at + 1] = bytes((random.randrange(256),))
-
-
-def _put_token(random: Random, data: bytearray, at: int, _: Sequence[bytes]) -> None:
-    token = random.choice(TOKENS)
-    data[at : at + random.choice((0, 0, len(token), 1))] = token + b"\0" * random.randrange(3)
-
-
-def _remove(random: Random, data: bytearray, at: int, _: Sequence[bytes]) -> None:
-    del data[at : at + random.choice((1, 1, 2, 8, 40))]
-
-
-def _repeat(random: Random, data: bytearray, at: int, _: Sequence[bytes]) -> None:
-    if len(data) < MAX_INPUT:
-        data[at:at] = data[at : at + random.choice((1, 4, 30, 100))] * random.choice((1, 2, 8))
-
-
-def _splice(random: Random, data: bytearray, at: int, corpus: Sequence[bytes]) -> None:
-    other = random.choice(corpus)
-    start = random.randrange(len(other) + 1)
-    data[at:] = other[start : start + MAX_INPUT]
-
-
-MAX_INPUT = 4096
-"""Bytes of an input from which on it is not made longer."""
-
-_MUTATIONS: tuple[Mutation, ...] = (
-    *(_flip, _flip_control, _flip_control, _put_token, _put_token, _remove, _repeat, _splice),
-)
