@@ -21,6 +21,20 @@ settings.register_profile("scache", deadline=None, suppress_health_check=[Health
 settings.load_profile("scache")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs every test."""
+    parser.addoption("--all", action="store_true", help="run the tests marked `long` as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `long`, unless all are asked for."""
+    if config.getoption("all"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def patient_clients() -> None:
     """Let clients that are given no timeout wait as long as the tests do.

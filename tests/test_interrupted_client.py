@@ -107,14 +107,16 @@ REQUESTS: dict[str, Ask] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "find_endp" else pytest.param(name, marks=pytest.mark.slow)
-        for name in REQUESTS
-    ],
+CONNECTED = pytest.mark.parametrize(
+    "connected",
+    [True, pytest.param(False, marks=pytest.mark.long)],
+    ids=["connected", "connecting"],
 )
-@pytest.mark.parametrize("connected", [True, False], ids=["connected", "connecting"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REQUESTS)
+@CONNECTED
 def test_client_survives_exception_at_any_bytecode(
     path: Path, pair: Pair, inline: bool, name: str, connected: bool
 ) -> None:
@@ -147,7 +149,7 @@ def test_client_survives_exception_at_any_bytecode(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("connected", [True, False], ids=["connected", "connecting"])
+@CONNECTED
 def test_async_client_survives_exception_at_any_bytecode(
     path: Path, pair: Pair, inline: bool, backend: str, connected: bool
 ) -> None:

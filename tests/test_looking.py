@@ -10,11 +10,13 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -30,6 +32,7 @@ from scache.store.inside import COUNTERS, REQUESTS
 from tests.commands import SCACHE, clean_environment, run_command
 from tests.support.cached import NOW, ODD, Cached, filling
 from tests.support.daemon import Daemon
+from tests.support.somebody import as_somebody
 from tests.support.terminal import on_terminal
 
 Capture = pytest.CaptureFixture[str]
@@ -194,20 +197,24 @@ class TestOrigin:
         assert sentence.startswith("no daemon answers at ")
         assert sentence.endswith(": start `scache serve`, or name another --socket")
 
-    def test_a_socket_that_lets_nobody_in(
-        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("directory_mode", "who_may"),
+        [(0o755, "its owner"), (0o700, "a user who may enter its directory")],
+    )
+    def test_a_user_who_may_not_connect(
+        self, capsys: Capture, directory_mode: int, who_may: str
     ) -> None:
-        """Who may not even connect is refused as well, and told who may."""
-
-        def connect(*_: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("socket.socket.connect", connect)
-        path = tmp_path / "socket"
-        assert failure(capsys, "stats", "--socket", path) == (
-            errors.EXIT_REFUSED,
-            f"you may not connect to {path}: ask as root or as its owner",
-        )
+        """A user who may not connect to the socket is refused as well, and told who may."""
+        with TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as daemon:
+            path = Path(directory, "socket")
+            daemon.bind(str(path))
+            daemon.listen()
+            path.chmod(0o600)
+            path.parent.chmod(directory_mode)
+            assert as_somebody(lambda: failure(capsys, "stats", "--socket", path)) == (
+                errors.EXIT_REFUSED,
+                f"you may not connect to {path}: ask as root or as {who_may}",
+            )
 
     @pytest.mark.parametrize("command", ["dump", "sql x", "stats", "events"])
     def test_one_of_both(self, file: Path, capsys: Capture, command: str) -> None:
