@@ -452,6 +452,7 @@ def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
                 MagicMock(return_value=None),
                 MagicMock(),
                 MagicMock(),
+                MagicMock(),
             )
             session.start()
             find = encode([(b"request", b"find_endp"), (b"label", b"e")])

@@ -217,13 +217,7 @@ class Cache:
         row, now = loan.connection, self._clock.now()
         self._count_hit(loan)
         self._trail.hit(loan)
-        if row.expires_at <= now:
-            self._descriptors.close_lent(row.id)
-            self._left("expired", now, row)
-        else:
-            self._rows.restore_connection(row)
-            parked = self._descriptors.take_back(row.id)
-            self._park(row, parked.descriptor, parked.kind)
+        if self._restore(loan, now):
             self._trail.record(
                 Event(
                     now,
@@ -234,6 +228,32 @@ class Cache:
                     age=now - row.saved_at,
                 )
             )
+
+    def deny(self, loan: Loan, why: str) -> None:
+        """Take back a connection that cannot be sent: its finder is told that there is none."""
+        now = self._clock.now()
+        self.counts["connections_not_sent"] += 1
+        event = Event(now, "find_endp", Status.FAIL, client_id=loan.client_id, detail=why)
+        if loan.destination is None:
+            event = event._replace(endpoint=loan.connection.endpoint)
+        else:
+            event = event._replace(kind="find_dest", destination=loan.destination)
+        self.statistics.denied(domain=loan.destination is not None)
+        self._count(event.kind, Status.FAIL)
+        self._trail.record(event)
+        self._restore(loan, now)
+
+    def _restore(self, loan: Loan, now: float) -> bool:
+        """Park a connection again; return False if it has expired meanwhile."""
+        row = loan.connection
+        if row.expires_at <= now:
+            self._descriptors.close_lent(row.id)
+            self._left("expired", now, row)
+            return False
+        self._rows.restore_connection(row)
+        parked = self._descriptors.take_back(row.id)
+        self._park(row, parked.descriptor, parked.kind)
+        return True
 
     def expire(self) -> float:
         """Clear away a slice of what has expired; return when there is more to do.

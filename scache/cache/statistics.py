@@ -33,6 +33,15 @@ class Statistics:
         self._most_endpoints = 0
         self._most_connections = 0
 
+    def denied(self, *, domain: bool) -> None:
+        """Count a hit as a miss, because its connection cannot be sent."""
+        if domain:
+            self.domain_hits = max(0, self.domain_hits - 1)
+            self.domain_misses += 1
+        else:
+            self.address_hits = max(0, self.address_hits - 1)
+            self.address_misses += 1
+
     def connection_added(self, endpoint: bytes) -> None:
         """Count a connection that is now parked."""
         self._endpoints[endpoint] = self._endpoints.get(endpoint, 0) + 1

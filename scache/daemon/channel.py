@@ -9,6 +9,7 @@ from typing import Protocol
 
 from scache import fdpass
 from scache.closing import Closer
+from scache.daemon.probe import SHORTAGES
 from scache.daemon.readiness import READABLE, WRITABLE, Readiness
 
 _MUCH_SIZE = 4096
@@ -30,6 +31,12 @@ class Receiver(Protocol):
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Take what one `fdpass.receive` brought."""
+
+    def undeliverable(self, data: bytes, error: OSError) -> bytes | None:
+        """Return what to send instead of data whose descriptors the kernel cannot send now.
+
+        None to hang up. Nothing of the data has been sent.
+        """
 
     def drained(self) -> None:
         """Know that everything given to `Channel.send` has been sent."""
@@ -108,7 +115,12 @@ class Channel:
             sent = fdpass.send(self._socket, data, descriptors)
         except BlockingIOError:
             sent = 0
-        except OSError:
+        except OSError as error:
+            if descriptors and error.errno in SHORTAGES:
+                instead = self._receiver.undeliverable(data, error)
+                if instead is not None:
+                    self.send(instead)
+                    return
             # The client has gone. Whoever sends is in the middle of something: tell it later.
             sent = 0
             self._readiness.call_later(self._hang_up)

@@ -26,6 +26,7 @@ from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
 from scache.daemon.privileges import become
+from scache.daemon.probe import Probe
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots, bury_children
@@ -74,6 +75,7 @@ class Server:
         self._connected_somebody = upkeep.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
+        self._probe = Probe()
         self._readiness = Readiness(self._loop)
         self._snapshots = Snapshots(
             database,
@@ -132,6 +134,7 @@ class Server:
             listener.close()
             for session in list(self._sessions):
                 session.abort()
+            self._probe.close()
             self._readiness.close()
             upkeep.log_statistics(self._cache)
 
@@ -192,6 +195,7 @@ class Server:
             self._admit,
             self._disconnected,
             self._out_of_descriptors,
+            self._probe,
             allowed=allowed,
         )
         self._sessions.add(session)

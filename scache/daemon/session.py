@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from scache.cache import Cache
 from scache.daemon.channel import Channel, client_logger
+from scache.daemon.probe import Probe, shortage_message
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer, Status
 from scache.protocol.codec import NeedData
@@ -23,6 +24,7 @@ from scache.protocol.messages import (
     PurgeId,
     SaveDest,
     Snapshot,
+    without_hits,
 )
 from scache.protocol.requests import Malformed
 from scache.protocol.server import (
@@ -43,6 +45,9 @@ _EVENTS_PER_MESSAGE = 64
 _OUTPUT_SIZE = 32768
 """Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
 hits there are behind it, the fewer are lost with a client that leaves before it has read them."""
+
+
+_NO_SNAPSHOT = "no snapshot can be taken now: see the daemon's log"
 
 
 class Administration(Protocol):
@@ -68,6 +73,7 @@ class Session:
         admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
         on_shortage: Callable[[str], None],
+        probe: Probe,
         *,
         allowed: bool = True,
     ) -> None:
@@ -81,6 +87,7 @@ class Session:
         self._on_end = on_end
         self._on_shortage = on_shortage
         """Told what could not be done for want of a descriptor."""
+        self._probe = probe
         self._conversation = conversation
         self._admit = admit
         self.allowed = allowed
@@ -163,6 +170,20 @@ class Session:
             descriptors = ()
         self._conversation.receive(data, descriptors, lost=truncated)
         self._serve()
+
+    def undeliverable(self, data: bytes, error: OSError) -> bytes | None:
+        """Return what to tell the client of descriptors that cannot be sent now."""
+        client_logger.warning("%s", shortage_message(error))
+        if not self._conversation.inline:
+            return None  # it waits for a descriptor, and can be told nothing else
+        if self._parcel is not None:
+            self._close_parcel()
+            self._conversation.reply_refusal(_NO_SNAPSHOT)
+            return self._conversation.data_to_send()
+        loans, self.loans = self.loans, []
+        for loan in loans:
+            self._cache.deny(loan, f"descriptor not sent: {error.strerror}")
+        return without_hits(data)
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
@@ -299,19 +320,26 @@ class Session:
         return not known
 
     def _find_endp(self, request: FindEndp) -> None:
-        loan = self._cache.find_endp(request.endpoint, self._client_id)
-        if loan is None:
-            self._conversation.reply_miss(request)
-        else:
-            self.loans.append(loan)
-            self._conversation.reply_hit(loan.connection.properties)
+        self._answer_find(request, self._cache.find_endp(request.endpoint, self._client_id))
 
     def _find_dest(self, request: FindDest) -> None:
-        loan = self._cache.find_dest(request.destination, self._client_id)
+        self._answer_find(request, self._cache.find_dest(request.destination, self._client_id))
+
+    def _answer_find(self, request: FindEndp | FindDest, loan: Loan | None) -> None:
+        if loan is not None and not self._conversation.inline:
+            # In the base protocol the descriptor follows the reply, when it is too late to say no.
+            error = self._probe.shortage(loan.descriptor)
+            if error is not None:
+                client_logger.warning("%s", shortage_message(error))
+                self._cache.deny(loan, f"descriptor not sent: {error.strerror}")
+                loan = None
         if loan is None:
             self._conversation.reply_miss(request)
+            return
+        self.loans.append(loan)
+        if loan.destination is None:
+            self._conversation.reply_hit(loan.connection.properties)
         else:
-            self.loans.append(loan)
             self._conversation.reply_hit(loan.destination_properties, loan.connection.properties)
 
     def snapshot_taken(self, descriptor: int | None) -> None:
@@ -335,7 +363,7 @@ class Session:
     def _answer_snapshot(self) -> None:
         self._answer_due = False
         if self._parcel is None:
-            self._conversation.reply_refusal("no snapshot can be taken now: see the daemon's log")
+            self._conversation.reply_refusal(_NO_SNAPSHOT)
             self._flush()
         else:
             self._conversation.reply_status(Status.OK)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from scache import __version__
 from scache.model import Status
-from scache.protocol.codec import decode_id, decode_ttl, encode
+from scache.protocol.codec import NUL, decode_id, decode_ttl, encode
 
 ANNOUNCEMENT = encode([(b"protocol", b"connection_cache_protocol")])
 """What the server says first (Postfix 3.6 and later expect it)."""
@@ -142,6 +143,18 @@ def encode_reply(status: Status, *properties: bytes) -> bytes:
 
 STATUS_REPLY = tuple(encode_reply(status) for status in Status)
 """The reply to a save, and to a request that nobody knows, by status."""
+
+_HIT = re.compile(_STATUS[Status.OK] + rb"((?:property\0[^\0]*\0){1,2})\0")
+
+
+def without_hits(replies: bytes) -> bytes:
+    """Return replies with a miss in place of each hit of a find."""
+
+    def miss(hit: re.Match[bytes]) -> bytes:
+        return encode_reply(Status.FAIL, *[b""] * (hit[1].count(NUL) // 2))
+
+    return _HIT.sub(miss, replies)
+
 
 INLINE_VERSION = b"1"
 

@@ -31,6 +31,7 @@ COUNTERS: Final = (
     *(f"connections_{way}" for way in WAYS_OUT),
     *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
     "connections_not_watched",
+    "connections_not_sent",
     "clients_connected",
     "clients_not_recorded",
     "clients_not_allowed",
