@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from unittest.mock import MagicMock
 
 import pytest
 
 from scache import Client, Refused, fdpass
+from scache.cli import execute
 from scache.closing import Closer
 from scache.daemon.channel import Channel
 from scache.daemon.probe import Probe, shortage_message
+from scache.errors import EXIT_OK
 from scache.model import Status
 from scache.protocol.messages import DUMMY, encode_reply, without_hits
 from scache.store import MEMORY
 from tests.support.clients import Connect, Pair, expect_other_end
 from tests.support.daemon import Daemon
-from tests.support.dialogue import MISS_DEST, MISS_ENDP, Dialogue, eventually
+from tests.support.dialogue import MISS_DEST, MISS_ENDP, Dialogue, eventually, until
 from tests.support.genuine import private_directory
 from tests.support.histories import find_dest, find_endp
 from tests.support.hostile import HELLO
+from tests.support.slow import endless_cache, slow_session
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, UID, as_somebody
 from tests.support.wire import Wire, encode
@@ -81,6 +85,7 @@ def test_find_whose_descriptor_cannot_be_sent_is_a_miss(
         assert snapshot(admin, COUNTED) == [(2,)]
         failed = [("find_endp", "e", None, DETAIL), ("find_dest", None, "d", DETAIL)]
         assert snapshot(admin, FAILED) == failed
+        assert execute(["check", "--socket", str(daemon.path)]) == EXIT_OK
         found = client.find_dest("d")
         assert found is not None
         expect_other_end(found, ours)
@@ -118,6 +123,40 @@ def test_snapshot_that_cannot_be_sent_is_refused(daemon: Daemon) -> None:
         assert snapshot(admin, "SELECT count(*) FROM connection") == [(0,)]
 
 
+def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hits become misses; it is the snapshot that the client gets, and not in their place."""
+    cache = endless_cache()
+    why: list[OSError] = [BlockingIOError()]
+    send = fdpass.send
+
+    def fail(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
+        if descriptors and why:
+            error = why[-1]
+            if error.errno == errno.ETOOMANYREFS:  # this time only
+                why.clear()
+            raise error
+        return send(sock, data, descriptors)
+
+    async def converse() -> None:
+        with slow_session(cache) as (session, client):
+            requests = ([(b"request", b"hello")], find_endp(b"e"), [(b"request", b"snapshot")])
+            client.sendall(b"".join(map(encode, requests)))
+            await until(lambda: session._asking)
+            session.snapshot_taken(os.open(os.devnull, os.O_RDONLY))
+            assert not cache.deny.called
+            why.append(OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS)))
+            await until(lambda: not session.half_done)
+            data, descriptors, _ = fdpass.receive(client)
+            fdpass.close(descriptors)
+            assert data.endswith(MISS_ENDP + encode_reply(Status.OK))
+            assert len(descriptors) == 1
+
+    monkeypatch.setattr(fdpass, "send", fail)
+    asyncio.run(converse())
+    cache.delivered.assert_not_called()
+    cache.put_back.assert_not_called()
+
+
 def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
     daemon: Daemon, pair: Pair
 ) -> None:
@@ -131,6 +170,8 @@ def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
             client.send(DUMMY)
             client.await_end()
         daemon.wait_for_log(NOT_SENT)
+        assert snapshot(other, COUNTED) == [(1,)]
+        assert execute(["check", "--socket", str(daemon.path)]) == EXIT_OK
         found = other.find_endp("e")
         assert found is not None
         expect_other_end(found, ours)

@@ -26,19 +26,15 @@ from scache import Client, Refused
 from scache.client.exchanges import Purged
 from scache.closing import Closer
 from scache.daemon import snapshots
-from scache.daemon.channel import Channel
-from scache.daemon.readiness import Readiness
-from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
-from scache.model import Connection, Loan, Peer
 from scache.protocol.messages import PURGE_SLICE
-from scache.protocol.server import ServerConversation
 from tests.commands import run_command
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, eventually, until
 from tests.support.genuine import private_directory
+from tests.support.slow import endless_cache, slow_session
 from tests.support.snapshots import opened, snapshot
 from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
 from tests.support.wire import Wire, encode
@@ -434,38 +430,21 @@ def test_a_child_that_cannot_be_watched_is_not_left_behind(
 @pytest.mark.parametrize("image", [True, False], ids=["image", "none"])
 def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
     """A descriptor that has left is not put back, though the client goes before the snapshot."""
-    cache = MagicMock(closer=Closer())
-    cache.find_endp.return_value = Loan(Connection(1, b"e", b"p" * 30_000, 0, 9, 1), 0, 1, 0)
+    cache = endless_cache()
 
     async def converse() -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            readiness = Readiness(asyncio.get_running_loop())
-            conversation = ServerConversation(announce=False)
-            session = Session(
-                Channel(ours, readiness, cache.closer),
-                Peer(1, 0, 0),
-                cache,
-                MagicMock(),
-                conversation,
-                MagicMock(return_value=None),
-                MagicMock(),
-                MagicMock(),
-                MagicMock(),
-            )
-            session.start()
+        with slow_session(cache) as (session, client):
             find = encode([(b"request", b"find_endp"), (b"label", b"e")])
             ask = encode([(b"request", b"snapshot")])
-            theirs.sendall(encode([(b"request", b"hello")]) + find + ask)
+            client.sendall(encode([(b"request", b"hello")]) + find + ask)
             await until(lambda: session._asking)
             session.snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
             assert session.half_done
-            _, descriptors, *_ = socket.recv_fds(theirs, 10, 9)
+            _, descriptors, *_ = socket.recv_fds(client, 10, 9)
             assert len(descriptors) == 1
             os.close(descriptors[0])
-        await until(lambda: cache.delivered.called)
-        readiness.close()
+            client.close()
+            await until(lambda: cache.delivered.called)
         assert cache.closer.finish(DEADLINE) == 0
 
     before = descriptors_of(os.getpid())

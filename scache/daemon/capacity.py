@@ -10,7 +10,7 @@ from scache.errors import SettingsError
 from scache.settings import Settings
 
 MIN_OPEN_FILES = 32
-"""Open files without which there is no daemon: with a database in a file it has 15 for itself, and
+"""Open files without which there is no daemon: with a database in a file it has 18 for itself, and
 a few more while it takes a snapshot."""
 
 _RAISE_OPEN_FILES = "ulimit -n, or LimitNOFILE= in a unit of systemd"

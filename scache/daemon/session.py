@@ -46,7 +46,6 @@ _OUTPUT_SIZE = 32768
 """Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
 hits there are behind it, the fewer are lost with a client that leaves before it has read them."""
 
-
 _NO_SNAPSHOT = "no snapshot can be taken now: see the daemon's log"
 
 
@@ -175,8 +174,10 @@ class Session:
         """Return what to tell the client of descriptors that cannot be sent now."""
         client_logger.warning("%s", shortage_message(error))
         if not self._conversation.inline:
-            return None  # it waits for a descriptor, and can be told nothing else
-        if self._parcel is not None:
+            # It waits for a descriptor, and can be told nothing else.
+            self._cache.counts["connections_not_sent"] += len(self.loans)
+            return None
+        if not self.loans:  # a snapshot goes when all that was found has gone
             self._close_parcel()
             self._conversation.reply_refusal(_NO_SNAPSHOT)
             return self._conversation.data_to_send()
