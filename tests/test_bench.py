@@ -161,14 +161,6 @@ def test_wants_the_descriptor(load: Path, tmp_path: Path) -> None:
     assert "0 descriptors came instead of 1" in result.stderr
 
 
-def test_tells_a_server_without_inline_mode(load: Path, tmp_path: Path) -> None:
-    """A server that does not know ``hello`` is no failure, and has an exit status of its own."""
-    path = tmp_path / "socket"
-    with answering(path, b"status\x001\0\0"):
-        result = drive(load, path, "count=1", "protocol=inline")
-    assert result.returncode == 3
-
-
 @pytest.mark.parametrize("option", ["depth", "depth=x", "depth=254", "work=none", "colour=1"])
 def test_refuses_what_it_does_not_know(load: Path, tmp_path: Path, option: str) -> None:
     """A slip in an option is an error, before anything is connected to."""
@@ -203,6 +195,6 @@ def test_knows_its_rows() -> None:
 def test_draws_the_plot(tmp_path: Path) -> None:
     """The picture of cost against connections cached is a PNG."""
     path = tmp_path / "cost.png"
-    result = benchmark("--quick", "--rounds", "1", "--plot", path)
+    result = benchmark("--quick", "--plot", path)
     assert result.returncode == 0, result.stderr
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -95,3 +95,9 @@ install_checkout() {
     say "installing scache and what \"$extra\" needs into $venv"
     "${pip[@]}" --disable-pip-version-check install -qq --editable "$package"
 }
+
+# tool EXTRA MODULE [ARGUMENTS]: run a module of tools/, with what that extra asks for.
+tool() {
+    ensure_venv "$1"
+    PYTHONPATH=$root/tools:$root exec "$venv/bin/python" -P -m "${@:2}"
+}

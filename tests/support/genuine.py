@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -174,14 +175,24 @@ class GenuineScache:
     """
 
     def __init__(
-        self, settings: Mapping[str, str] | None = None, *, timeout: float = DEADLINE
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        timeout: float = DEADLINE,
+        open_files: int | None = None,
+        status_interval: float = 0.0,
     ) -> None:
+        """Run with a limit on open files; read its status at most every ``status_interval``."""
         self._settings = dict(settings or {})
         self._timeout = timeout
+        self._open_files = open_files
+        self._status_interval = status_interval
         self._exit_code: int | None = None
         self.path: Path
         """Where it listens."""
         self.pid: int
+        self.started_in: float
+        """Seconds from its exec to its announcement."""
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:
@@ -238,8 +249,9 @@ class GenuineScache:
             _bind(listener, self.path)
             listener.listen(_LISTEN_BACKLOG)
             listener.setblocking(False)
+            began = time.monotonic()
             self.pid = _spawn(
-                [str(daemons / "scache"), *self._arguments()],
+                [*self._limit(), str(daemons / "scache"), *self._arguments()],
                 {"MAIL_CONFIG": str(configuration), "GENERATION": "0", **self._log.environment},
                 status_out.fileno(),
                 listener.fileno(),
@@ -250,6 +262,11 @@ class GenuineScache:
         self._master.start()
         cleanup.callback(self.stop)
         self._check()
+        self.started_in = time.monotonic() - began
+
+    def _limit(self) -> Iterator[str]:
+        if self._open_files is not None:
+            yield from ("/bin/sh", "-c", f'ulimit -n {self._open_files}; exec "$0" "$@"')
 
     def _arguments(self) -> Iterator[str]:
         yield from ("-l", "-n", "scache", "-t", "unix", "-u")
@@ -281,6 +298,7 @@ class GenuineScache:
                 status.close()
             elif status_descriptor in ready:
                 status.read(_READ_SIZE)
+                time.sleep(self._status_interval)
 
 
 def _pipe() -> tuple[FileIO, FileIO]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import sqlite3
 import sysconfig
 import tempfile
@@ -13,13 +12,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
+from common import prepare, print_table, progress
 
-from benchmark.errors import NotRun
 from benchmark.load import Load
 from benchmark.plot import curves, draw
-from benchmark.rows import ROWS, Row
-from benchmark.scenarios import Bench, measure_rows
-from benchmark.table import render
+from benchmark.rows import COLUMNS, ROWS
+from benchmark.scenarios import Bench, measure
+from benchmark.servers import Failed, NotRun
 
 
 def machine() -> dict[str, str | int]:
@@ -40,11 +39,6 @@ def processor_time() -> tuple[int, int]:
     return sum(ticks[:8]), ticks[7]
 
 
-def say(text: str) -> None:
-    """Tell whoever waits how far we are."""
-    click.echo(text, err=True)
-
-
 @click.command()
 @click.option(
     "--rows",
@@ -52,7 +46,6 @@ def say(text: str) -> None:
     metavar="PATTERN",
     help=f"Only these: a name or a pattern like 'base-*'. {', '.join(row.name for row in ROWS)}.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), help="Rounds of each row.  [default: 15]")
 @click.option("--quick", is_flag=True, help="A short run with small figures, to see that it works.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write every figure there."
@@ -62,13 +55,7 @@ def say(text: str) -> None:
     type=click.Path(path_type=Path),
     help="Instead of the table, draw the cost of a pair against the number of connections cached.",
 )
-def main(
-    rows: tuple[str, ...],
-    rounds: int | None,
-    quick: bool,
-    json_path: Path | None,
-    plot: Path | None,
-) -> None:
+def main(rows: tuple[str, ...], quick: bool, json_path: Path | None, plot: Path | None) -> None:
     """Measure scache against Postfix's own, and print one table.
 
     Every ratio is ours divided by the reference, smaller is better: the median
@@ -78,30 +65,25 @@ def main(
     "must" and "aim" are what we demand of ourselves.
     """
 
-    def wanted(row: Row) -> bool:
-        return not rows or any(fnmatchcase(row.name, pattern) for pattern in rows)
+    def wanted(name: str) -> bool:
+        return not rows or any(fnmatchcase(name, pattern) for pattern in rows)
 
-    if not any(map(wanted, ROWS)):
+    if not any(wanted(row.name) for row in ROWS):
         raise click.BadParameter("no row has such a name", param_hint="--rows")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the servers inherit it
-    with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory:
+    prepare()
+    with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory, progress() as shown:
         try:
             load = Load(Path(directory))
-        except NotRun as reason:
+            bench = Bench(load, *((2, 50, 20, 600, 20) if quick else (15, 200, 50, 18_000, 2_000)))
+            if plot:
+                draw(curves(bench, shown), plot)
+                return
+        except (Failed, NotRun) as reason:
             raise click.ClickException(str(reason)) from None
-        bench = (
-            Bench(load, rounds or 2, 50, 20, cached=600, messages=20)
-            if quick
-            else Bench(load, rounds or 15, 200, 50, cached=18_000, messages=2_000)
-        )
-        if plot:
-            draw(curves(bench, say), plot)
-            return
         total, stolen = processor_time()
-        results = measure_rows(bench, wanted, say)
+        results = measure(bench, wanted, shown)
         total_after, stolen_after = processor_time()
-    click.echo(render(results))
+    print_table(COLUMNS, [result.cells() for result in results])
     about = machine() | {"stolen": f"{(stolen_after - stolen) / (total_after - total):.1%}"}
     if quick:
         click.echo("\nA quick run shows that everything runs; its figures mean little.")

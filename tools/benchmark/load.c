@@ -12,39 +12,36 @@
  *     count=0        stop after so many pairs, saves or bindings, or
  *     ms=0           after so many milliseconds
  *     warmup=0       milliseconds of the same work beforehand, not measured
- *     ttl=3600       seconds to live, or
  *     together=0     if not 0: all is to expire in the same second, so many seconds from now
  *     window=0       save only in the first milliseconds of each second of the clock
  *     tag=0          labels are made of this and a running number; 0: the process id
  *
  * One thread, one epoll. Every reply is compared with what it must be, byte for byte, and every
- * descriptor counted; anything else ends the program with status 1, and with status 3 if the
- * server has no inline mode. The results are one line of JSON; times are microseconds:
+ * descriptor counted; anything else ends the program with status 1. The results are one line of
+ * JSON; times are microseconds:
  *
  *     issued         pairs, saves or bindings, the warm-up included
  *     done, elapsed  pairs, saves or bindings without it, and the time for them
  *     each           one divided by the other
  *     cpu_share      of that time, the part that this program used the processor
  *     find_median, find_worst    from a find to its descriptor, in pairs that are not sent ahead
- *     left           with `together`, the time that is left until then
+ *     left           the time that is left until `together`, if it is given
  */
 #define _GNU_SOURCE
-#include <errno.h>
+#include <err.h>
 #include <netinet/in.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { MAX_CLIENTS = 1024, MAX_DEPTH = 253, LABEL = 30, PROPERTY = 20, ROOM = 65536 };
-enum { MAX_SAMPLES = 1 << 20, NO_INLINE_MODE = 3 };
+enum { MAX_SAMPLES = 1 << 20, TTL = 3600 /* seconds */ };
 
 struct message {
     char bytes[ROOM];
@@ -65,12 +62,11 @@ struct client {
 static const char ANNOUNCEMENT[] = "protocol\0connection_cache_protocol\0";
 static const char HELLO[] = "request\0hello\0";
 static const char GRANTED[] = "status\0000\0version\0001\0";
-static const char REFUSED[] = "status\0001\0";
 static const char DUMMY[] = "dummy\0\0";
 static const char STATUS_OK[] = "status\0000\0";
 
 static char *work = "pair", *protocol = "base";
-static long depth, clients = 1, count, ms, warmup, ttl = 3600, together, window, tag;
+static long depth, clients = 1, count, ms, warmup, together, window, tag;
 
 static struct client *all;
 static int epoll, saved; /* `saved` is the descriptor that is saved, again and again */
@@ -82,34 +78,12 @@ static float samples[MAX_SAMPLES];
 static long sampled;
 static double worst;
 
-static void die(int status, const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    if (errno)
-        fprintf(stderr, ": %s", strerror(errno));
-    fputc('\n', stderr);
-    exit(status);
-}
-
 static double now(clockid_t clock)
 {
     struct timespec t;
 
     clock_gettime(clock, &t);
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static double cpu_time(void)
-{
-    struct rusage used;
-
-    getrusage(RUSAGE_SELF, &used);
-    return (used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1e6 + used.ru_utime.tv_usec +
-           used.ru_stime.tv_usec;
 }
 
 static int is(const char *left, const char *right)
@@ -122,7 +96,7 @@ static int is(const char *left, const char *right)
 static void put(struct message *message, const char *bytes, size_t length)
 {
     if (message->length + length > ROOM)
-        die(1, "a message of more than %d bytes", ROOM);
+        errx(1, "a message of more than %d bytes", ROOM);
     memcpy(message->bytes + message->length, bytes, length);
     message->length += length;
 }
@@ -155,11 +129,11 @@ static const char *property_of(const char *label)
 static void put_ttl(struct message *message)
 {
     char digits[24];
-    long seconds = together ? started + together - time(NULL) : ttl;
+    long seconds = together ? started + together - time(NULL) : TTL;
 
     snprintf(digits, sizeof digits, "%ld", seconds);
     if (seconds <= 0)
-        die(1, "the moment of expiry came before everything was saved");
+        errx(1, "the moment of expiry came before everything was saved");
     put_attribute(message, "ttl", digits);
 }
 
@@ -225,7 +199,7 @@ static void send_outgoing(struct client *client)
             ((int *)CMSG_DATA(rights))[i] = saved;
     }
     if (sendmsg(client->fd, &header, MSG_NOSIGNAL) != (ssize_t)outgoing.length)
-        die(1, "cannot send a request");
+        err(1, "cannot send a request");
     outgoing.length = outgoing.descriptors = 0;
 }
 
@@ -255,9 +229,9 @@ static void receive(struct client *client)
     ssize_t got = recvmsg(client->fd, &header, MSG_CMSG_CLOEXEC);
 
     if (got <= 0)
-        die(1, "the server hung up");
+        err(1, "the server hung up");
     if (header.msg_flags & MSG_CTRUNC)
-        die(1, "a descriptor was lost on its way");
+        errx(1, "a descriptor was lost on its way");
     client->received += got;
     struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
     for (; rights; rights = CMSG_NXTHDR(&header, rights)) {
@@ -274,15 +248,14 @@ static int satisfied(struct client *client)
     const struct message *expected = &client->expected;
     size_t length = client->received < expected->length ? client->received : expected->length;
 
-    errno = 0;
     if (client->received > expected->length ||
         memcmp(client->input, expected->bytes, length) != 0)
-        die(1, "step %d of a %s in %s protocol: a wrong reply, which begins with %s %s",
+        errx(1, "step %d of a %s in %s protocol: a wrong reply, which begins with %s %s",
             client->step, work, protocol, client->input, client->input + strlen(client->input) + 1);
     if (length < expected->length)
         return 0;
     if (client->received_descriptors != expected->descriptors)
-        die(1, "step %d of a %s in %s protocol: %d descriptors came instead of %d", client->step,
+        errx(1, "step %d of a %s in %s protocol: %d descriptors came instead of %d", client->step,
             work, protocol, client->received_descriptors, expected->descriptors);
     client->received = client->expected.length = 0;
     client->received_descriptors = client->expected.descriptors = 0;
@@ -426,7 +399,7 @@ static void run(void)
     while (busy) {
         int ready = epoll_wait(epoll, events, MAX_CLIENTS, 30000);
         if (ready == 0)
-            die(1, "no reply within 30 s");
+            errx(1, "no reply within 30 s");
         for (int i = 0; i < ready; i++) {
             struct client *client = &all[events[i].data.u32];
             receive(client);
@@ -446,7 +419,7 @@ static void wait_for_reply(struct client *client, const char *reply, size_t leng
     while (client->received < length)
         receive(client);
     if (memcmp(client->input, reply, length) != 0)
-        die(1, "an unexpected greeting: %s", client->input);
+        errx(1, "an unexpected greeting: %s", client->input);
 }
 
 static void say_hello(struct client *client)
@@ -458,8 +431,6 @@ static void say_hello(struct client *client)
         receive(client);
     while (client->received < 2 || client->input[client->received - 1] ||
            client->input[client->received - 2]);
-    if (memcmp(client->input, REFUSED, sizeof REFUSED) == 0)
-        die(NO_INLINE_MODE, "the server has no inline mode");
     wait_for_reply(client, GRANTED, sizeof GRANTED - 1);
 }
 
@@ -471,13 +442,13 @@ static void open_client(struct client *client, const char *path)
     snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
     client->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connect(client->fd, (struct sockaddr *)&address, sizeof address) < 0)
-        die(1, "cannot connect to %s", path);
+        err(1, "cannot connect to %s", path);
     wait_for_reply(client, ANNOUNCEMENT, sizeof ANNOUNCEMENT);
     if (is(protocol, "inline"))
         say_hello(client);
     client->received = 0;
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, client->fd, &interest) < 0)
-        die(1, "epoll_ctl");
+        err(1, "epoll_ctl");
 }
 
 /* Return one end of a TCP connection, the kind of descriptor that is cached in earnest. */
@@ -491,7 +462,7 @@ static int make_connection(void)
     if (bind(listener, (struct sockaddr *)&address, size) < 0 || listen(listener, 1) < 0 ||
         getsockname(listener, (struct sockaddr *)&address, &size) < 0 ||
         connect(end, (struct sockaddr *)&address, size) < 0 || accept(listener, NULL, NULL) < 0)
-        die(1, "cannot make a TCP connection");
+        err(1, "cannot make a TCP connection");
     close(listener);
     return end;
 }
@@ -502,7 +473,7 @@ static long number(const char *value)
     long result = strtol(value, &end, 10);
 
     if (end == value || *end || result < 0)
-        die(1, "not a number: %s", value);
+        errx(1, "not a number: %s", value);
     return result;
 }
 
@@ -511,13 +482,13 @@ static void set(char *option)
     static const struct {
         const char *name;
         long *value;
-    } numbers[] = {{"depth", &depth},   {"clients", &clients}, {"count", &count},
-                   {"ms", &ms},         {"warmup", &warmup},   {"ttl", &ttl},
-                   {"together", &together},   {"window", &window},   {"tag", &tag}};
+    } numbers[] = {{"depth", &depth},   {"clients", &clients},   {"count", &count},
+                   {"ms", &ms},         {"warmup", &warmup},     {"together", &together},
+                   {"window", &window}, {"tag", &tag}};
     char *value = strchr(option, '=');
 
     if (!value)
-        die(1, "not NAME=VALUE: %s", option);
+        errx(1, "not NAME=VALUE: %s", option);
     *value++ = '\0';
     if (is(option, "work") && (is(value, "pair") || is(value, "save") || is(value, "bind"))) {
         work = value;
@@ -532,7 +503,7 @@ static void set(char *option)
             *numbers[i].value = number(value);
             return;
         }
-    die(1, "unknown: %s=%s", option, value);
+    errx(1, "unknown: %s=%s", option, value);
 }
 
 static void choose_work(void)
@@ -544,9 +515,9 @@ static void choose_work(void)
     else
         advance = depth ? pairs_ahead : pair_inline;
     if (depth && advance != pairs_ahead)
-        die(1, "depth is for saves and pairs in inline mode");
+        errx(1, "depth is for saves and pairs in inline mode");
     if (depth > MAX_DEPTH || clients < 1 || clients > MAX_CLIENTS || !count == !ms)
-        die(1, "needs a sensible depth and number of clients, and either count or ms");
+        errx(1, "needs a sensible depth and number of clients, and either count or ms");
 }
 
 static int by_size(const void *left, const void *right)
@@ -558,9 +529,8 @@ static int by_size(const void *left, const void *right)
 
 int main(int argc, char **argv)
 {
-    errno = 0;
     if (argc < 2)
-        die(2, "usage: load SOCKET [NAME=VALUE]...");
+        errx(1, "usage: load SOCKET [NAME=VALUE]...");
     for (int i = 2; i < argc; i++)
         set(argv[i]);
     choose_work();
@@ -571,7 +541,7 @@ int main(int argc, char **argv)
     epoll = epoll_create1(EPOLL_CLOEXEC);
     all = calloc(clients, sizeof *all);
     if (!all)
-        die(1, "no memory");
+        err(1, "no memory");
     for (int i = 0; i < clients; i++)
         open_client(&all[i], argv[1]);
 
@@ -581,20 +551,19 @@ int main(int argc, char **argv)
     }
     long before = issued;
     sampled = 0, worst = 0;
-    double cpu = cpu_time(), start = now(CLOCK_MONOTONIC);
+    double cpu = now(CLOCK_PROCESS_CPUTIME_ID), start = now(CLOCK_MONOTONIC);
     stop_after = count ? before + count : 0;
     stop_at = start + ms * 1e3;
     run();
-    double elapsed = now(CLOCK_MONOTONIC) - start, share = (cpu_time() - cpu) / elapsed;
+    double elapsed = now(CLOCK_MONOTONIC) - start;
+    double share = (now(CLOCK_PROCESS_CPUTIME_ID) - cpu) / elapsed;
 
     qsort(samples, sampled, sizeof *samples, by_size);
-    printf("{\"issued\": %ld, \"done\": %ld, ", issued, issued - before);
-    printf("\"elapsed\": %.1f, \"each\": %.3f, ", elapsed, elapsed / (issued - before));
-    printf("\"cpu_share\": %.3f", share);
-    if (together)
-        printf(", \"left\": %.1f", (started + together) * 1e6 - now(CLOCK_REALTIME));
-    if (sampled)
-        printf(", \"find_median\": %.1f, \"find_worst\": %.1f", samples[sampled / 2], worst);
-    puts("}");
+    double left = together ? (started + together) * 1e6 - now(CLOCK_REALTIME) : 0;
+
+    printf("{\"issued\": %ld, \"done\": %ld, \"elapsed\": %.1f, \"each\": %.3f, ", issued,
+           issued - before, elapsed, elapsed / (issued - before));
+    printf("\"cpu_share\": %.3f, \"find_median\": %.1f, \"find_worst\": %.1f, \"left\": %.1f}\n",
+           share, samples[sampled / 2], worst, left);
     return 0;
 }

@@ -3,64 +3,46 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
-from benchmark import servers
-from benchmark.errors import NotRun
+from rich.progress import Progress
+
 from benchmark.load import Option
-from benchmark.rows import Series
-from benchmark.scenarios import (
-    GENUINE,
-    OURS,
-    Bench,
-    Contenders,
-    fill,
-    require_descriptors,
-)
-from benchmark.servers import Server
+from benchmark.rows import GENUINE, OURS
+from benchmark.scenarios import Bench, contenders, fill, require_descriptors
 
 _STEPS = 8
 _ROUNDS = 7
-_WORK: tuple[tuple[str, dict[str, Option]], ...] = (
-    ("base protocol, 16 connections", {"protocol": "base", "clients": 16}),
-    ("inline, 4 connections, 32 pairs deep", {"protocol": "inline", "clients": 4, "depth": 32}),
-)
+_WORK: dict[str, dict[str, Option]] = {
+    "base protocol, 16 connections": {"protocol": "base", "clients": 16},
+    "inline, 4 connections, 32 pairs deep": {"protocol": "inline", "clients": 4, "depth": 32},
+}
 
-Curves = dict[str, dict[int, Series]]
+Curves = dict[str, dict[int, list[float]]]
 """Microseconds for a pair, by program and work, by the number of connections cached."""
 
 
-def curves(bench: Bench, say: Callable[[str], None]) -> Curves:
+def curves(bench: Bench, progress: Progress) -> Curves:
     """Measure both programs while more and more connections are cached."""
     require_descriptors(bench.cached)
-    found: Curves = {}
-    with ExitStack() as stack:
-        both = Contenders(stack, {GENUINE: servers.genuine(), OURS: servers.ours()})
-        if both.missing:
-            say(both.missing)
-        for step in range(_STEPS + 1):
-            cached = bench.cached * step // _STEPS
-            more = cached - bench.cached * max(step - 1, 0) // _STEPS
-            for server in both.running.values() if more else ():
-                fill(bench, server, more)
-            say(f"{cached} cached")
-            for curve, figures in interleaved(bench, both.running).items():
-                found.setdefault(curve, {})[cached] = Series(figures)
+    found: Curves = defaultdict(lambda: defaultdict(list))
+    cached = 0
+    with contenders((GENUINE, OURS)) as both:
+        for why in both.missing.values():
+            progress.console.print(why)
+        for step in progress.track(range(_STEPS + 1), description="measuring"):
+            before, cached = cached, bench.cached * step // _STEPS
+            for server in both.running.values() if step else ():
+                fill(bench, server, cached - before)
+            for _ in range(min(bench.rounds, _ROUNDS)):
+                for work, (label, server) in product(_WORK, both.running.items()):
+                    options = _WORK[work]
+                    if server.inline or options["protocol"] == "base":
+                        sample = bench.pairs(options)(server)
+                        found[f"{label}, {work}"][cached].append(sample.each)
     return found
-
-
-def interleaved(bench: Bench, running: Mapping[str, Server]) -> Mapping[str, list[float]]:
-    """Measure every program at every work that it knows, in turn, again and again."""
-    figures: dict[str, list[float]] = {}
-    for _ in range(min(bench.rounds, _ROUNDS)):
-        for (work, options), (label, server) in product(_WORK, running.items()):
-            with suppress(NotRun):  # the genuine program has no inline mode
-                sample = bench.pairs(server, **options)
-                figures.setdefault(f"{label}, {work}", []).append(sample.each)
-    return figures
 
 
 def draw(found: Curves, path: Path) -> None:
@@ -70,14 +52,12 @@ def draw(found: Curves, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for label, curve in found.items():
-        middles = [statistics.median(series.rounds) for series in curve.values()]
-        below = [
-            at - min(series.rounds) for at, series in zip(middles, curve.values(), strict=True)
+        middles = list(map(statistics.median, curve.values()))
+        spread = [
+            [middle - min(each) for middle, each in zip(middles, curve.values(), strict=True)],
+            [max(each) - middle for middle, each in zip(middles, curve.values(), strict=True)],
         ]
-        above = [
-            max(series.rounds) - at for at, series in zip(middles, curve.values(), strict=True)
-        ]
-        axes.errorbar(list(curve), middles, yerr=[below, above], marker="o", capsize=3, label=label)
+        axes.errorbar(list(curve), middles, yerr=spread, marker="o", capsize=3, label=label)
     axes.set_xlabel("connections cached")
     axes.set_ylabel("microseconds for a save_endp and a find_endp")
     axes.set_xlim(left=0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-GENUINE = "genuine"
+from rich.table import Column
+
+OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
+EMPTY, GENUINE_EMPTY, AUDIT_OFF = "ours, none", "genuine, none", "ours, audit off"
 
 
 @dataclass(frozen=True)
@@ -19,18 +22,21 @@ class Row:
     title: str
     unit: str = "us"
     reference: str = GENUINE
-    """What ours is divided by."""
+    """What it is divided by."""
     must: float | None = None
     aim: float | None = None
     judged: Literal["ratio", "ours"] = "ratio"
     """What `must` and `aim` bound from above."""
     summary: Literal["median", "worst"] = "median"
     """What stands for several rounds."""
+    ours: str = OURS
+    """What is measured."""
 
 
 ROWS = (
     Row("base-1", "base protocol, 1 connection", must=1.7, aim=1.2),
     Row("base-16", "base protocol, 16 connections", must=0.95, aim=0.7),
+    Row("file", "file database, the same", reference=OURS, must=1.15, aim=1.0, ours=FILE),
     Row("base-64", "base protocol, 64 connections", must=0.9, aim=0.6),
     Row("inline-1", "inline, 1 connection", must=1.2, aim=0.8),
     Row("inline-16", "inline, 16 connections", must=0.7, aim=0.5),
@@ -38,68 +44,35 @@ ROWS = (
     Row("cached", "base protocol, 16 connections, {cached:,} cached", must=0.35, aim=0.25),
     Row("save-dest", "save_dest with {cached:,} live bindings", must=0.5, aim=0.3),
     Row("save-dest-again", "the same, saved again"),
-    Row(
-        "file", "file database, base protocol, 16 connections", "us", "ours, memory", 1.15, aim=1.0
-    ),
-    Row("audit", "audit trail, base protocol, 16 connections", "us", "ours, audit off", must=1.1),
-    Row("audit-deep", "the same, inline, 4 connections, 32 pairs deep", "us", "ours, audit off"),
-    Row("flat", "a pair with {cached:,} cached against none", "us", "ours, none", must=1.3),
-    Row("flat-genuine", "the same, genuine against genuine", "us", "genuine, none"),
+    Row("audit", "audit trail, base protocol, 16 connections", reference=AUDIT_OFF, must=1.1),
+    Row("audit-deep", "the same, inline, 4 connections, 32 pairs deep", reference=AUDIT_OFF),
+    Row("flat", "a pair with {cached:,} cached against none", reference=EMPTY, must=1.3),
+    Row("flat-genuine", "the same, genuine against genuine", "us", GENUINE_EMPTY, ours=GENUINE),
     Row("memory-empty", "resident memory, nothing cached", "MB"),
     Row("memory", "resident memory, {cached:,} cached", "MB", must=45, judged="ours"),
     Row("memory-each", "memory for each connection cached", "KiB", must=1, judged="ours"),
     Row(
-        "expiry",
-        "worst find while {cached:,} expire at once",
-        "ms",
-        must=10,
-        judged="ours",
-        summary="worst",
+        "expiry", "worst find while {cached:,} expire at once", "ms",
+        must=10, judged="ours", summary="worst",
     ),
     Row("expiry-median", "median find meanwhile", "ms"),
     Row("expiry-quiet", "worst find just before", "ms", summary="worst"),
     Row(
-        "snapshot",
-        "worst find while snapshots of {cached:,} are taken",
-        "ms",
-        "ours, quiet",
-        must=10,
-        judged="ours",
-        summary="worst",
+        "snapshot", "worst find while snapshots of {cached:,} are taken", "ms",
+        reference="ours, quiet", must=10, judged="ours", summary="worst",
     ),
-    Row("snapshot-time", "time of a snapshot meanwhile", "ms", must=None, judged="ours"),
+    Row("snapshot-time", "time of a snapshot meanwhile", "ms", judged="ours"),
     Row("startup", "from exec to the announcement", "ms", "python -c pass", must=10),
     Row("startup-genuine", "the same, against the genuine program", "ms"),
     Row("postfix", "Postfix delivers {messages:,} messages", "s", must=1.05),
+)  # fmt: skip
+
+COLUMNS: Sequence[str | Column] = (
+    *("work", Column("ours", justify="right"), Column("reference", justify="right")),
+    *(Column(name, justify="right") for name in ("ratio", "spread", "best", "cpu", "must", "aim")),
+    *("", "notes"),
 )
-
-
-@dataclass(frozen=True)
-class Series:
-    """The same thing measured several times."""
-
-    rounds: Sequence[float] = ()
-    summary: Literal["median", "worst"] = "median"
-
-    @property
-    def value(self) -> float:
-        """The one number that stands for them."""
-        return max(self.rounds) if self.summary == "worst" else statistics.median(self.rounds)
-
-    def __bool__(self) -> bool:
-        """Whether there is anything."""
-        return bool(self.rounds)
-
-    def as_json(self) -> dict[str, object]:
-        """Return every figure."""
-        if not self:
-            return {}
-        return {
-            self.summary: self.value,
-            "min": min(self.rounds),
-            "max": max(self.rounds),
-            "rounds": list(self.rounds),
-        }
+"""Of the table, as `Result.cells` fills them."""
 
 
 @dataclass(frozen=True)
@@ -107,62 +80,92 @@ class Result:
     """What came out for a row."""
 
     row: Row
-    ours: Series = field(default_factory=Series)
-    reference: Series = field(default_factory=Series)
-    cpu_ratio: Series = field(default_factory=Series)
+    ours: Sequence[float] = ()
+    """A figure for each round."""
+    reference: Sequence[float] = ()
+    cpu_ratio: Sequence[float] = ()
     """The servers' processor time for one, ours divided by the reference's."""
     note: str = ""
     """Why figures are missing, or what to know of them."""
 
+    def value(self, rounds: Sequence[float]) -> float:
+        """Return the one number that stands for several rounds."""
+        return max(rounds) if self.row.summary == "worst" else statistics.median(rounds)
+
     @property
-    def ratio(self) -> Series:
+    def ratio(self) -> list[float]:
         """Ours divided by the reference: round by round if both have been interleaved."""
         if not (self.ours and self.reference):
-            return Series()
-        if self.row.summary == "worst" or len(self.ours.rounds) != len(self.reference.rounds):
-            return Series([self.ours.value / self.reference.value])
-        pairs = zip(self.ours.rounds, self.reference.rounds, strict=False)
-        return Series([ours / reference for ours, reference in pairs])
+            return []
+        if self.row.summary == "worst" or len(self.ours) != len(self.reference):
+            return [self.value(self.ours) / self.value(self.reference)]
+        return [one / other for one, other in zip(self.ours, self.reference, strict=True)]
 
     @property
     def best_ratio(self) -> float | None:
         """The best round of ours divided by the best of the reference: what noise hurts least."""
         if not (self.ours and self.reference) or self.row.summary == "worst":
             return None
-        return min(self.ours.rounds) / min(self.reference.rounds)
+        return min(self.ours) / min(self.reference)
 
     @property
     def verdict(self) -> str:
-        """Whether it is what it must be, or even what we aim at.
+        """Tells if it is what it must be, or even what we aim at.
 
         Where the median and the best rounds disagree on "must", noise decided: unclear.
         """
-        by_ratio = self.row.judged == "ratio"
+        by_ratio, must, aim = self.row.judged == "ratio", self.row.must, self.row.aim
         judged = self.ratio if by_ratio else self.ours
-        if not judged or self.row.must is None:
+        if not judged or must is None:
             return ""
-        value, best = judged.value, self.best_ratio if by_ratio else None
-        if best is not None and (value <= self.row.must) != (best <= self.row.must):
+        value, best = self.value(judged), self.best_ratio if by_ratio else None
+        if best is not None and (value <= must) != (best <= must):
             return "unclear"
-        if self.row.aim is not None and value <= self.row.aim:
+        if aim is not None and value <= aim:
             return "aim"
-        return "ok" if value <= self.row.must else "MISSED"
+        return "ok" if value <= must else "MISSED"
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of the table."""
+        row, ratio, best = self.row, self.ratio, self.best_ratio
+        unit = "" if row.judged == "ratio" else f" {row.unit}"
+        against = "" if row.reference == GENUINE else f"against {row.reference}"
+        return (
+            row.title,
+            *(
+                f"{_three_digits(self.value(rounds))} {row.unit}" if rounds else "-"
+                for rounds in (self.ours, self.reference)
+            ),
+            f"{self.value(ratio):.2f}" if ratio else "-",
+            f"{min(ratio):.2f}-{max(ratio):.2f}" if len(ratio) > 1 else "",
+            f"{best:.2f}" if best is not None and len(ratio) > 1 else "",
+            f"{self.value(self.cpu_ratio):.2f}" if self.cpu_ratio else "",
+            *("" if bound is None else f"{bound:g}{unit}" for bound in (row.must, row.aim)),
+            self.verdict,
+            "; ".join(filter(None, [against, self.note])),
+        )
 
     def as_json(self) -> dict[str, object]:
-        """Return everything that there is to know."""
+        """Return every figure."""
+
+        def summed_up(rounds: Sequence[float]) -> dict[str, object]:
+            if not rounds:
+                return {}
+            figures = {"min": min(rounds), "max": max(rounds), "rounds": list(rounds)}
+            return {self.row.summary: self.value(rounds), **figures}
+
         return {
-            "name": self.row.name,
-            "title": self.row.title,
-            "unit": self.row.unit,
+            **asdict(self.row),
             "reference_is": self.row.reference,
-            "must": self.row.must,
-            "aim": self.row.aim,
-            "judged": self.row.judged,
-            "ours": self.ours.as_json(),
-            "reference": self.reference.as_json(),
-            "ratio": self.ratio.as_json(),
+            "ours": summed_up(self.ours),
+            "reference": summed_up(self.reference),
+            "ratio": summed_up(self.ratio),
             "best_ratio": self.best_ratio,
-            "cpu_ratio": self.cpu_ratio.as_json(),
+            "cpu_ratio": summed_up(self.cpu_ratio),
             "verdict": self.verdict,
             "note": self.note,
         }
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

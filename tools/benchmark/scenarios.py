@@ -5,30 +5,46 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from common import descriptors, resident
+from rich.progress import Progress
 
 from benchmark import servers
-from benchmark.errors import Failed, NotRun
 from benchmark.load import Load, Option, Sample
-from benchmark.rows import ROWS, Result, Row, Series
-from benchmark.servers import Server, Starter
+from benchmark.rows import AUDIT_OFF, EMPTY, FILE, GENUINE, GENUINE_EMPTY, OURS, ROWS, Result, Row
+from benchmark.servers import Failed, NotRun, Server
 from scache import Client
+from tests.support.daemon import Daemon
+from tests.support.genuine import MAIL_OWNER
+from tests.support.postfix import PrivatePostfix
 
-OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
-EMPTY, GENUINE_EMPTY = "ours, none", "genuine, none"
-AUDIT_OFF = "ours, audit off"
+STARTERS = {
+    OURS: servers.ours(),
+    GENUINE: servers.genuine(),
+    FILE: servers.ours(file=True),
+    AUDIT_OFF: servers.ours("--audit-rows", "0"),
+    EMPTY: servers.ours(),
+    GENUINE_EMPTY: servers.genuine(),
+}
 
 _SPARE_DESCRIPTORS = 200
 _PAIRS_OF_PROCESSES = 5
-_BASE: Mapping[str, Option] = {"protocol": "base"}
-_CLIENTS_16: Mapping[str, Option] = {"protocol": "base", "clients": 16}
-_CLIENTS_4_DEEP: Mapping[str, Option] = {"protocol": "inline", "depth": 32, "clients": 4}
-_FILL_AHEAD: Mapping[str, Option] = {"protocol": "inline", "depth": 32}
+_EXPIRY_ROUNDS = (OURS, GENUINE, OURS)
+"""Once is enough to see what Postfix's scache(8) does, which takes its time to be filled."""
+_MAIL_SESSIONS = 20
+_MAIL_TIMEOUT = 120
+"""Seconds that the mail may take."""
+
+Options = Mapping[str, Option]
+_CLIENTS_16: Options = {"protocol": "base", "clients": 16}
+_CLIENTS_4_DEEP: Options = {"protocol": "inline", "depth": 32, "clients": 4}
+_FILL: Options = {"protocol": "inline", "depth": 32, "clients": 16}
 
 T = TypeVar("T")
 
@@ -48,32 +64,19 @@ class Bench:
     messages: int
     """Mail for Postfix."""
 
-    def row(self, name: str) -> Row:
-        """Return a row with its figures filled in."""
-        (row,) = [row for row in ROWS if row.name == name]
-        title = row.title.format(cached=self.cached, messages=self.messages)
-        return replace(row, title=title)
-
-    def pairs(self, server: Server, **options: Option) -> Sample:
-        """Measure pairs for one round."""
-        return self.load.run(server, ms=self.milliseconds, warmup=self.warmup, **options)
-
-    def pairs_with(self, options: Mapping[str, Option]) -> Callable[[Server], Sample]:
-        """Return what measures pairs with these options."""
-        return lambda server: self.pairs(server, **options)
+    def pairs(self, options: Options) -> Callable[[Server], Sample]:
+        """Return what measures pairs for one round."""
+        times: Options = {"ms": self.milliseconds, "warmup": self.warmup}
+        return lambda server: self.load.run(server, **times, **options)
 
 
+@dataclass(frozen=True)
 class Contenders:
     """The programs that one scenario compares, those that can be had."""
 
-    def __init__(self, stack: ExitStack, starters: Mapping[str, Starter]) -> None:
-        self.running: dict[str, Server] = {}
-        self.missing = ""
-        for label, starter in starters.items():
-            try:
-                self.running[label] = stack.enter_context(starter())
-            except NotRun as reason:
-                self.missing = f"{label} not run: {reason}"
+    running: dict[str, Server] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why the others cannot be had."""
 
     def each(self, measure: Callable[[Server], T]) -> dict[str, T]:
         """Measure every one once."""
@@ -82,7 +85,7 @@ class Contenders:
     def interleaved(self, rounds: int, measure: Callable[[Server], T]) -> dict[str, list[T]]:
         """Measure them in turn, again and again, now from the first and now from the last on.
 
-        Whoever comes first in a round may find the machine in another state than who follows.
+        The first in a round may find the machine in another state than the others.
         """
         figures: dict[str, list[T]] = {label: [] for label in self.running}
         for number in range(rounds):
@@ -92,101 +95,75 @@ class Contenders:
         return figures
 
 
+@contextmanager
+def contenders(labels: Iterable[str]) -> Iterator[Contenders]:
+    """Start the programs with these labels."""
+    found = Contenders()
+    with ExitStack() as stack:
+        for label in dict.fromkeys(labels):
+            try:
+                found.running[label] = stack.enter_context(STARTERS[label]())
+            except NotRun as reason:
+                found.missing[label] = f"{label} not run: {reason}"
+        yield found
+
+
 def per_pair(
-    row: Row, samples: Mapping[str, Sequence[Sample]], ours: str, reference: str, note: str
+    row: Row, samples: Mapping[str, Sequence[Sample]], missing: Mapping[str, str]
 ) -> Result:
     """Return the result of a row that compares the time of a pair."""
-    one, other = samples.get(ours, ()), samples.get(reference, ())
+    one, other = samples.get(row.ours, ()), samples.get(row.reference, ())
+    notes = [missing[label] for label in (row.ours, row.reference) if label in missing]
     busiest = max((sample.load_share for sample in [*one, *other]), default=0)
     if busiest > 0.9:
-        note = f"{note} the load generator was {busiest:.0%} busy".strip()
+        notes.append(f"the load generator was {busiest:.0%} busy")
     return Result(
         row,
-        Series([sample.each for sample in one]),
-        Series([sample.each for sample in other]),
-        Series([a.server_cpu / b.server_cpu for a, b in zip(one, other, strict=False)]),
-        note,
+        [sample.each for sample in one],
+        [sample.each for sample in other],
+        [a.server_cpu / b.server_cpu for a, b in zip(one, other, strict=False)],
+        "; ".join(notes),
     )
 
 
-def simple(name: str, **options: Option) -> Callable[[Bench], Iterator[Result]]:
-    """Return what measures pairs against the genuine program on its own protocol."""
+Scenario = Callable[[Bench, Sequence[Row]], Iterator[Result]]
+"""Measures some rows in one go."""
 
-    def run(bench: Bench) -> Iterator[Result]:
-        theirs = {"clients": options.get("clients", 1)}
-        with ExitStack() as stack:
-            both = Contenders(stack, {GENUINE: servers.genuine(), OURS: servers.ours()})
-            genuine = both.running.get(GENUINE)
-            samples = both.interleaved(
-                bench.rounds,
-                lambda server: bench.pairs(server, **(theirs if server is genuine else options)),
-            )
-            yield per_pair(bench.row(name), samples, OURS, GENUINE, both.missing)
+
+def pairs(**options: Option) -> Scenario:
+    """Return what compares pairs of the programs that the rows name."""
+
+    def run(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
+        with contenders(label for row in rows for label in (row.reference, row.ours)) as all_of:
+            samples = all_of.interleaved(bench.rounds, bench.pairs(options))
+        for row in rows:
+            yield per_pair(row, samples, all_of.missing)
 
     return run
 
 
-def base_16_and_file(bench: Bench) -> Iterator[Result]:
-    """Compare the genuine program, ours, and ours with a database file."""
-    starters = {
-        GENUINE: servers.genuine(),
-        OURS: servers.ours(),
-        FILE: servers.ours(file=True),
-    }
-    with ExitStack() as stack:
-        all_three = Contenders(stack, starters)
-        samples = all_three.interleaved(
-            bench.rounds, lambda server: bench.pairs(server, **_CLIENTS_16)
-        )
-        yield per_pair(bench.row("base-16"), samples, OURS, GENUINE, all_three.missing)
-        yield per_pair(bench.row("file"), samples, FILE, OURS, "")
-
-
-def audit(bench: Bench) -> Iterator[Result]:
+def audit(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare ours with its audit trail, full and trimmed as it grows, and without.
 
     Where the loader puts things makes a process faster or slower than the next one of the same
     program, by as much as is measured here: so there are several of each.
     """
-    starters = {OURS: servers.ours(), AUDIT_OFF: servers.ours(audit=False)}
-    works = {"audit": _CLIENTS_16, "audit-deep": _CLIENTS_4_DEEP}
-    samples: dict[str, dict[str, list[Sample]]] = {
-        name: {label: [] for label in starters} for name in works
-    }
+    works = (_CLIENTS_16, _CLIENTS_4_DEEP)
+    samples: list[dict[str, list[Sample]]] = [{OURS: [], AUDIT_OFF: []} for _ in works]
     for _ in range(_PAIRS_OF_PROCESSES):
-        with ExitStack() as stack:
-            both = Contenders(stack, starters)
-            for server in both.running.values():
-                bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)
-            for name, options in works.items():
+        with contenders((OURS, AUDIT_OFF)) as both:
+            both.each(lambda server: bench.load.run(server, count=2 * bench.cached, **_FILL))
+            for work, kept in zip(works, samples, strict=True):
                 rounds = max(1, bench.rounds // _PAIRS_OF_PROCESSES)
-                found = both.interleaved(rounds, bench.pairs_with(options))
-                for label, each in found.items():
-                    samples[name][label] += each
-    for name in works:
-        yield per_pair(bench.row(name), samples[name], OURS, AUDIT_OFF, "")
+                for label, each in both.interleaved(rounds, bench.pairs(work)).items():
+                    kept[label] += each
+    for row, kept in zip(rows, samples, strict=True):
+        yield per_pair(row, kept, {})
 
 
-def fill(bench: Bench, server: Server, count: int) -> None:
+def fill(bench: Bench, server: Server, count: int, **options: Option) -> Sample:
     """Save so many connections, in the fastest way that the server knows."""
-    try:
-        bench.load.run(server, work="save", count=count, **_FILL_AHEAD)
-    except NotRun:
-        bench.load.run(server, work="save", count=count, **_CLIENTS_16)
-
-
-def fill_together(bench: Bench, server: Server, seconds: int) -> Sample:
-    """Save many connections that all expire in the same moment, so many seconds from now.
-
-    The genuine program counts whole seconds. Ours does not: with times to live
-    in whole seconds, what expires together has to be saved at the same
-    fraction of a second, give or take a tenth.
-    """
-    options: dict[str, Option] = {"work": "save", "count": bench.cached, "together": seconds}
-    try:
-        return bench.load.run(server, window=200, **_FILL_AHEAD, **options)
-    except NotRun:
-        return bench.load.run(server, **_CLIENTS_16, **options)
+    return bench.load.run(server, work="save", count=count, **_FILL, **options)
 
 
 def require_descriptors(count: int) -> None:
@@ -196,42 +173,29 @@ def require_descriptors(count: int) -> None:
         raise NotRun(f"{count:,} connections are beyond the hard limit of {limit:,} open files")
 
 
-def many_cached(bench: Bench) -> Iterator[Result]:
+def many_cached(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare time and memory, with many connections cached and with none."""
     require_descriptors(bench.cached)
-    starters = {
-        GENUINE: servers.genuine(),
-        OURS: servers.ours(),
-        GENUINE_EMPTY: servers.genuine(),
-        EMPTY: servers.ours(),
-    }
-    with ExitStack() as stack:
-        four = Contenders(stack, starters)
-        for server in four.running.values():
-            bench.load.run(server, count=100, **_CLIENTS_16)
-        before = four.each(Server.resident)
-        for label in (OURS, GENUINE):
-            if label in four.running:
-                fill(bench, four.running[label], bench.cached)
-        after = four.each(Server.resident)
-        samples = four.interleaved(bench.rounds, lambda server: bench.pairs(server, **_CLIENTS_16))
-    missing = four.missing
-    yield per_pair(bench.row("cached"), samples, OURS, GENUINE, missing)
-    yield per_pair(bench.row("flat"), samples, OURS, EMPTY, "")
-    yield per_pair(bench.row("flat-genuine"), samples, GENUINE, GENUINE_EMPTY, missing)
-    yield memory(bench.row("memory-empty"), {at: kib / 1024 for at, kib in before.items()}, missing)
-    yield memory(bench.row("memory"), {at: kib / 1024 for at, kib in after.items()}, missing)
-    grown = {label: (after[label] - before[label]) / bench.cached for label in after}
-    yield memory(bench.row("memory-each"), grown, missing)
+    with contenders((GENUINE, OURS, GENUINE_EMPTY, EMPTY)) as four:
+        four.each(lambda server: bench.load.run(server, count=100, **_CLIENTS_16))
+        before = four.each(lambda server: resident(server.pid))
+        for label in {OURS, GENUINE} & four.running.keys():
+            fill(bench, four.running[label], bench.cached)
+        after = four.each(lambda server: resident(server.pid))
+        samples = four.interleaved(bench.rounds, bench.pairs(_CLIENTS_16))
+    for row in rows[:3]:
+        yield per_pair(row, samples, four.missing)
+    figures = (
+        {label: kib / 1024 for label, kib in before.items()},
+        {label: kib / 1024 for label, kib in after.items()},
+        {label: (after[label] - before[label]) / bench.cached for label in after},
+    )
+    for row, each in zip(rows[3:], figures, strict=True):
+        one, other = ([each[label]] if label in each else [] for label in (OURS, GENUINE))
+        yield Result(row, one, other, note=four.missing.get(GENUINE, ""))
 
 
-def memory(row: Row, figures: Mapping[str, float], note: str) -> Result:
-    """Return the result of a row about memory, which is measured once."""
-    one, other = ([figures[at]] if at in figures else [] for at in (OURS, GENUINE))
-    return Result(row, Series(one), Series(other), note=note)
-
-
-def save_dest(bench: Bench) -> Iterator[Result]:
+def save_dest(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare saving bindings, fresh ones and the same again.
 
     As the fresh ones stay, so many are there at the start that half-way there
@@ -240,36 +204,29 @@ def save_dest(bench: Bench) -> Iterator[Result]:
     each_round = bench.cached // 30
     at_start = bench.cached - bench.rounds * each_round // 2
 
-    def fresh(server: Server) -> Sample:
-        return bench.load.run(server, work="bind", count=each_round, **_CLIENTS_16)
+    def bind(count: int, **options: Option) -> Callable[[Server], Sample]:
+        work: Options = {"work": "bind", "count": count}
+        return lambda server: bench.load.run(server, **work, **_CLIENTS_16, **options)
 
-    def again(server: Server) -> Sample:
-        return bench.load.run(server, work="bind", count=each_round, tag=1, **_CLIENTS_16)
-
-    with ExitStack() as stack:
-        both = Contenders(stack, {GENUINE: servers.genuine(), OURS: servers.ours()})
-        for server in both.running.values():
-            bench.load.run(server, work="bind", count=at_start, tag=1, **_CLIENTS_16)
-        for name, measure in (("save-dest", fresh), ("save-dest-again", again)):
-            samples = both.interleaved(bench.rounds, measure)
-            yield per_pair(bench.row(name), samples, OURS, GENUINE, both.missing)
+    with contenders((GENUINE, OURS)) as both:
+        both.each(bind(at_start, tag=1))
+        for row, measure in zip(rows, (bind(each_round), bind(each_round, tag=1)), strict=True):
+            yield per_pair(row, both.interleaved(bench.rounds, measure), both.missing)
 
 
-class Expiry(NamedTuple):
-    """Finds while everything expires, and before; microseconds."""
+def expire_together(bench: Bench, label: str) -> tuple[Sample, Sample]:
+    """Measure one client's finds while many connections expire in the same moment, and before.
 
-    during: Sample
-    before: Sample
-
-
-def expire_together(bench: Bench, starter: Starter) -> Expiry:
-    """Watch the finds of one client while many connections expire in the same moment."""
+    Postfix's scache(8) counts whole seconds. Ours does not: with times to live in whole seconds,
+    what expires together has to be saved at the same fraction of a second, give or take a tenth.
+    """
     shortest = 3 + bench.cached // 3000
     for seconds in (shortest, 2 * shortest, 4 * shortest):
-        with starter() as server:
-            quiet = server.descriptors()
+        with STARTERS[label]() as server:
+            quiet = descriptors(server.pid)
+            window = 200 if server.inline else 0
             try:
-                filled = fill_together(bench, server, seconds)
+                filled = fill(bench, server, bench.cached, together=seconds, window=window)
             except Failed as failure:
                 if "moment of expiry" in str(failure):
                     continue  # this machine needs more time to save them all
@@ -278,39 +235,30 @@ def expire_together(bench: Bench, starter: Starter) -> Expiry:
                 continue
             before = bench.load.run(server, ms=int(filled.left / 1e3) - 1000)
             during = bench.load.run(server, ms=3000)
-            if server.descriptors() > quiet + bench.cached // 100:
+            if descriptors(server.pid) > quiet + bench.cached // 100:
                 raise Failed("they have not expired")
-            return Expiry(during, before)
+            return during, before
     raise NotRun("this machine is too slow to save them all before the first expires")
 
 
-def expiry(bench: Bench) -> Iterator[Result]:
+def expiry(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare the finds of one client while many connections expire in the same moment."""
     require_descriptors(bench.cached)
-    watched: dict[str, list[Expiry]] = {OURS: [], GENUINE: []}
+    watched: dict[str, list[tuple[Sample, Sample]]] = {OURS: [], GENUINE: []}
     note = ""
-    # Once is enough to see what the genuine program does, which takes its time to be filled.
-    for label, starter in (
-        (OURS, servers.ours()),
-        (GENUINE, servers.genuine()),
-        (OURS, servers.ours()),
-    ):
+    for label in _EXPIRY_ROUNDS:
         try:
-            watched[label].append(expire_together(bench, starter))
+            watched[label].append(expire_together(bench, label))
         except NotRun as reason:
             note = f"{label} not run: {reason}"
-
-    def result(name: str, figure: Callable[[Expiry], float]) -> Result:
-        row = bench.row(name)
-        ours, theirs = (
-            Series([figure(each) / 1e3 for each in watched[label]], row.summary)
-            for label in (OURS, GENUINE)
-        )
-        return Result(row, ours, theirs, note=note)
-
-    yield result("expiry", lambda each: each.during.find_worst)
-    yield result("expiry-median", lambda each: each.during.find_median)
-    yield result("expiry-quiet", lambda each: each.before.find_worst)
+    figures: tuple[Callable[[Sample, Sample], float], ...] = (
+        lambda during, _: during.find_worst,
+        lambda during, _: during.find_median,
+        lambda _, before: before.find_worst,
+    )
+    for row, figure in zip(rows, figures, strict=True):
+        one, other = ([figure(*each) / 1e3 for each in found] for found in watched.values())
+        yield Result(row, one, other, note=note)
 
 
 def snapshots(server: Server, enough: Event) -> list[float]:
@@ -324,14 +272,14 @@ def snapshots(server: Server, enough: Event) -> list[float]:
     return taken
 
 
-def snapshot(bench: Bench) -> Iterator[Result]:
+def snapshot(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Watch the finds of one client while snapshots are taken one after the other."""
     require_descriptors(bench.cached)
     quiet, during, taken = [], [], []
-    for starter in (servers.ours(), servers.ours(file=True)):
-        with starter() as server, ThreadPoolExecutor(1) as threads:
+    for label in (OURS, FILE):
+        with STARTERS[label]() as server, ThreadPoolExecutor(1) as threads:
             fill(bench, server, bench.cached)
-            bench.load.run(server, count=2 * bench.cached, **_FILL_AHEAD)  # a full audit trail
+            bench.load.run(server, count=2 * bench.cached, **_FILL)  # a full audit trail
             quiet.append(bench.load.run(server, ms=10 * bench.milliseconds).find_worst / 1e3)
             enough = Event()
             taking = threads.submit(snapshots, server, enough)
@@ -341,83 +289,82 @@ def snapshot(bench: Bench) -> Iterator[Result]:
                 enough.set()
             during.append(sample.find_worst / 1e3)
             taken += taking.result()
-    note = "a database in memory, and a file"
-    yield Result(bench.row("snapshot"), Series(during, "worst"), Series(quiet, "worst"), note=note)
-    yield Result(bench.row("snapshot-time"), Series(taken))
+    yield Result(rows[0], during, quiet, note="a database in memory, and a file")
+    yield Result(rows[1], taken)
 
 
-def startup(bench: Bench) -> Iterator[Result]:
+def startup(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare the time from exec to the announcement."""
-    bare, ours, theirs, note = [], [], [], ""
+    bare = []
+    started: dict[str, list[float]] = {OURS: [], GENUINE: []}
     for _ in range(bench.rounds):
         bare.append(servers.python_pass() * 1e3)
-        with servers.ours()() as server:
-            ours.append(server.started_in * 1e3)
+        with contenders(started) as both:
+            for label, server in both.running.items():
+                started[label].append(server.started_in * 1e3)
+    yield Result(rows[0], started[OURS], bare)
+    yield Result(rows[1], started[OURS], started[GENUINE], note=both.missing.get(GENUINE, ""))
+
+
+def deliver(messages: int, *, genuine_scache: bool) -> float:
+    """Return the seconds that a Postfix of our own takes to deliver so many messages."""
+    with ExitStack() as stack:
         try:
-            with servers.genuine()() as server:
-                theirs.append(server.started_in * 1e3)
-        except NotRun as reason:
-            note = f"genuine not run: {reason}"
-    yield Result(bench.row("startup"), Series(ours), Series(bare))
-    yield Result(bench.row("startup-genuine"), Series(ours), Series(theirs), note=note)
+            postfix = stack.enter_context(PrivatePostfix(genuine_scache=genuine_scache))
+        except (OSError, RuntimeError) as error:
+            raise NotRun(str(error)) from None
+        if not genuine_scache:
+            limit = str(postfix.cache_time_limit)
+            options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", limit)
+            stack.enter_context(Daemon(postfix.cache_socket, *options))
+        start = time.perf_counter()
+        postfix.send(messages, _MAIL_SESSIONS, _MAIL_TIMEOUT)
+        postfix.wait_delivered(messages, _MAIL_TIMEOUT)
+        return time.perf_counter() - start
 
 
-def postfix(bench: Bench) -> Iterator[Result]:
+def mail(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare what a whole Postfix takes for the same mail."""
-    from benchmark.postfix import deliver  # needs a Postfix, and the tests' support
-
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for at in range(bench.rounds):
         # The first of two that follow each other finds the machine quieter: take turns at that too.
         for genuine in (True, False) if at % 2 else (False, True):
             seconds[genuine].append(deliver(bench.messages, genuine_scache=genuine))
-    yield Result(bench.row("postfix"), Series(seconds[False]), Series(seconds[True]))
+    yield Result(rows[0], seconds[False], seconds[True])
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """Rows that are measured in one go."""
-
-    run: Callable[[Bench], Iterator[Result]]
-    rows: Sequence[str]
-
-
-SCENARIOS = (
-    Scenario(simple("base-1", **_BASE), ["base-1"]),
-    Scenario(base_16_and_file, ["base-16", "file"]),
-    Scenario(simple("base-64", **_BASE, clients=64), ["base-64"]),
-    Scenario(simple("inline-1", protocol="inline"), ["inline-1"]),
-    Scenario(simple("inline-16", protocol="inline", clients=16), ["inline-16"]),
-    Scenario(simple("inline-deep", **_CLIENTS_4_DEEP), ["inline-deep"]),
-    Scenario(audit, ["audit", "audit-deep"]),
-    Scenario(
-        many_cached,
-        ["cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"],
-    ),
-    Scenario(save_dest, ["save-dest", "save-dest-again"]),
-    Scenario(expiry, ["expiry", "expiry-median", "expiry-quiet"]),
-    Scenario(snapshot, ["snapshot", "snapshot-time"]),
-    Scenario(startup, ["startup", "startup-genuine"]),
-    Scenario(postfix, ["postfix"]),
-)
+SCENARIOS: dict[tuple[str, ...], Scenario] = {
+    ("base-1",): pairs(protocol="base"),
+    ("base-16", "file"): pairs(**_CLIENTS_16),
+    ("base-64",): pairs(protocol="base", clients=64),
+    ("inline-1",): pairs(protocol="inline"),
+    ("inline-16",): pairs(protocol="inline", clients=16),
+    ("inline-deep",): pairs(**_CLIENTS_4_DEEP),
+    ("audit", "audit-deep"): audit,
+    ("cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"): many_cached,
+    ("save-dest", "save-dest-again"): save_dest,
+    ("expiry", "expiry-median", "expiry-quiet"): expiry,
+    ("snapshot", "snapshot-time"): snapshot,
+    ("startup", "startup-genuine"): startup,
+    ("postfix",): mail,
+}
 
 
-def measure_rows(
-    bench: Bench, wanted: Callable[[Row], bool], say: Callable[[str], None]
-) -> list[Result]:
+def measure(bench: Bench, wanted: Callable[[str], bool], progress: Progress) -> list[Result]:
     """Measure the rows that are wanted, and return them in the order of the table."""
     found: dict[str, Result] = {}
-    for scenario in SCENARIOS:
-        rows = [bench.row(name) for name in scenario.rows]
-        if not any(map(wanted, rows)):
-            continue
-        began = time.monotonic()
-        say(", ".join(scenario.rows))
+    chosen = [names for names in SCENARIOS if any(map(wanted, names))]
+    for names in progress.track(chosen, description="measuring"):
+        progress.console.print(", ".join(names))
+        rows = [
+            replace(row, title=row.title.format(cached=bench.cached, messages=bench.messages))
+            for name in names
+            for row in ROWS
+            if row.name == name
+        ]
         try:
-            found |= {result.row.name: result for result in scenario.run(bench)}
-        except NotRun as reason:
-            found |= {row.name: Result(row, note=f"not run: {reason}") for row in rows}
-        except Failed as failure:
-            found |= {row.name: Result(row, note=f"failed: {failure}") for row in rows}
-        say(f"    {time.monotonic() - began:.0f} s")
-    return [found[row.name] for row in ROWS if row.name in found and wanted(row)]
+            found |= {result.row.name: result for result in SCENARIOS[names](bench, rows)}
+        except (NotRun, Failed) as error:
+            note = f"{'failed' if isinstance(error, Failed) else 'not run'}: {error}"
+            found |= {row.name: Result(row, note=note) for row in rows}
+    return [found[row.name] for row in ROWS if row.name in found and wanted(row.name)]
