@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
+import re
 import socket
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from scache import Client
+from scache.store.image import Image
 from tests.commands import clean_environment
 from tests.support.daemon import Daemon
 from tests.support.snapshots import opened
@@ -38,16 +37,16 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_minute(tmp_path: Path) -> None:
+def test_a_minute() -> None:
     """In a minute of good and hostile clients, restarts and clock steps everything holds."""
-    result = run("-m", "soaking", "--minutes", "1", "--json", tmp_path / "facts.json")
+    result = run("-m", "soaking", "--minutes", "1")
     assert result.returncode == 0, result.stdout
-    facts = json.loads((tmp_path / "facts.json").read_text())
-    assert {fact["leg"] for fact in facts} == {"file", "memory"}
-    assert all(fact["verdict"] != "FAILED" for fact in facts)
+    assert "FAILED" not in result.stdout
+    rows = [re.split("  +", line) for line in result.stdout.splitlines()]
     # Each thing that a soak is for was looked at, in both legs.
-    for what in ("wrong hits", "found twice", "checks of the audit trail"):
-        assert [fact["verdict"] for fact in facts if fact["what"] == what] == ["ok", "ok"]
+    for leg in ("file", "memory"):
+        for what in ("wrong hits", "found twice", "checks of the audit trail"):
+            assert [leg, what, "ok"] in [row[:3] for row in rows]
 
 
 @pytest.mark.slow
@@ -89,10 +88,10 @@ def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
     ("tamper", "complaint"),
     [
         ("SELECT 1", None),
-        ("DELETE FROM connection", "saved, and neither live nor out"),
-        ("DELETE FROM event WHERE kind = 'found'", "saved, and neither live nor out"),
+        ("DELETE FROM connection", "gone without a way out"),
+        ("DELETE FROM event WHERE kind = 'found'", "gone without a way out"),
         (("INSERT INTO event (at, kind, endpoint, connection_id) SELECT at, 'purged', endpoint,"
-         " connection_id FROM event WHERE kind = 'found'"), "two ways out"),
+         " connection_id FROM event WHERE kind = 'found'"), "with two ways out"),
         ("UPDATE event SET endpoint = 'x' WHERE kind = 'found'", "another endpoint"),
         ("UPDATE counter SET value = 7 WHERE name = 'save_endp_ok'", "counters"),
         (("UPDATE event SET ttl = ttl + 100 WHERE kind = 'save_endp';"
@@ -112,9 +111,7 @@ def test_the_books_are_read_with_care(
         found = client.find_endp("f")
         assert found is not None
         found.close()
-        with opened(client.snapshot()) as image, closing(sqlite3.connect(":memory:")) as copy:
-            image.backup(copy)
-            copy.text_factory = bytes
+        with opened(client.snapshot()) as copy:
             copy.executescript(tamper)
-            wrong = trail.check(copy).wrong
+            wrong = trail.check(Image(copy)).wrong
     assert any(complaint in each for each in wrong) if complaint else wrong == []

@@ -7,6 +7,7 @@ import resource
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
@@ -25,7 +26,9 @@ def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) 
         table.add_row(*row)
     if width_of(console) is None:
         console.width = _WIDE
-    console.print(table)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("\n".join(map(str.rstrip, printed.get().splitlines())))
 
 
 def progress() -> Progress:

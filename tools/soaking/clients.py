@@ -7,7 +7,6 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
@@ -141,27 +140,25 @@ class Population:
         labels = (proof.destination(of), proof.binding(of, to), proof.endpoint(to))
         await client.save_dest(ttl, *labels)
 
-    async def _find_endp(self, client: AsyncClient) -> None:
-        asked = self._random.randrange(proof.ENDPOINTS)
-        self._check(asked, await client.find_endp(proof.endpoint(asked)))
-
-    async def _find_dest(self, client: AsyncClient) -> None:
-        asked = self._random.randrange(proof.DESTINATIONS)
-        self._check(asked, await client.find_dest(proof.destination(asked)), is_destination=True)
-
-    async def _find_many(self, client: AsyncClient) -> None:
-        asked = self._random.choices(range(proof.ENDPOINTS), k=self._random.randrange(2, 12))
-        found = await client.find_many([proof.endpoint(each) for each in asked])
+    async def _find_endp(self, client: AsyncClient, count: int = 1) -> None:
+        asked = self._random.choices(range(proof.ENDPOINTS), k=count)
+        found = await client.find_many(map(proof.endpoint, asked))
         for each, connection in zip(asked, found, strict=True):
-            self._check(each, connection)
+            self._check(each, connection, is_destination=False)
 
-    async def _find_dest_many(self, client: AsyncClient) -> None:
-        asked = self._random.choices(range(proof.DESTINATIONS), k=self._random.randrange(2, 12))
-        found = await client.find_dest_many([proof.destination(each) for each in asked])
+    async def _find_dest(self, client: AsyncClient, count: int = 1) -> None:
+        asked = self._random.choices(range(proof.DESTINATIONS), k=count)
+        found = await client.find_dest_many(map(proof.destination, asked))
         for each, connection in zip(asked, found, strict=True):
             self._check(each, connection, is_destination=True)
 
-    def _check(self, asked: int, found: Found | None, *, is_destination: bool = False) -> None:
+    async def _find_many(self, client: AsyncClient) -> None:
+        await self._find_endp(client, self._random.randrange(2, 12))
+
+    async def _find_dest_many(self, client: AsyncClient) -> None:
+        await self._find_dest(client, self._random.randrange(2, 12))
+
+    def _check(self, asked: int, found: Found | None, *, is_destination: bool) -> None:
         report = self.report
         report.counts["finds"] += 1
         if found is None:
@@ -200,8 +197,6 @@ WORK: dict[str, float] = {
     "snapshot": 0.05,
 }
 """What a client does, and how often."""
-
-Work = Callable[[AsyncClient], Awaitable[None]]
 
 
 def run(path: Path, number: int, clients: int, pause: float, seed: int, pipe: Pipe) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from random import Random
+from threading import Event
 
 from tests.support.hostile import BEHAVIOURS
 
@@ -19,44 +20,38 @@ REST = 0.2
 PER_ROUND = {"connect and vanish": 100}
 """What a round does so many times."""
 
-
 AT_ONCE = {"connect and vanish": 10_000}
 """How often each does what it does when all are there at once; without end if it is not here."""
 
 
 def run(path: Path, seed: int, pipe: Pipe) -> None:
-    """Do as the pipe says; say first what was done so far.
+    """Do as the pipe says until it says something else; say then what was done so far.
 
     The pipe says ``in turn``, ``at once``, a behaviour, ``nothing`` or ``end``.
     """
     with suppress(PermissionError):
         os.nice(5)
     done: Counter[str] = Counter()
-    random = Random(seed)
-    enough = threading.Event()
-    threads: list[threading.Thread] = []
-    while True:
-        order = pipe.recv()
-        enough.set()
-        for thread in threads:
-            thread.join()
-        pipe.send(done)
-        if order == "end":
-            return
-        enough = threading.Event()
-        if order == "in turn":
-            threads = [threading.Thread(target=_in_turn, args=(path, random, enough, done))]
-        else:
-            threads = [
-                threading.Thread(target=_again_and_again, args=(path, name, seed, enough, done))
+    order = pipe.recv()
+    pipe.send(done)
+    while order != "end":
+        enough = Event()
+        with ThreadPoolExecutor(len(BEHAVIOURS)) as threads:
+            working = [
+                threads.submit(_again_and_again, path, name, seed, enough, done)
                 for name in BEHAVIOURS
                 if order in (name, "at once")
             ]
-        for thread in threads:
-            thread.start()
+            if order == "in turn":
+                working.append(threads.submit(_in_turn, path, Random(seed), enough, done))
+            order = pipe.recv()
+            enough.set()
+        for each in working:
+            each.result()
+        pipe.send(done)
 
 
-def _in_turn(path: Path, random: Random, enough: threading.Event, done: Counter[str]) -> None:
+def _in_turn(path: Path, random: Random, enough: Event, done: Counter[str]) -> None:
     while not enough.is_set():
         name = random.choice(list(BEHAVIOURS))
         BEHAVIOURS[name](path, random)
@@ -64,9 +59,7 @@ def _in_turn(path: Path, random: Random, enough: threading.Event, done: Counter[
         enough.wait(REST)
 
 
-def _again_and_again(
-    path: Path, name: str, seed: int, enough: threading.Event, done: Counter[str]
-) -> None:
+def _again_and_again(path: Path, name: str, seed: int, enough: Event, done: Counter[str]) -> None:
     random = Random(f"{seed} {name}")
     last = done[name] + AT_ONCE.get(name, 10**12)
     while not enough.is_set() and done[name] < last:

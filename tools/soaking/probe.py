@@ -49,12 +49,10 @@ def run(path: Path, pipe: Pipe) -> None:
                     _exchange(client, here, there, times[name], wrong)
                 except Unavailable:
                     time.sleep(0.05)
-            while pipe.poll(PAUSE):
+            while name and pipe.poll(PAUSE):
                 name = pipe.recv()
-                if not name:
-                    break
     gc.enable()
-    pipe.send(({name: summary(each) for name, each in times.items() if each}, wrong))
+    pipe.send(({name: summary(each) for name, each in times.items() if len(each) > 1}, wrong))
 
 
 def _exchange(
@@ -78,7 +76,6 @@ def _exchange(
 
 def summary(times: array[float]) -> Latency:
     """Sum times up."""
-    ordered = sorted(times)
-    worst = ordered[: -MOST_WORST - 1 : -1]
-    p99 = ordered[len(ordered) * 99 // 100]
-    return Latency(len(ordered), statistics.median(ordered), p99, worst)
+    p99 = statistics.quantiles(times, n=100)[98]
+    worst = sorted(times, reverse=True)[:MOST_WORST]
+    return Latency(len(times), statistics.median(times), p99, worst)
