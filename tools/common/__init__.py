@@ -19,9 +19,14 @@ _WIDE = 1000
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table to standard output; without a terminal each row is one line."""
+    """Print a table to standard output; without a terminal each row is one line.
+
+    If no column has a name there is no header.
+    """
     console = make_console()
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns)
+    )
     for row in rows:
         table.add_row(*row)
     if width_of(console) is None:

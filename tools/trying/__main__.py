@@ -1,24 +1,204 @@
-"""The command line of tools/trials."""
+"""tools/trials: each trial is tried many times, and tells what it saw."""
 
 from __future__ import annotations
 
-import resource
+import os
+import socket
+import sqlite3
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from random import Random
+from threading import Event
+from typing import NamedTuple
 
 import click
+from benchmark.servers import genuine
+from common import descriptors, prepare, print_table, progress
 
-from trying.trials import Fact, dead_peers, kills, open_files
+from scache import Client, ProtocolError, Unavailable
+from tests.commands import SCACHE, run_command
+from tests.support.daemon import Daemon
 
-Trial = Callable[[Path, float], Iterator[Fact]]
+OPEN_FILES = 160
+SAVES = 2_000
+MOST_CLIENTS = 100
+"""Clients that come to Postfix's scache(8) until it is dead."""
+DEAD_PEERS = 10_000
+AT_ONCE = 500
+NOTICED_WITHIN = 0.1
+"""Seconds after which a dead peer must not be handed out."""
+KILLS = 100
+LOAD_SECONDS = 0.3
+LONGEST_START = 1.0
+LONGEST_FIND = 0.05
 
-TRIALS: dict[str, Trial] = {
+
+class Fact(NamedTuple):
+    """Something that was seen."""
+
+    holds: bool | None
+    """True if it is as it must be; None for what is told for comparison."""
+    text: str
+
+
+def open_files(directory: Path, _: float) -> Iterator[Fact]:
+    """Save without end where there are few open files."""
+    with Daemon(directory / "socket", open_files=OPEN_FILES) as daemon:
+        with Client(daemon.path, inline=False) as client:
+            client.find_endp("nothing")
+            before = descriptors(daemon.pid)
+            saved, finds = _save_without_end(client)
+            most = descriptors(daemon.pid)
+            with Client(daemon.path) as administrator:
+                administrator.purge([f"{number}" for number in range(SAVES)])
+            after = descriptors(daemon.pid)
+        alive = daemon.terminate() == 0
+    yield Fact(alive and saved == SAVES, f"{saved:,} of {SAVES:,} saves done, exit 0 when asked")
+    yield Fact(most < OPEN_FILES, f"{most} of {OPEN_FILES} descriptors open at the end of it")
+    yield Fact(after <= before + 1, f"{after} open once all is purged, {before} before")
+    yield Fact(max(finds) < LONGEST_FIND, f"finds meanwhile: {_times(finds)}")
+    with genuine(OPEN_FILES)() as server, ExitStack() as clients:
+        client = clients.enter_context(Client(server.path, inline=False))
+        saved, _finds = _save_without_end(client)
+        others = 0
+        # Others come, as they do when they see nothing of it.
+        while not _gone(server.pid) and others < MOST_CLIENTS:
+            others += 1
+            other = clients.enter_context(Client(server.path, inline=False, timeout=0.2))
+            with suppress(Unavailable):
+                other.find_endp("nothing")
+        end = "dead, with all that it held" if _gone(server.pid) else "alive"
+    yield Fact(None, f"the original: {saved:,} saves done; when {others} more had come: {end}")
+
+
+def _save_without_end(client: Client) -> tuple[int, list[float]]:
+    """Return how many saves were done before it could not go on, and how long finds took."""
+    saved, finds = 0, []
+    with open(os.devnull, "rb") as something, suppress(Unavailable, ProtocolError):  # noqa: PTH123
+        for number in range(SAVES):
+            saved += client.save_endp(60, f"{number}", "", something)
+            began = time.monotonic()
+            client.find_endp("nothing")
+            finds.append(time.monotonic() - began)
+    return saved, finds
+
+
+def dead_peers(directory: Path, scale: float) -> Iterator[Fact]:
+    """Ask for connections whose peers have hung up."""
+    tries = max(int(DEAD_PEERS * scale) // AT_ONCE, 1)
+    handed_out = alive_lost = 0
+    with Daemon(directory / "socket") as daemon, Client(daemon.path, timeout=30) as client:
+        for _ in range(tries):
+            with ExitStack() as ends:
+                dead = [_saved_pair(client, f"dead {number}", ends) for number in range(AT_ONCE)]
+                live = [_saved_pair(client, f"live {number}", ends) for number in range(10)]
+                for peer in dead:
+                    peer.close()
+                time.sleep(NOTICED_WITHIN)
+                handed_out += sum(_is_found(client, f"dead {at}") for at in range(AT_ONCE))
+                alive_lost += sum(not _is_found(client, f"live {at}") for at in range(len(live)))
+    text = f"{handed_out} of {tries * AT_ONCE:,} peers that had hung up were handed out"
+    yield Fact(handed_out == 0, f"{text} {NOTICED_WITHIN * 1e3:.0f} ms later")
+    yield Fact(alive_lost == 0, f"{alive_lost} of {tries * 10} live ones meanwhile were lost")
+
+
+def _saved_pair(client: Client, endpoint: str, ends: ExitStack) -> socket.socket:
+    """Save one end of a connection; return the other."""
+    ours, theirs = socket.socketpair()
+    ends.enter_context(ours)
+    with theirs:
+        assert client.save_endp(60, endpoint, "", theirs)
+    return ours
+
+
+def _is_found(client: Client, endpoint: str) -> bool:
+    found = client.find_endp(endpoint)
+    if found is not None:
+        found.close()
+    return found is not None
+
+
+def kills(directory: Path, scale: float) -> Iterator[Fact]:
+    """Kill the daemon in the middle of its work on one file."""
+    tries = max(int(KILLS * scale), 1)
+    database, path = directory / "cache.db", directory / "socket"
+    starts, unsound = [], 0
+    for _ in range(tries):
+        began = time.monotonic()
+        with Daemon(path, "--audit-rows", "10000000", database=database) as daemon:
+            starts.append(time.monotonic() - began)
+            _load(daemon)
+        with closing(sqlite3.connect(database)) as file:
+            unsound += file.execute("PRAGMA integrity_check").fetchall() != [("ok",)]
+    with Daemon(path, "--audit-rows", "10000000", database=database):
+        checked = run_command(*SCACHE, "check", "--socket", str(path)).returncode
+    with closing(sqlite3.connect(database)) as file:
+        counters = dict(file.execute("SELECT name, value FROM counter"))
+        ((live,),) = file.execute("SELECT count(*) FROM connection")
+    saved, lost = counters["save_endp_ok"], counters["connections_lost"]
+    yield Fact(unsound == 0, f"{unsound} of {tries} times the file was not sound after kill -9")
+    yield Fact(max(starts) < LONGEST_START, f"starts: {_times(starts)}")
+    yield Fact(
+        checked == 0,
+        f"of {saved:,} connections saved, {lost:,} were lost with their process, {live} are left; "
+        f"scache check {'has nothing to say' if checked == 0 else f'ends with {checked}'}",
+    )
+
+
+def _load(daemon: Daemon) -> None:
+    """Make requests in both modes until the daemon is killed."""
+    killed = Event()
+
+    def work(seed: int) -> None:
+        random = Random(seed)
+        with (
+            suppress(Unavailable, ProtocolError),
+            Client(daemon.path, inline=bool(seed % 2)) as client,
+            open(os.devnull, "rb") as something,  # noqa: PTH123
+        ):
+            while not killed.is_set():
+                label = f"{random.randrange(20)}"
+                client.save_endp(random.choice((1, 60)), label, "", something)
+                client.save_dest(60, label, "", label)
+                found = client.find_dest(label) if random.random() < 0.5 else None
+                if found is not None:
+                    found.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        work_done = [threads.submit(work, seed) for seed in range(4)]
+        time.sleep(LOAD_SECONDS)
+        daemon.kill()
+        killed.set()
+    for each in work_done:
+        each.result()
+
+
+def _gone(pid: int) -> bool:
+    """Return True if a process has ended, or does in a moment."""
+    with suppress(OSError):
+        for _ in range(10):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state in "ZX":
+                return True
+            time.sleep(0.02)
+        return False
+    return True
+
+
+def _times(seconds: list[float]) -> str:
+    return f"median {statistics.median(seconds) * 1e3:.2f} ms, worst {max(seconds) * 1e3:.2f} ms"
+
+
+TRIALS: dict[str, Callable[[Path, float], Iterator[Fact]]] = {
     "open-files": open_files,
     "dead-peers": dead_peers,
     "kills": kills,
 }
-
 
 EPILOG = """\b
 open-files  saves without end with 160 open files, and what the original
@@ -43,16 +223,17 @@ def main(names: tuple[str, ...], scale: float) -> None:
 
     Exits with 1 if anything does not hold.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    held = True
-    for name in names or TRIALS:
-        with tempfile.TemporaryDirectory(prefix="scache-trial-") as directory:
-            for fact in TRIALS[name](Path(directory), scale):
-                mark = {True: "ok", False: "NO", None: "--"}[fact.holds]
-                click.echo(f"{mark}  {name:10}  {fact.text}")
-                held = held and fact.holds is not False
-    raise SystemExit(0 if held else 1)
+    prepare()
+    facts: list[tuple[str, Fact]] = []
+    with progress() as shown:
+        for name in shown.track(names or tuple(TRIALS), description="trying"):
+            with tempfile.TemporaryDirectory(prefix="scache-trial-") as directory:
+                facts += [(name, fact) for fact in TRIALS[name](Path(directory), scale)]
+    marks = {True: "ok", False: "NO", None: "--"}
+    rows = [(marks[fact.holds], name, fact.text) for name, fact in facts]
+    print_table(("", "", ""), rows)
+    if any(fact.holds is False for _, fact in facts):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
