@@ -22,7 +22,8 @@ from scache import fdpass, sockopt
 from scache.statx import type_of
 
 STUCK = 0.5
-"""Seconds that one close(2) takes until another thread closes what waits behind it."""
+"""Seconds after which a close(2) under way counts as stuck: another thread then closes what waits
+behind it."""
 
 MAX_THREADS = 16
 """Threads for files, and as many for everything else."""
@@ -82,8 +83,21 @@ class _Worker:
         self.closed = 0
         self.since: float | None = None
         """When the close(2) under way began; None between two of them."""
+        self._late_since: float | None = None
+        """The same of the close(2) that had taken STUCK seconds at the latest look."""
         # threading.Thread.start() would wait for the new thread to get a processor.
         _thread.start_new_thread(self._run, (queue,))
+
+    def is_stuck(self) -> bool:
+        """Return True if the same close(2) has taken STUCK seconds at two looks in a row.
+
+        A single look may be the first thing that this process does after it was stopped (SIGSTOP).
+        """
+        since = self.since
+        if since is not None and time.monotonic() - since < STUCK:
+            since = None
+        before, self._late_since = self._late_since, since
+        return since is not None and since == before
 
     def _run(self, queue: SimpleQueue[_Item | None]) -> None:
         while (item := queue.get()) is not None:
@@ -117,9 +131,7 @@ class _Lane:
 
     def look(self) -> int:
         """Start a thread if all are stuck; return how many descriptors are."""
-        now = time.monotonic()
-        started = [worker.since for worker in self._workers]
-        stuck = sum(since is not None and now - since >= STUCK for since in started)
+        stuck = sum(worker.is_stuck() for worker in self._workers)
         if stuck == len(self._workers) < MAX_THREADS and self.pending > stuck:
             self._add_worker()
         return stuck

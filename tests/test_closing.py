@@ -207,6 +207,30 @@ def test_stuck_close_keeps_nothing_else_open(
     os.close(writer)
 
 
+def test_close_is_not_stuck_because_the_process_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, closer: Closer
+) -> None:
+    """Two looks have to agree: the thread goes on between them."""
+    stopped, answers, close = threading.Event(), threading.Event(), os.close
+    descriptor = os.open("/", os.O_RDONLY)
+
+    def wait(descriptor: int) -> None:
+        stopped.set()
+        assert answers.wait(DEADLINE)
+        close(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", wait)
+        closer.close((descriptor,))
+        assert stopped.wait(DEADLINE)
+        patch.setattr(closing, "STUCK", 0)
+        assert closer.look() == (1, 0, None)
+        assert closer.look() == (1, 1, None)
+        assert closer.look() == (1, 1, None)
+        answers.set()
+        eventually(lambda: closer.look() == (0, 0, None))
+
+
 def test_closer_that_ends_tells_how_many_are_left(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:

@@ -178,66 +178,57 @@ def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:
     runner.run(pause())
 
 
-class SetClock:
-    """A clock that a test sets."""
-
-    time = 0.0
-
-    def now(self) -> float:
-        """Return what it was set to."""
-        return self.time
-
-
 class Member:
-    """Somebody to be watched."""
+    """A client to be watched."""
 
     half_done = True
     progress = 0
     awaited_turn: int | None = None
 
 
-def test_who_makes_no_step_for_the_whole_timeout_is_overdue() -> None:
-    """Being half-way for long is allowed as long as steps are made; being done is no crime."""
-    clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
+@pytest.mark.parametrize(
+    ("timeout", "interval"), [(5, 0.5), (0.5, 0.05), (60, 0.5), (5.6, 5.6 / 12), (3600, 0.5)]
+)
+def test_watchdog_finds_a_client_one_interval_after_its_timeout(
+    timeout: float, interval: float
+) -> None:
+    """A client that makes steps, or owes nothing, is not overdue."""
+    watchdog: Watchdog[Member] = Watchdog(timeout)
+    assert watchdog.interval == pytest.approx(interval)
     stopped, moving, idle = Member(), Member(), Member()
     idle.half_done = False
-    overdue = []
-    for clock.time in range(7):
+    looks = 0
+    while not (overdue := watchdog.look([stopped, moving, idle])):
         moving.progress += 1
-        overdue += watchdog.look([stopped, moving, idle])
-        if overdue:
-            break
-    assert (overdue, clock.time) == ([stopped], 5)
+        looks += 1
+    assert overdue == [stopped]
+    assert looks * watchdog.interval == pytest.approx(timeout + watchdog.interval)
 
 
-def test_who_was_done_in_between_begins_anew() -> None:
+def test_watchdog_starts_over_with_each_exchange() -> None:
     """The time runs from the beginning of the exchange that is under way."""
-    clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
+    watchdog: Watchdog[Member] = Watchdog(5)
     member = Member()
-    for clock.time in range(9):
-        member.half_done = clock.time != 4
+    for look in range(20):
+        member.half_done = look != 10
         assert watchdog.look([member]) == []
 
 
-def test_who_waits_for_a_turn_has_time() -> None:
-    """We hang up on nobody who could not go on, but turns without a step are no excuse."""
-    clock = SetClock()
-    watchdog: Watchdog[Member] = Watchdog(clock.now, 5)
+def test_watchdog_allows_for_the_wait_for_a_turn() -> None:
+    """A client that waits for one turn cannot go on; turns without a step do not help."""
+    watchdog: Watchdog[Member] = Watchdog(5)
     waiting, endless = Member(), Member()
-    waiting.awaited_turn = 3
-    overdue = []
-    for clock.time in range(20):
-        endless.awaited_turn = int(clock.time)
-        overdue += watchdog.look([waiting, endless])
-        if overdue:
-            break
-    assert (overdue, clock.time) == ([endless], 5)
+    waiting.awaited_turn, endless.awaited_turn = 3, 0
+    overdue: list[Member] = []
+    while not overdue:
+        endless.awaited_turn += 1
+        overdue = watchdog.look([waiting, endless])
+    assert overdue == [endless]
     waiting.awaited_turn = None
-    assert watchdog.look([waiting]) == []
-    clock.time += 5
-    assert watchdog.look([waiting]) == [waiting]
+    looks = 0
+    while not watchdog.look([waiting]):
+        looks += 1
+    assert looks == 10
 
 
 def test_a_label_without_end_is_ended(path: Path) -> None:

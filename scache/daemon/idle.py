@@ -1,6 +1,8 @@
-"""Idle exit: one owner of the question whether anybody still needs the daemon."""
+"""Idle exit: decides when no client has needed the daemon for long enough."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import anyio
 
@@ -30,8 +32,12 @@ class IdleTimer:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def wait(self) -> None:
-        """Return when there was no client for ``max_idle`` seconds (scache(8), max_idle)."""
+    async def wait(self, backlog_is_empty: Callable[[], bool]) -> None:
+        """Return when there was no client for ``max_idle`` seconds (scache(8), max_idle).
+
+        If a client waits to be accepted then, because the daemon was stopped (SIGSTOP) or out of
+        descriptors, the time starts over.
+        """
         while True:
             changed = self._changed
             if self._clients or not self._max_idle:
@@ -39,5 +45,5 @@ class IdleTimer:
                 continue
             with anyio.move_on_after(self._max_idle):
                 await changed.wait()
-                continue
-            return
+            if not changed.is_set() and backlog_is_empty():
+                return

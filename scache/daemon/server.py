@@ -14,7 +14,7 @@ from operator import attrgetter
 import anyio
 from anyio.abc import TaskGroup
 
-from scache import __version__, fdpass
+from scache import __version__, fdpass, sockopt
 from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.clock import Clock
@@ -121,6 +121,7 @@ class Server:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._watch_signals)
                 self._start_upkeep(tasks)
+                tasks.start_soon(self._watch_idleness, sock)
                 listener.start()
                 self._readiness.add(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
@@ -146,12 +147,10 @@ class Server:
         tasks.start_soon(upkeep.commit, self._database, committed)
         tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
         tasks.start_soon(upkeep.watch_files, self._database)
-        timeout = self._settings.exchange_timeout
-        watchdog: Watchdog[Session] = Watchdog(self._loop.time, timeout)
+        watchdog: Watchdog[Session] = Watchdog(self._settings.exchange_timeout)
         tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
         tasks.start_soon(upkeep.report, self._cache, self._settings.status_interval)
         tasks.start_soon(self._snapshots.run)
-        tasks.start_soon(self._watch_idleness)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """SIGHUP logs the statistics; SIGTERM and SIGINT stop, and a second one stops at once."""
@@ -171,8 +170,8 @@ class Server:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # asyncio leaves one that raises
 
-    async def _watch_idleness(self) -> None:
-        await self._idle.wait()
+    async def _watch_idleness(self, sock: ListeningSocket) -> None:
+        await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))
         logger.info("stopping: no client for %g seconds", self._settings.max_idle)
         self._stop.set()
 

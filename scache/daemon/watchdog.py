@@ -1,68 +1,74 @@
-"""Notices clients that stop in the middle of an exchange."""
+"""Finds the clients that stop in the middle of an exchange."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import math
+from collections.abc import Hashable, Iterable
 from typing import Generic, NamedTuple, Protocol, TypeVar
+
+_MAX_INTERVAL = 0.5
+_MIN_LOOKS = 10
 
 
 class Watched(Hashable, Protocol):
-    """Somebody who must not stop half-way."""
+    """A client of the daemon."""
 
     @property
     def half_done(self) -> bool:
-        """Whether the rest of something is owed."""
+        """True while the client owes the rest of an exchange, or does not take a reply."""
 
     @property
     def progress(self) -> int:
-        """How many steps were made so far."""
+        """Steps that the client has made so far."""
 
     @property
     def awaited_turn(self) -> int | None:
-        """The number of the turn of ours that it waits for; None if it waits for none."""
+        """The number of the turn that the client waits for; None if it waits for none."""
 
 
 W = TypeVar("W", bound=Watched)
 
 
 class _Sight(NamedTuple):
+    """What a look has shown of a client that is half done."""
+
     progress: int
     awaited_turn: int | None
-    since: float
+    looks: int
+    """Looks since the first one that showed it at this step."""
 
 
 class Watchdog(Generic[W]):
-    """Who has been half-way, without a step, for how long.
+    """Tells which clients have made no step of an exchange for the whole timeout.
 
-    Looks at everybody now and then, so that those who do make their steps, of
-    which there are tens of thousands in a second, pay nothing for it.
+    The daemon looks at all clients every `interval` seconds, so a step costs nothing.
+
+    Looks are counted instead of seconds. While the daemon is stopped (SIGSTOP), the machine sleeps
+    or the event loop is busy, a client can send the rest of its exchange and it is not read. Such a
+    pause counts as one interval, however long it is, and one more look than the timeout has room
+    for has to agree: what was sent during the pause is read before that.
     """
 
-    def __init__(self, now: Callable[[], float], timeout: float) -> None:
-        """Give each ``timeout`` seconds to make the next step.
+    def __init__(self, timeout: float) -> None:
+        """Allow each client ``timeout`` seconds for its next step."""
+        self._looks = max(_MIN_LOOKS, math.ceil(timeout / _MAX_INTERVAL))
+        self.interval = timeout / self._looks
+        """Seconds between two looks; a client is dropped one or two intervals after its timeout."""
+        self._sights: dict[W, _Sight] = {}
 
-        They are seconds of ``now``, a clock that stands still while the machine sleeps: clients
-        sleep as well, and nobody is to be dropped for that.
-        """
-        self.interval = min(timeout / 10, 0.5)
-        """Seconds between two looks; nobody gets more than two of these on top of the timeout."""
-        self._now = now
-        self._timeout = timeout
-        self._seen: dict[W, _Sight] = {}
-
-    def look(self, everybody: Iterable[W]) -> list[W]:
-        """Return those whose time has run out."""
-        now = self._now()
-        before, self._seen = self._seen, {}
+    def look(self, clients: Iterable[W]) -> list[W]:
+        """Return the clients whose time has run out."""
+        before, self._sights = self._sights, {}
         overdue = []
-        for each in everybody:
-            if not each.half_done:
+        for client in clients:
+            if not client.half_done:
                 continue
-            sight, turn = before.get(each), each.awaited_turn
-            since = now if sight is None or sight.progress != each.progress else sight.since
-            if sight is not None and turn is not None and turn == sight.awaited_turn:
-                since = now  # it had no chance to make one
-            self._seen[each] = sight = _Sight(each.progress, turn, since)
-            if now - sight.since >= self._timeout:
-                overdue.append(each)
+            last, turn = before.get(client), client.awaited_turn
+            looks = 0
+            if last is not None and last.progress == client.progress:
+                could_step = turn is None or turn != last.awaited_turn
+                looks = last.looks + 1 if could_step else 0
+            self._sights[client] = _Sight(client.progress, turn, looks)
+            if looks > self._looks:
+                overdue.append(client)
         return overdue
