@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from scache import AsyncClient, Client
 from tests.support.clients import KINDS, Connect, Pair, connecting
@@ -18,6 +18,12 @@ from tests.support.wire import DEADLINE
 
 # No test depends on how fast a machine is.
 settings.register_profile("scache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(  # for tools/mutants, which asks only whether there is a failure
+    "mutants",
+    settings.get_profile("scache"),
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+)
 settings.load_profile("scache")
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scache.errors import ProtocolError
+from scache.errors import DescriptorLimit, ProtocolError
 from scache.model import Status
 from scache.protocol.client import MAX_REPLY_SIZE, ClientConversation, Hit, Send
-from scache.protocol.codec import NeedData, encode
+from scache.protocol.codec import NEED_DATA, NeedData, encode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -217,6 +217,20 @@ def test_reply_without_end(piece: bytes) -> None:
     with pytest.raises(ProtocolError):
         run(machine, BIND, iter([(piece, ())] * 4))
     assert len(machine._buffer) <= MAX_REPLY_SIZE + len(piece)
+
+
+def test_nothing_is_received_after_descriptors_were_dropped() -> None:
+    """A reply whose descriptor the kernel dropped would take the one of the next reply."""
+    machine, outcomes = ClientConversation(), list[Hit | Status]()
+    machine.inline = True
+    exchange = machine.find([FIND_ENDP] * 3, outcomes.append)
+    next(exchange)
+    assert next(exchange) is NEED_DATA
+    miss, hit = encode_reply(Status.FAIL, b""), encode_reply(Status.OK, b"")
+    machine.receive(miss + hit[:-1], truncated=True)
+    with pytest.raises(DescriptorLimit):
+        next(exchange)
+    assert outcomes == [Status.FAIL]
 
 
 @given(
