@@ -1,4 +1,8 @@
-"""What every client does when there is no daemon, or one that dies, hangs or makes no sense."""
+"""What every client does when there is no daemon, or one that dies, hangs or makes no sense.
+
+Each kind of client connects, sends, receives and waits by itself; what a conversation makes of a
+reply is the same for all, and is tested with the blocking client.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from scache import Found, ProtocolError, Unavailable, fdpass
+from scache import Client, Found, ProtocolError, Unavailable, fdpass
 from scache.client.connection import Connection, send_courtesy
 from scache.model import Status
 from scache.protocol.messages import (
@@ -44,14 +48,14 @@ def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
 # No daemon
 
 
-@pytest.mark.parametrize("name", ["nothing", "directory/nothing", "x" * 200])
-def test_no_daemon(tmp_path: Path, connect: Connect, name: str) -> None:
+def test_no_daemon(tmp_path: Path, connect: Connect) -> None:
     """Where no socket is, or can be, the daemon is unavailable."""
-    client = connect(tmp_path / name)
-    for _ in range(2):
-        with pytest.raises(Unavailable, match=name):
-            client.find_endp("endpoint")
-        assert "not connected" in repr(client)
+    for name in ("nothing", "directory/nothing", "x" * 200):
+        client = connect(tmp_path / name)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=name):
+                client.find_endp("endpoint")
+            assert "not connected" in repr(client)
 
 
 def test_no_path(connect: Connect) -> None:
@@ -63,12 +67,12 @@ def test_no_path(connect: Connect) -> None:
         assert "not connected" in repr(client)
 
 
-def test_nobody_listens(path: Path, connect: Connect) -> None:
+def test_nobody_listens(path: Path) -> None:
     """Where nobody listens any more, the daemon is unavailable."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    with pytest.raises(Unavailable, match="refused"):
-        connect(path).find_endp("endpoint")
+    with Client(path) as client, pytest.raises(Unavailable, match="refused"):
+        client.find_endp("endpoint")
 
 
 # A daemon that was restarted
@@ -168,10 +172,9 @@ def test_a_part_is_not_repeated(path: Path, connect: Connect) -> None:
         saying(ANNOUNCEMENT, HIT, b""),
     ],
 )
-def test_server_that_dies(path: Path, connect: Connect, script: Script) -> None:
+def test_server_that_dies(path: Path, script: Script) -> None:
     """A server that hangs up in the middle of an exchange is unavailable."""
-    with serving(path, script):
-        client = connect(path, inline=False, timeout=DEADLINE)
+    with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(Unavailable, match="hung up"):
                 client.find_endp("endpoint")
@@ -186,10 +189,9 @@ def test_server_that_dies(path: Path, connect: Connect, script: Script) -> None:
         saying(ANNOUNCEMENT, HELLO_REPLY, (HIT[:-1], 1)),
     ],
 )
-def test_server_that_dies_after_hello(path: Path, connect: Connect, script: Script) -> None:
+def test_server_that_dies_after_hello(path: Path, script: Script) -> None:
     """A server that hangs up after it was asked for inline mode is unavailable."""
-    with serving(path, script):
-        client = connect(path, timeout=DEADLINE)
+    with serving(path, script), Client(path, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(Unavailable, match="hung up"):
                 client.find_endp("endpoint")
@@ -247,10 +249,9 @@ def test_half_of_many(
         saying(ANNOUNCEMENT, HIT, DESCRIPTOR_BYTE),
     ],
 )
-def test_server_that_makes_no_sense(path: Path, connect: Connect, script: Script) -> None:
+def test_server_that_makes_no_sense(path: Path, script: Script) -> None:
     """A reply that is none is a ProtocolError, and nothing of it is left behind."""
-    with serving(path, script):
-        client = connect(path, inline=False, timeout=DEADLINE)
+    with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(ProtocolError):
                 client.find_endp("endpoint")

@@ -43,11 +43,10 @@ def close(found: list[Found | None]) -> list[str | None]:
 
 @pytest.mark.parametrize("room", [1, 7, 8, 40, 129, 299])
 def test_find_many_hands_over_what_there_is_room_for(
-    path: Path, connect: Connect, inline: bool, pair: Pair, room: int
+    path: Path, inline: bool, pair: Pair, room: int
 ) -> None:
     """The error has the first ones; the others are found when there is room again."""
-    with Daemon(path):
-        client = connect(path, inline=inline, timeout=DEADLINE)
+    with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1])
         with descriptors_left(room), pytest.raises(DescriptorLimit) as caught:
             client.find_many(labels)
@@ -55,12 +54,9 @@ def test_find_many_hands_over_what_there_is_room_for(
         assert close(client.find_many(labels)) == [None] * room + labels[room:]
 
 
-def test_find_many_with_just_enough_room_returns_all(
-    path: Path, connect: Connect, inline: bool, pair: Pair
-) -> None:
+def test_find_many_with_just_enough_room_returns_all(path: Path, inline: bool, pair: Pair) -> None:
     """No descriptor of the client's own is left over from making sure."""
-    with Daemon(path):
-        client = connect(path, inline=inline, timeout=DEADLINE)
+    with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1])
         with descriptors_left(COUNT):
             found = client.find_many(labels)
@@ -70,7 +66,6 @@ def test_find_many_with_just_enough_room_returns_all(
 @pytest.mark.parametrize("room", [0, 4])
 def test_find_many_hands_over_what_arrived_when_others_took_the_room(
     path: Path,
-    connect: Connect,
     inline: bool,
     pair: Pair,
     room: int,
@@ -78,8 +73,7 @@ def test_find_many_hands_over_what_arrived_when_others_took_the_room(
 ) -> None:
     """Such as another thread, between the request and the reply."""
     monkeypatch.setattr(Connection, "reserve", lambda _, count: count)
-    with Daemon(path):
-        client = connect(path, inline=inline, timeout=DEADLINE)
+    with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1], 10)
         with descriptors_left(room), pytest.raises(DescriptorLimit, match="are lost") as caught:
             client.find_many(labels)
@@ -131,12 +125,9 @@ def test_snapshot_at_the_descriptor_limit_says_so(path: Path, connect: Connect) 
             os.close(client.snapshot())
 
 
-def test_save_at_the_descriptor_limit_needs_no_room(
-    path: Path, connect: Connect, inline: bool, pair: Pair
-) -> None:
+def test_save_at_the_descriptor_limit_needs_no_room(path: Path, inline: bool, pair: Pair) -> None:
     """Only what receives descriptors asks for room."""
-    with Daemon(path):
-        client = connect(path, inline=inline, timeout=DEADLINE)
+    with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         assert client.find_endp("e") is None
         with descriptors_left(0):
             assert client.save_endp(60, "e", "", pair[1])

@@ -45,6 +45,13 @@ def daemon(path: Path, database: str) -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    """Make a client of the daemon."""
+    with Client(daemon.path) as client:
+        yield client
+
+
 def save(client: Client, *endpoints: str) -> list[int]:
     """Save a connection under each of these endpoints; return their ids."""
     with socket.socket() as something:
@@ -75,18 +82,16 @@ class TestClient:
         assert client.purge(["b"], ["d"], [ids[0]]) == Purged(3, 1)
         assert left(client) == ["a"]
 
-    def test_purge_of_a_thousand_ids_is_one_call(self, connect: Connect, daemon: Daemon) -> None:
+    def test_purge_of_a_thousand_ids_is_one_call(self, client: Client) -> None:
         """They are sent ahead of the replies."""
-        client = connect(daemon.path)
         ids = save(client, *["a"] * 1000)
         assert client.purge(ids=reversed(ids)) == Purged(1000, 0)
         assert left(client) == []
 
     def test_purge_leaves_a_connection_alone_that_somebody_has_found(
-        self, connect: Connect, daemon: Daemon
+        self, client: Client, daemon: Daemon
     ) -> None:
         """It belongs to its finder, even if that one has not taken its descriptor yet."""
-        client = connect(daemon.path)
         (found,) = save(client, "a")
         with Wire(daemon.path) as finder:
             finder.announcement()
@@ -97,23 +102,18 @@ class TestClient:
             os.close(finder.receive_descriptor())
 
     @pytest.mark.parametrize("number", [-1, 2**63, 2**64 + 1])
-    def test_purge_refuses_what_is_no_id_before_anything_is_sent(
-        self, connect: Connect, daemon: Daemon, number: int
-    ) -> None:
+    def test_purge_refuses_what_is_no_id_before_anything_is_sent(self, number: int) -> None:
         """A number that wrapped around would name another connection."""
-        client = connect(daemon.path)
-        save(client, "a")
-        with pytest.raises(ValueError, match="no connection has the id"):
-            client.purge(["a"], ids=[number])
-        with pytest.raises(TypeError):
-            client.purge(["a"], ids=["1"])  # type: ignore[list-item]
-        assert left(client) == ["a"]
+        with Client("/nowhere") as client:
+            with pytest.raises(ValueError, match="no connection has the id"):
+                client.purge(["a"], ids=[number])
+            with pytest.raises(TypeError):
+                client.purge(["a"], ids=["1"])  # type: ignore[list-item]
 
     def test_purge_by_id_sends_nothing_to_a_daemon_that_does_not_list_it(
-        self, connect: Connect, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Nor what else was to be purged by the same call; the client stays usable."""
-        client = connect(daemon.path)
         (number,) = save(client, "a")
         client.close()
         monkeypatch.setattr(client_protocol, "HELLO", HELLO)
@@ -123,11 +123,14 @@ class TestClient:
         assert snapshot(client, "SELECT count(*) FROM event WHERE kind GLOB 'purge*'") == [(0,)]
         assert client.purge(["a"]) == Purged(1, 0)
 
-    def test_purge_by_id_is_refused_by_postfix_scache(self, connect: Connect) -> None:
+    def test_purge_by_id_is_refused_by_postfix_scache(self) -> None:
         """It has no inline mode; it is not sent the request either."""
         with GenuineScache() as genuine:
-            with pytest.raises(ProtocolError, match="no inline mode"):
-                connect(genuine.path).purge(ids=[1])
+            with (
+                Client(genuine.path) as client,
+                pytest.raises(ProtocolError, match="no inline mode"),
+            ):
+                client.purge(ids=[1])
             genuine.stop()
             # The hello is the one request that it does not know.
             assert sum("purge" in line for line in genuine.log()) == 0
