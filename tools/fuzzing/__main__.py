@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from common import progress
 
-from fuzzing.engine import HANG, MAX_INPUT, TOKENS, Failure, Outcome, fuzz
+from fuzzing.engine import HANG, MAX_INPUT, TOKENS, fuzz
 from fuzzing.recording import record
 from fuzzing.target import check, read
 
@@ -21,85 +22,47 @@ STEPS = 400
 """Requests of a real history, in each mode, that inputs are made of to begin with."""
 
 
-def say(text: str) -> None:
-    """Tell whoever waits how far we are."""
-    click.echo(text, err=True)
-
-
-def replay(files: tuple[Path, ...]) -> None:
-    """Try inputs that were kept."""
-    for file in files:
-        data = file.read_bytes()
-        click.echo(f"{file}: {read(data)}")
-        check(data)
-
-
 def own(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
     """Fuzz with Hypothesis; SystemExit if there is a bug."""
-    outcome = fuzz(seeds, inputs, seed, say)
-    report(outcome)
-    if outcome.failure is not None:
-        keep_failure(outcome.failure, keep)
+    began = time.monotonic()
+    with progress() as shown:
+        task = shown.add_task("inputs", total=inputs)
+
+        def on_input(tried: int) -> None:
+            shown.update(task, completed=tried, refresh=not tried % 100)
+
+        outcome = fuzz(seeds, inputs, seed, on_input)
+    seconds = max(time.monotonic() - began, 1e-9)
+    click.echo(
+        f"{outcome.inputs} inputs in {seconds:.0f} s ({outcome.inputs / seconds:.0f} a second),"
+        f" the slowest took {outcome.slowest * 1e3:.0f} ms:"
+        f" {'a bug' if outcome.error else 'no bug'}"
+    )
+    if outcome.error is not None:
+        traceback.print_exception(outcome.error)
+        file = keep / "scache-fuzz-failure"
+        file.write_bytes(outcome.data)
+        click.echo(f"{read(outcome.data)}\nkept: tools/fuzz {file}", err=True)
         raise SystemExit(1)
 
 
-def report(outcome: Outcome) -> None:
-    """Print what it came to."""
-    click.echo(
-        f"{outcome.inputs} inputs in {outcome.seconds:.0f} s"
-        f" ({outcome.inputs / max(outcome.seconds, 1e-9):.0f} a second),"
-        f" the slowest took {outcome.slowest * 1e3:.0f} ms:"
-        f" {'a bug' if outcome.failure else 'no bug'}"
-    )
-
-
-def keep_failure(failure: Failure, keep: Path) -> None:
-    """Write the input into a file, and say how to try it again."""
-    traceback.print_exception(failure.error)
-    file = keep / "scache-fuzz-failure"
-    file.write_bytes(failure.data)
-    click.echo(f"{read(failure.data)}\nkept: tools/fuzz {file}", err=True)
-
-
 def guided(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
-    """Fuzz with atheris; SystemExit if there is a bug."""
+    """Fuzz with atheris, in a process that libFuzzer ends; SystemExit if there is a bug."""
     with tempfile.TemporaryDirectory(prefix="scache-fuzz-") as name:
         corpus, words = Path(name, "corpus"), Path(name, "words")
         corpus.mkdir()
         for at, data in enumerate(seeds):
             Path(corpus, str(at)).write_bytes(data)
-        words.write_text(
-            "".join(
-                f'"{"".join(f"{chr(92)}x{byte:02x}" for byte in token)}"\n'
-                for token in TOKENS
-                if token
-            )
-        )
-        options = [f"-runs={inputs}", f"-seed={seed or 1}", f"-timeout={HANG:.0f}"]
-        options += [
-            f"-max_len={2 * MAX_INPUT}",
-            f"-dict={words}",
-            f"-artifact_prefix={keep}{os.sep}",
-        ]
-        command = [sys.executable, "-P", "-m", "fuzzing.guided", *options, str(corpus)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
-        assert process.stderr is not None
-        done, reached = "", ""
-        for line in process.stderr:
-            if match := re.match(r"#\d+\s.*cov: (\d+)", line):
-                reached = match[1]
-            if line.startswith(("#", "INFO")):
-                if "pulse" in line:
-                    say(line.rstrip())
-            elif match := re.match(r"Done (\d+) runs in (\d+)", line):
-                done = f"{match[1]} inputs in {match[2]} s"
-            elif not done:
-                say(line.rstrip())
-        process.wait()
-    if process.returncode or not done:
-        click.echo(f"a bug, or it could not run (exit code {process.returncode}): see above")
+        tokens = ("".join(f"\\x{byte:02x}" for byte in token) for token in TOKENS)
+        words.write_text("".join(f'"{token}"\n' for token in tokens))
+        options = {"runs": inputs, "seed": seed or 1, "timeout": int(HANG), "dict": words}
+        options |= {"max_len": 2 * MAX_INPUT, "artifact_prefix": f"{keep}{os.sep}"}
+        command = [sys.executable, "-P", "-m", "fuzzing.guided", str(corpus)]
+        command += [f"-{option}={value}" for option, value in options.items()]
+        code = subprocess.run(command, check=False).returncode
+    click.echo(f"atheris: {f'a bug, or it could not run (exit code {code})' if code else 'no bug'}")
+    if code:
         raise SystemExit(1)
-    click.echo(f"{done}, {reached} reached, atheris: no bug")
 
 
 @click.command()
@@ -125,11 +88,13 @@ def main(files: tuple[Path, ...], inputs: int, seed: int, engine: str, keep: Pat
     Exits with 1 at the first bug, and keeps its input. With FILES, tries such
     inputs again instead.
     """
+    for file in files:
+        click.echo(f"{file}: {read(file.read_bytes())}")
+        check(file.read_bytes())
     if files:
-        replay(files)
         return
     seeds = record(seed, STEPS)
-    say(f"{len(seeds)} inputs recorded to begin with")
+    click.echo(f"{len(seeds)} inputs recorded to begin with", err=True)
     if engine == "atheris" or (engine == "auto" and find_spec("atheris")):
         guided(seeds, inputs, seed, keep)
     else:

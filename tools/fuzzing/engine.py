@@ -23,7 +23,7 @@ TOKENS = (
     *(b"request", b"save_endp", b"find_endp", b"save_dest", b"find_dest", b"hello", b"snapshot"),
     *(b"purge_endp", b"purge_dest", b"purge_id", b"ttl", b"label", b"property", b"dummy", b"id"),
     *(b"status", b"version", b"server", b"count", b"reason", b"features", b"protocol", b"h", b"0"),
-    *(b"connection_cache_protocol", b"7", b"", b"\0", b"dummy\0\0\0", b"request\0", b"-1"),
+    *(b"connection_cache_protocol", b"7", b"\0", b"dummy\0\0\0", b"request\0", b"-1"),
     *(b"4294967296", b"\x01" * 12, b"\xff"),
     b"request\0find_endp\0label\0h\0\0",
     b"request\0save_endp\0ttl\x007\0label\0e\0property\0p\0\0",
@@ -35,68 +35,48 @@ TOKENS = (
 """What is put into inputs: names, values and whole messages of the protocol."""
 
 
-class Failure(NamedTuple):
-    """An input that a bug showed itself with."""
-
-    data: bytes
-    error: BaseException
-
-
 class Outcome(NamedTuple):
     """What fuzzing came to."""
 
     inputs: int
-    seconds: float
     slowest: float
     """Seconds of the slowest input."""
-    failure: Failure | None
+    error: BaseException | None
+    """What a bug showed itself by, and the input that it did so with."""
+    data: bytes
 
 
-class Edit(NamedTuple):
-    """One change of an input: ``removed`` bytes at a place give way to others."""
-
-    at: int
-    """A place, modulo the length of the input; from the control bytes on, or from the end."""
-    removed: int
-    put: bytes
-    times: int
-
-    def apply(self, data: bytes) -> bytes:
-        """Return the input with this change."""
-        at = self.at % (len(data) + 1)
-        put = self.put * self.times if len(data) < MAX_INPUT else self.put
-        return data[:at] + put + data[at + self.removed :]
+# The control bytes stand at the beginning: as likely a place as all the rest.
+_PLACES = st.integers(0, 40) | st.integers(0, MAX_INPUT)
+_PUT = st.sampled_from(TOKENS) | st.binary(max_size=2)
+_EDITS = st.lists(
+    st.tuples(_PLACES, st.integers(0, 12), _PUT, st.sampled_from((1, 1, 1, 2, 8))), max_size=5
+)
 
 
-def inputs_like(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """Return a strategy: a seed, perhaps with the end of another, and some edits."""
-    # The control bytes stand at the beginning: as likely a place as all the rest.
-    places = st.integers(0, 40) | st.integers(0, MAX_INPUT)
-    put = st.sampled_from(TOKENS) | st.binary(max_size=2)
-    edits = st.builds(Edit, places, st.integers(0, 12), put, st.sampled_from((1, 1, 1, 2, 8)))
-    splice = st.none() | st.tuples(st.sampled_from(seeds), places, places)
-
-    def edited(seed: bytes, changes: list[Edit], end: tuple[bytes, int, int] | None) -> bytes:
-        if end is not None:
-            other, to, since = end
-            seed = seed[: to % (len(seed) + 1)] + other[since % (len(other) + 1) :]
-        for change in changes:
-            seed = change.apply(seed)
-        return seed
-
-    return st.builds(edited, st.sampled_from(seeds), st.lists(edits, max_size=5), splice)
+def edited(
+    data: bytes, splice: tuple[bytes, int, int] | None, edits: list[tuple[int, int, bytes, int]]
+) -> bytes:
+    """Return an input with the end of another, if any, and with other bytes at some places."""
+    if splice is not None:
+        other, to, since = splice
+        data = data[: to % (len(data) + 1)] + other[since % (len(other) + 1) :]
+    for place, removed, put, times in edits:
+        at = place % (len(data) + 1)
+        more = put * times if len(data) < MAX_INPUT else put
+        data = data[:at] + more + data[at + removed :]
+    return data
 
 
 def fuzz(
-    seeds: Sequence[bytes], inputs: int, seed: int, say: Callable[[str], None] = lambda _: None
+    seeds: Sequence[bytes], inputs: int, seed: int, on_input: Callable[[int], object]
 ) -> Outcome:
     """Try the seeds and so many inputs like them; stop at the first bug, and shrink its input."""
-    began = told = time.monotonic()
     slowest, tried, last = 0.0, 0, b""
     signal.signal(signal.SIGALRM, _hung)
 
     def attempt(data: bytes) -> None:
-        nonlocal slowest, tried, last, told
+        nonlocal slowest, tried, last
         tried, last = tried + 1, data
         since = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, HANG)
@@ -105,10 +85,10 @@ def fuzz(
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         slowest = max(slowest, time.perf_counter() - since)
-        if time.monotonic() > told + 10:
-            told = time.monotonic()
-            say(f"{tried} inputs")
+        on_input(tried)
 
+    start = st.sampled_from(seeds)
+    splice = st.none() | st.tuples(start, _PLACES, _PLACES)
     generated = settings(
         max_examples=max(inputs - len(seeds), 1),
         database=None,
@@ -116,16 +96,15 @@ def fuzz(
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
-    )(hypothesis.seed(seed)(given(inputs_like(seeds))(attempt)))
-    failure = None
+    )(hypothesis.seed(seed)(given(st.builds(edited, start, splice, _EDITS))(attempt)))
     try:
         for data in seeds[:inputs]:
             attempt(data)
         if inputs > len(seeds):
             generated()
     except Exception as error:  # noqa: BLE001 - whichever it is, it is what we look for
-        failure = Failure(last, error)  # Hypothesis tries the smallest input last
-    return Outcome(tried, time.monotonic() - began, slowest, failure)
+        return Outcome(tried, slowest, error, last)  # Hypothesis tries the smallest input last
+    return Outcome(tried, slowest, None, b"")
 
 
 def _hung(*_: object) -> None:

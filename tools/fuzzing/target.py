@@ -125,6 +125,17 @@ def write(flags: int, pieces: Sequence[tuple[bytes, int]], exchanges: Sequence[i
     return bytes((flags, len(controls) // 2)) + bytes(controls) + bytes(stream)
 
 
+def messages(data: bytes) -> Iterator[bytes]:
+    """Yield the messages that one half has said, of which there are nothing but whole ones."""
+    at = 0
+    while at < len(data):
+        message = decode(data, at)
+        if message is None:
+            raise Broken(f"it said something that is no message: {data[at:]!r}")
+        yield data[at : message[1]]
+        at = message[1]
+
+
 def check(data: bytes) -> None:
     """Do with an input all that can be done, and insist on every invariant."""
     given = read(data)
@@ -246,15 +257,8 @@ class Served:
 
     def _check_output(self) -> None:
         """Insist on one reply for each request, in order, and on nothing else but dummies."""
-        said = []
-        at = 0
-        while at < len(self.output):
-            message = decode(self.output, at)
-            if message is None:
-                raise Broken(f"it said something that is no message: {self.output[at:]!r}")
-            if self.output[at : message[1]] not in (HELLO_REPLY, HELLO_REPLY_WITH_FEATURES):
-                said.append(self.output[at : message[1]])
-            at = message[1]
+        hellos = (HELLO_REPLY, HELLO_REPLY_WITH_FEATURES)
+        said = [message for message in messages(self.output) if message not in hellos]
         if said[-1:] == [DUMMY] and len(said) == len(self.expected) + 1:
             said.pop()  # asks for a descriptor that has not come
         if said != self.expected:
@@ -283,55 +287,24 @@ MINE = 10**6
 """Descriptors from here on are the client's own, which it saves."""
 
 
-class Attempt(NamedTuple):
-    """What an exchange is begun with."""
+Take = Callable[[Outcome], None]
+"""Takes the outcome of a find, with its descriptor if it hit."""
 
-    conversation: ClientConversation
-    mine: Iterator[int]
-    """Descriptors to save."""
-    found: list[tuple[tuple[bytes, ...], int] | Status]
-    """To which the outcomes of finds are added, hits with the descriptor that was taken."""
+_SAVE = SaveEndp(10, b"e", b"p")
 
-    def take(self, outcome: Outcome) -> None:
-        """Add the outcome of a find."""
-        if isinstance(outcome, Hit):
-            self.found.append((outcome.properties, self.conversation.descriptors.popleft()))
-        else:
-            self.found.append(outcome)
-
-
-def _save_endp(attempt: Attempt) -> Exchange:
-    return attempt.conversation.save_endp(SaveEndp(10, b"e", b"p"), next(attempt.mine))
-
-
-def _save_many(attempt: Attempt) -> Exchange:
-    requests = [SaveEndp(10, b"a", b"p"), SaveEndp(0, b"", b"")]
-    return attempt.conversation.save_many(requests, [next(attempt.mine), next(attempt.mine)])
-
-
-def _find_many(attempt: Attempt) -> Exchange:
-    return attempt.conversation.find([FindEndp(b"a"), FindEndp(b"b")], attempt.take)
-
-
-def _purge(attempt: Attempt) -> Exchange:
-    return attempt.conversation.purge_many([PurgeEndp(b"e"), PurgeDest(b"d")])
-
-
-def _purge_ids(attempt: Attempt) -> Exchange:
-    return attempt.conversation.purge_many([PurgeId(1), PurgeId(2**63 - 1)])
-
-
-EXCHANGES: dict[str, Callable[[Attempt], Exchange]] = {
-    "hello": lambda attempt: attempt.conversation.hello(),
-    "save_endp": _save_endp,
-    "save_dest": lambda attempt: attempt.conversation.save_dest(SaveDest(10, b"d", b"p", b"e")),
-    "find_endp": lambda attempt: attempt.conversation.find([FindEndp(b"e")], attempt.take),
-    "find_dest": lambda attempt: attempt.conversation.find([FindDest(b"d")], attempt.take),
-    "save_many": _save_many,
-    "find_many": _find_many,
-    "snapshot": lambda attempt: attempt.conversation.snapshot(),
-    "purge": _purge,
-    "purge_ids": _purge_ids,
+EXCHANGES: dict[str, Callable[[ClientConversation, Iterator[int], Take], Exchange]] = {
+    "hello": lambda client, _, __: client.hello(),
+    "save_endp": lambda client, mine, _: client.save_endp(_SAVE, next(mine)),
+    "save_dest": lambda client, _, __: client.save_dest(SaveDest(10, b"d", b"p", b"e")),
+    "find_endp": lambda client, _, take: client.find([FindEndp(b"e")], take),
+    "find_dest": lambda client, _, take: client.find([FindDest(b"d")], take),
+    "save_many": lambda client, mine, _: client.save_many(
+        [_SAVE, SaveEndp(0, b"", b"")], [next(mine), next(mine)]
+    ),
+    "find_many": lambda client, _, take: client.find([FindEndp(b"a"), FindEndp(b"b")], take),
+    "snapshot": lambda client, _, __: client.snapshot(),
+    "purge": lambda client, _, __: client.purge_many([PurgeEndp(b"e"), PurgeDest(b"d")]),
+    "purge_ids": lambda client, _, __: client.purge_many([PurgeId(1), PurgeId(2**63 - 1)]),
 }
 """What a client may begin."""
 
@@ -353,25 +326,27 @@ class Client:
     def run(self, exchanges: Sequence[int], pieces: Sequence[Piece]) -> None:
         """Go through the exchanges while there are pieces; hang up; check the books."""
         incoming = iter(pieces)
-        attempt = Attempt(self.conversation, iter(range(MINE, 2 * MINE)), [])
+        mine = iter(range(MINE, 2 * MINE))
         limit = 20 * (len(exchanges) + len(pieces)) + 20
         try:
             for number in exchanges:
                 name = _NAMES[number % len(_NAMES)]
-                if not self._drive(name, EXCHANGES[name](attempt), incoming, limit):
+                exchange = EXCHANGES[name](self.conversation, mine, self._take_find)
+                if not self._drive(name, exchange, incoming, limit):
                     break
         except (ProtocolError, Refused) as error:
             self.outcomes.append(type(error))
-        for each in attempt.found:
-            if isinstance(each, tuple):
-                self.out.append(each[1])
-                self.outcomes.append(("find", each[0]))
-            else:
-                self.outcomes.append(("find", each))
         self.out += self.conversation.descriptors
         if sorted(self.out) != list(range(self.given)):
             raise Broken(f"given {self.given} descriptors, out came {sorted(self.out)}")
-        self._check_sent()
+        for message in messages(self.sent):
+            if message != DESCRIPTOR_BYTE and message[:5] not in (b"reque", b"dummy"):
+                raise Broken(f"it sent something that is no request: {message!r}")
+
+    def _take_find(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Hit):
+            self.out.append(self.conversation.descriptors.popleft())
+        self.outcomes.append(("find", outcome))
 
     def _drive(self, name: str, exchange: Exchange, incoming: Iterator[Piece], limit: int) -> bool:
         """Go through an exchange; return False if the stream ends before it."""
@@ -413,17 +388,6 @@ class Client:
         if name == "snapshot":
             self.out.append(self.conversation.descriptors.popleft())
         self.outcomes.append((name, outcome))
-
-    def _check_sent(self) -> None:
-        at = 0
-        while at < len(self.sent):
-            if self.sent.startswith(DESCRIPTOR_BYTE, at):
-                at += len(DESCRIPTOR_BYTE)
-                continue
-            message = decode(self.sent, at)
-            if message is None or self.sent[at : at + 5] not in (b"reque", b"dummy"):
-                raise Broken(f"it sent something that is no request: {self.sent[at:]!r}")
-            at = message[1]
 
 
 def check_client(given: Input) -> None:
