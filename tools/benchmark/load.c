@@ -126,23 +126,20 @@ static const char *property_of(const char *label)
     return label + LABEL - PROPERTY;
 }
 
-static void put_ttl(struct message *message)
+static void put_save(const char *request, const char *label, const char *endpoint)
 {
     char digits[24];
     long seconds = together ? started + together - time(NULL) : TTL;
 
-    snprintf(digits, sizeof digits, "%ld", seconds);
     if (seconds <= 0)
         errx(1, "the moment of expiry came before everything was saved");
-    put_attribute(message, "ttl", digits);
-}
-
-static void put_save(const char *label)
-{
-    put_attribute(&outgoing, "request", "save_endp");
-    put_ttl(&outgoing);
+    snprintf(digits, sizeof digits, "%ld", seconds);
+    put_attribute(&outgoing, "request", request);
+    put_attribute(&outgoing, "ttl", digits);
     put_attribute(&outgoing, "label", label);
     put_attribute(&outgoing, "property", property_of(label));
+    if (endpoint)
+        put_attribute(&outgoing, "label", endpoint);
     put(&outgoing, "", 1);
 }
 
@@ -150,16 +147,6 @@ static void put_find(const char *label)
 {
     put_attribute(&outgoing, "request", "find_endp");
     put_attribute(&outgoing, "label", label);
-    put(&outgoing, "", 1);
-}
-
-static void put_bind(const char *label)
-{
-    put_attribute(&outgoing, "request", "save_dest");
-    put_ttl(&outgoing);
-    put_attribute(&outgoing, "label", label);
-    put_attribute(&outgoing, "property", property_of(label));
-    put_attribute(&outgoing, "label", "endpoint of them all: 30 bytes");
     put(&outgoing, "", 1);
 }
 
@@ -206,13 +193,6 @@ static void send_outgoing(struct client *client)
 static void send_dummy(struct client *client)
 {
     PUT(&outgoing, DUMMY);
-    send_outgoing(client);
-}
-
-static void send_descriptor(struct client *client)
-{
-    put(&outgoing, "", 1);
-    outgoing.descriptors = 1;
     send_outgoing(client);
 }
 
@@ -265,16 +245,25 @@ static int satisfied(struct client *client)
 /* Work. Each of these is at the beginning of its exchange in step 0, takes the next step when the
  * reply to the one before is there, and returns whether there is something more to wait for. */
 
-static int pair_base(struct client *client)
+static int one_pair(struct client *client)
 {
+    int base = is(protocol, "base");
+
     switch (client->step++) {
     case 0:
-        put_save(client->label);
+        put_save("save_endp", client->label, NULL);
+        outgoing.descriptors = !base;
         send_outgoing(client);
-        PUT(&client->expected, DUMMY);
+        if (base)
+            PUT(&client->expected, DUMMY);
+        else
+            expect_status(client);
+        client->step += !base;
         return 1;
     case 1:
-        send_descriptor(client);
+        put(&outgoing, "", 1);
+        outgoing.descriptors = 1;
+        send_outgoing(client);
         expect_status(client);
         return 1;
     case 2:
@@ -283,9 +272,11 @@ static int pair_base(struct client *client)
         client->asked = now(CLOCK_MONOTONIC);
         put_find(client->label);
         send_outgoing(client);
-        expect_found(client, client->label, 0);
+        expect_found(client, client->label, !base);
         return 1;
     case 3:
+        if (!base)
+            return 0;
         send_dummy(client);
         put(&client->expected, "", 1);
         client->expected.descriptors = 1;
@@ -296,29 +287,7 @@ static int pair_base(struct client *client)
     }
 }
 
-static int pair_inline(struct client *client)
-{
-    switch (client->step++) {
-    case 0:
-        put_save(client->label);
-        outgoing.descriptors = 1;
-        send_outgoing(client);
-        expect_status(client);
-        return 1;
-    case 1:
-        if (is(work, "save"))
-            return 0;
-        client->asked = now(CLOCK_MONOTONIC);
-        put_find(client->label);
-        send_outgoing(client);
-        expect_found(client, client->label, 1);
-        return 1;
-    default:
-        return 0;
-    }
-}
-
-static int pairs_ahead(struct client *client)
+static int ahead(struct client *client)
 {
     char label[LABEL + 1];
 
@@ -326,9 +295,13 @@ static int pairs_ahead(struct client *client)
         return 0;
     for (int i = 0; i < client->pairs; i++) {
         make_label(label, issued - client->pairs + i);
-        put_save(label);
-        outgoing.descriptors++;
         expect_status(client);
+        if (is(work, "bind")) {
+            put_save("save_dest", label, "endpoint of them all: 30 bytes");
+            continue;
+        }
+        put_save("save_endp", label, NULL);
+        outgoing.descriptors++;
         if (is(work, "pair")) {
             put_find(label);
             expect_found(client, label, 1);
@@ -338,17 +311,10 @@ static int pairs_ahead(struct client *client)
     return 1;
 }
 
-static int bind_one(struct client *client)
+static int advance(struct client *client)
 {
-    if (client->step++)
-        return 0;
-    put_bind(client->label);
-    send_outgoing(client);
-    expect_status(client);
-    return 1;
+    return depth || is(work, "bind") ? ahead(client) : one_pair(client);
 }
-
-static int (*advance)(struct client *);
 
 static void wait_for_window(void)
 {
@@ -506,20 +472,6 @@ static void set(char *option)
     errx(1, "unknown: %s=%s", option, value);
 }
 
-static void choose_work(void)
-{
-    if (is(work, "bind"))
-        advance = bind_one;
-    else if (is(protocol, "base"))
-        advance = pair_base;
-    else
-        advance = depth ? pairs_ahead : pair_inline;
-    if (depth && advance != pairs_ahead)
-        errx(1, "depth is for saves and pairs in inline mode");
-    if (depth > MAX_DEPTH || clients < 1 || clients > MAX_CLIENTS || !count == !ms)
-        errx(1, "needs a sensible depth and number of clients, and either count or ms");
-}
-
 static int by_size(const void *left, const void *right)
 {
     float a = *(const float *)left, b = *(const float *)right;
@@ -533,7 +485,10 @@ int main(int argc, char **argv)
         errx(1, "usage: load SOCKET [NAME=VALUE]...");
     for (int i = 2; i < argc; i++)
         set(argv[i]);
-    choose_work();
+    if (depth && (is(work, "bind") || is(protocol, "base")))
+        errx(1, "depth is for saves and pairs in inline mode");
+    if (depth > MAX_DEPTH || clients < 1 || clients > MAX_CLIENTS || !count == !ms)
+        errx(1, "needs a sensible depth and number of clients, and either count or ms");
     if (!tag)
         tag = getpid();
     started = time(NULL);

@@ -36,8 +36,7 @@ class Relay:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def take(self) -> tuple[list[Sent], list[Sent]]:
         """Return what has passed since the last time, to the server and to the client."""
@@ -48,7 +47,6 @@ class Relay:
     def close(self) -> None:
         """Accept nobody any more."""
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
         self._listener.close()
 
     def _run(self) -> None:
@@ -61,14 +59,13 @@ class Relay:
         with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
             server.connect(str(self._daemon))
             ways = {client: server, server: client}
-            while True:
+            data = b"."
+            while data:
                 for source in select.select(list(ways), [], [])[0]:
                     data, descriptors, _ = fdpass.receive(source)
                     log = self.to_server if source is client else self.to_client
                     log.append((data, len(descriptors)))
                     try:
-                        if not data:
-                            return
                         fdpass.send(ways[source], data, descriptors)
                     finally:
                         fdpass.close(descriptors)

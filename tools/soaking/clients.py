@@ -1,9 +1,14 @@
-"""Well-behaved clients: many in a process, which saves, finds and checks what was found."""
+"""Well-behaved clients: many in a process, which saves, finds and checks what was found.
+
+A connection proves what it is: its other end was told, and the client that finds it reads that.
+"""
 
 from __future__ import annotations
 
 import heapq
 import os
+import select
+import socket
 import time
 from array import array
 from collections import Counter
@@ -12,11 +17,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import anyio
 
 from scache import AsyncClient, Found, ProtocolError, Refused, Unavailable
-from soaking import proof
+
+ENDPOINTS = 60
+DESTINATIONS = 30
+BOUND = 3
+"""Endpoints of a destination."""
 
 MAX_TTL = 8
 """Seconds."""
@@ -26,6 +36,92 @@ HELD = 4.0
 
 TOKENS = 10**9
 """Each process has so many tokens of its own."""
+
+END = b"\n"
+
+
+def endpoint(number: int) -> bytes:
+    """Return a label: of any bytes but NUL."""
+    return b"endpoint %d \xff" % number
+
+
+def destination(number: int) -> bytes:
+    """Return a label."""
+    return b"destination %d" % number
+
+
+def endpoints_of(number: int) -> list[int]:
+    """Return the endpoints that a destination is bound to, by whatever client."""
+    return [(number * 7 + at * 13) % ENDPOINTS for at in range(BOUND)]
+
+
+def binding(of: int, to: int) -> bytes:
+    """Return the properties of a binding."""
+    return b"%d to %d" % (of, to)
+
+
+def connection(kind: str, label: bytes, properties: bytes, token: int) -> tuple[int, int]:
+    """Open a connection, and tell one end what it is; return this one and the one to save."""
+    if kind == "pipe":
+        theirs, ours = os.pipe()
+    elif kind == "unix":
+        ours, theirs = (each.detach() for each in socket.socketpair())
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = socket.create_connection(listener.getsockname()).detach()
+            theirs = listener.accept()[0].detach()
+    os.write(ours, b"\0".join((label, properties, b"%d" % token)) + END)
+    return ours, theirs
+
+
+class Proof(NamedTuple):
+    """What a connection said of itself."""
+
+    endpoint: bytes
+    properties: bytes
+    token: int
+
+
+class WrongHit(Exception):
+    """What was found is not what was asked for."""
+
+
+def read(found: Found) -> Proof:
+    """Read the proof; raise WrongHit if there is none. The descriptor stays the caller's."""
+    data = b""
+    while not data.endswith(END):
+        more = _read(found.descriptor, milliseconds=1000)
+        if not more:
+            raise WrongHit(f"it says nothing more than {data!r}: {more!r}")
+        data += more
+    label, properties, token = data.removesuffix(END).split(b"\0")
+    return Proof(label, properties, int(token))
+
+
+def _read(descriptor: int, *, milliseconds: int) -> bytes | None:
+    """Return what there is to read, nothing after a hang-up; None if nothing comes in time."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(milliseconds):
+        return None
+    try:
+        return os.read(descriptor, 4096)
+    except ConnectionResetError:
+        return b""
+
+
+def check(found: Found, *, asked: int, is_destination: bool) -> Proof:
+    """Return the proof of what was found; raise WrongHit if it is not what was asked for."""
+    proof = read(found)
+    if proof.properties != found.endpoint_properties:
+        raise WrongHit(f"{proof} came with the properties {found.endpoint_properties!r}")
+    right = {endpoint(asked): b""}
+    if is_destination:
+        right = {endpoint(each): binding(asked, each) for each in endpoints_of(asked)}
+    if right.get(proof.endpoint) != found.destination_properties:
+        kind = "destination" if is_destination else "endpoint"
+        raise WrongHit(f"{proof} was found as {kind} {asked}: {found}")
+    return proof
 
 
 @dataclass
@@ -74,19 +170,17 @@ class Population:
 
     async def _live(self, number: int) -> None:
         """Connect, make some requests, leave, and come again."""
-        random = self._random
+        inline = number % 2 == 0
         while not self._over.is_set():
-            inline = number % 2 == 0
             async with AsyncClient(self._path, inline=inline, timeout=10) as client:
-                for _ in range(random.randrange(1, 200)):
+                for _ in range(self._random.randrange(1, 200)):
                     if self._over.is_set():
                         return
-                    await anyio.sleep(random.expovariate(1 / self._pause))
+                    await anyio.sleep(self._random.expovariate(1 / self._pause))
                     await self._request(client, inline=inline)
 
     async def _request(self, client: AsyncClient, *, inline: bool) -> None:
-        names, weights = zip(*WORK.items(), strict=True)
-        (work,) = self._random.choices(names, weights)
+        (work,) = self._random.choices(list(WORK), list(WORK.values()))
         if work in ("purge", "snapshot") and not inline:
             return
         try:
@@ -96,29 +190,28 @@ class Population:
             await anyio.sleep(0.05)
         except Refused:
             self.report.counts["refused"] += 1
-        except (ProtocolError, proof.WrongHit) as error:
+        except (ProtocolError, WrongHit) as error:
             self.report.wrong.append(f"{type(error).__name__}: {error}")
         else:
             self.report.counts[work] += 1
 
     async def _save(self, client: AsyncClient, count: int = 1) -> None:
         random, report = self._random, self.report
-        items, opened = [], []
+        items = []
         for _ in range(count):
             token = self._first + report.saved
             report.saved += 1
-            label = proof.endpoint(random.randrange(proof.ENDPOINTS))
+            label = endpoint(random.randrange(ENDPOINTS))
             properties = b"properties of %d" % token
             kind = random.choices(("unix", "tcp", "pipe"), (70, 20, 10))[0]
-            each = proof.connection(kind, label, properties, token)
+            ours, theirs = connection(kind, label, properties, token)
             if random.random() < 0.1:
-                os.close(each.ours)  # its peer closed even before it was saved
+                os.close(ours)  # its peer closed even before it was saved
                 report.counts["peer closed before the save"] += 1
             else:
                 until = time.monotonic() + random.expovariate(1 / HELD)
-                heapq.heappush(self._others, (until, each.ours))
-            opened.append(each.theirs)
-            items.append((random.randrange(1, MAX_TTL + 1), label, properties, each.theirs))
+                heapq.heappush(self._others, (until, ours))
+            items.append((random.randrange(1, MAX_TTL + 1), label, properties, theirs))
         try:
             if count == 1:
                 accepted = [await client.save_endp(*items[0])]
@@ -127,30 +220,29 @@ class Population:
             report.counts["saved"] += sum(accepted)
             report.counts["not taken"] += count - sum(accepted)
         finally:
-            for descriptor in opened:
-                os.close(descriptor)
+            for *_, theirs in items:
+                os.close(theirs)
 
     async def _save_many(self, client: AsyncClient) -> None:
         await self._save(client, self._random.randrange(2, 12))
 
     async def _save_dest(self, client: AsyncClient) -> None:
-        of = self._random.randrange(proof.DESTINATIONS)
-        to = self._random.choice(proof.endpoints_of(of))
+        of = self._random.randrange(DESTINATIONS)
+        to = self._random.choice(endpoints_of(of))
         ttl = self._random.randrange(1, 3 * MAX_TTL)
-        labels = (proof.destination(of), proof.binding(of, to), proof.endpoint(to))
-        await client.save_dest(ttl, *labels)
+        await client.save_dest(ttl, destination(of), binding(of, to), endpoint(to))
 
     async def _find_endp(self, client: AsyncClient, count: int = 1) -> None:
-        asked = self._random.choices(range(proof.ENDPOINTS), k=count)
-        found = await client.find_many(map(proof.endpoint, asked))
-        for each, connection in zip(asked, found, strict=True):
-            self._check(each, connection, is_destination=False)
+        asked = self._random.choices(range(ENDPOINTS), k=count)
+        found = await client.find_many(map(endpoint, asked))
+        for each, hit in zip(asked, found, strict=True):
+            self._check(each, hit, is_destination=False)
 
     async def _find_dest(self, client: AsyncClient, count: int = 1) -> None:
-        asked = self._random.choices(range(proof.DESTINATIONS), k=count)
-        found = await client.find_dest_many(map(proof.destination, asked))
-        for each, connection in zip(asked, found, strict=True):
-            self._check(each, connection, is_destination=True)
+        asked = self._random.choices(range(DESTINATIONS), k=count)
+        found = await client.find_dest_many(map(destination, asked))
+        for each, hit in zip(asked, found, strict=True):
+            self._check(each, hit, is_destination=True)
 
     async def _find_many(self, client: AsyncClient) -> None:
         await self._find_endp(client, self._random.randrange(2, 12))
@@ -163,21 +255,22 @@ class Population:
         report.counts["finds"] += 1
         if found is None:
             return
-        try:
-            seen = proof.check(found, asked=asked, is_destination=is_destination)
-            report.tokens.append(seen.token)
+        with found:
+            try:
+                proof = check(found, asked=asked, is_destination=is_destination)
+            except WrongHit as error:
+                report.wrong.append(str(error))
+                return
+            report.tokens.append(proof.token)
             report.counts["found"] += 1
-            report.counts["peer closed before the find"] += seen.hung_up
-        except proof.WrongHit as error:
-            report.wrong.append(str(error))
-        finally:
-            found.close()
+            hung_up = _read(found.descriptor, milliseconds=0) == b""
+            report.counts["peer closed before the find"] += hung_up
 
     async def _purge(self, client: AsyncClient) -> None:
         random = self._random
         await client.purge(
-            [proof.endpoint(random.randrange(proof.ENDPOINTS))],
-            [proof.destination(random.randrange(proof.DESTINATIONS))],
+            [endpoint(random.randrange(ENDPOINTS))],
+            [destination(random.randrange(DESTINATIONS))],
             [random.randrange(1, 100_000)],
         )
 
@@ -202,7 +295,7 @@ WORK: dict[str, float] = {
 def run(path: Path, number: int, clients: int, pause: float, seed: int, pipe: Pipe) -> None:
     """Be a process of clients until the pipe says something; send the report."""
     with suppress(PermissionError):
-        os.nice(5)  # what is under test is the daemon, not who gets the processor
+        os.nice(5)  # what is under test is the daemon, not the scheduling of this process
     population = Population(path, number, clients, pause, seed)
     anyio.run(population.run, pipe)
     pipe.send(population.report)
