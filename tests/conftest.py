@@ -27,13 +27,21 @@ settings.register_profile(  # for tools/mutants, which asks only whether there i
 settings.load_profile("scache")
 
 
+# pytest-xdist sets it for its processes, and tables in a pipe would be cut to it.
+os.environ.pop("COLUMNS", None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that runs every test."""
     parser.addoption("--all", action="store_true", help="run the tests marked `long` as well")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked `long`, unless all are asked for."""
+    """Skip the tests marked `root` for other users; leave out those marked `long`, unless --all."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
     if config.getoption("all"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

@@ -46,17 +46,20 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.fixture(scope="module")
-def genuine() -> Iterator[GenuineScache]:
-    """Run Postfix's scache(8)."""
-    with GenuineScache({"connection_cache_ttl_limit": "300s"}) as genuine:
-        yield genuine
-
-
-@pytest.fixture(params=["inline", "base", "genuine"])
-def mode(request: pytest.FixtureRequest, daemon: Daemon, genuine: GenuineScache) -> Mode:
-    """Choose a mode of our server, or Postfix's scache(8), which is asked for the one it lacks."""
-    return Mode(genuine if request.param == "genuine" else daemon, request.param != "base")
+@pytest.fixture(
+    scope="module",
+    params=["inline", "base", pytest.param("genuine", marks=pytest.mark.postfix)],
+)
+def mode(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mode]:
+    """Run our server, or Postfix's scache(8), which is asked for the mode that it lacks."""
+    if request.param == "genuine":
+        with GenuineScache({"connection_cache_ttl_limit": "300s"}) as genuine:
+            yield Mode(genuine, inline=True)
+    else:
+        with Daemon(tmp_path_factory.mktemp("mode") / "socket") as daemon:
+            yield Mode(daemon, inline=request.param == "inline")
 
 
 @pytest.fixture
@@ -421,11 +424,12 @@ def test_server_without_announcement(tmp_path: Path, inline: bool, pair: Pair) -
         expect_other_end(client.find_dest("d"), ours)
 
 
-def test_genuine_program_that_is_asked_for_nothing_else(genuine: GenuineScache, pair: Pair) -> None:
+@pytest.mark.postfix
+def test_genuine_program_that_is_asked_for_nothing_else(pair: Pair) -> None:
     """A client that does not want inline mode speaks to it as smtp(8) does."""
     ours, theirs = pair
     endpoint = label()
-    with Client(genuine.path, inline=False) as client:
+    with GenuineScache() as genuine, Client(genuine.path, inline=False) as client:
         assert client.save_endp(60, endpoint, "", theirs)
         expect_other_end(client.find_endp(endpoint), ours)
 

@@ -84,6 +84,7 @@ def test_stats_counts_served_clients_against_the_limit(path: Path, capsys: Captu
         assert clients_in(capsys, "--socket", path) == (6, 2, 2)
 
 
+@pytest.mark.root
 def test_stats_counts_no_client_that_is_not_allowed(capsys: Capture) -> None:
     """A client that allow_uids leaves out uses up nothing of the limit."""
     with private_directory() as directory:

@@ -200,6 +200,7 @@ def log_of_genuine(hello: bytes) -> list[str]:
         return [line for line in genuine.log() if "start interval" not in line]
 
 
+@pytest.mark.postfix
 def test_features_in_hello_are_no_further_line_in_the_log_of_postfix_scache() -> None:
     """It warns of the request that it does not know, once, and reads no further."""
     plain, *others = map(log_of_genuine, HELLOS.values())
@@ -207,6 +208,7 @@ def test_features_in_hello_are_no_further_line_in_the_log_of_postfix_scache() ->
     assert others == [plain, plain]
 
 
+@pytest.mark.postfix
 def test_client_stays_in_the_base_protocol_with_postfix_scache(connect: Connect) -> None:
     """It recognises it by its answer to hello, and gets all that there is in that protocol."""
     with GenuineScache() as genuine:

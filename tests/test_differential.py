@@ -33,6 +33,8 @@ from tests.support.histories import (
 from tests.support.players import OK, Outcome, Player, Supply
 from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
 
+pytestmark = pytest.mark.postfix
+
 SEEDS = range(5)
 STEPS = 1_000
 """For each seed and each kind of database: 10,000 in all."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 
 from scache import Client
 from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import eventually
-from tests.support.hostile import HELLO, something
+from tests.support.hostile import HELLO
 from tests.support.snapshots import snapshot
 from tests.support.wire import Wire, encode
 
@@ -31,7 +32,10 @@ def test_shortage_disconnects_the_client_that_holds_most_descriptors(path: Path)
     """The others keep theirs, and go on."""
     options = ("--descriptor-reserve", "4", "--exchange-timeout", "3600")
     with ExitStack() as stack, Daemon(path, *options, open_files=100) as daemon:
-        some = stack.enter_context(something(253))
+        # The daemon closes UDP sockets at once; files it leaves to a thread.
+        some = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).fileno()
+        ] * 253
         modest, greedy, cause = (inline(stack, path) for _ in range(3))
         half = len(SAVE) // 2
         modest.send(SAVE[:half], some[:1])

@@ -201,6 +201,7 @@ def test_what_a_client_that_left_did_not_get_is_found_by_another(
         eventually(found)
 
 
+@pytest.mark.postfix
 def test_the_genuine_program_stays_in_the_base_protocol() -> None:
     """It calls ``hello`` malformed, once, and goes on as ever."""
     with GenuineScache() as genuine, Wire(genuine.path) as client:

@@ -236,7 +236,8 @@ def test_few_open_files(path: Path, database: str) -> None:
     Only what comes in one message may be more than there is room for: that is refused.
     """
     with Daemon(path, database=database, open_files=OPEN_FILES) as daemon:
-        with Client(path) as client, open(os.devnull) as something:  # noqa: PTH123
+        # The daemon closes a UDP socket at once; a file it leaves to a thread.
+        with Client(path) as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as something:
             assert client.find_endp("x") is None
             before = descriptors_of(daemon.pid)
             for number in range(1000):
@@ -257,7 +258,8 @@ def test_few_open_files(path: Path, database: str) -> None:
 def test_descriptors_that_cannot_be_received(path: Path) -> None:
     """Descriptors by the hundreds, out of which none can be opened, cost the others nothing."""
     with Daemon(path, "--descriptor-reserve", "4", open_files=100) as daemon:
-        with Client(path) as client, open(os.devnull) as something:  # noqa: PTH123
+        # The daemon closes a UDP socket at once; a file it leaves to a thread.
+        with Client(path) as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as something:
             assert client.save_endp(60, "e", "", something)
             for _ in range(20):
                 with Wire(path) as hostile:
@@ -439,6 +441,7 @@ class TestWhoMay:
             (["--allow-gids", f"{GROUP}", "--allow-uids", "0"], (), False),
         ],
     )
+    @pytest.mark.root
     def test_clients(self, options: list[str], groups: tuple[int, ...], allowed: bool) -> None:
         """Of those whom the socket lets in, the settings may serve some alone."""
 
@@ -462,6 +465,7 @@ class TestWhoMay:
         ],
         ids=["find", "malformed", "hello", "snapshot"],
     )
+    @pytest.mark.root
     def test_one_request_of_a_client_that_is_not_allowed_is_recorded(self, message: bytes) -> None:
         """However many it makes, the trail and the counters keep what others did."""
 
@@ -487,6 +491,7 @@ class TestWhoMay:
                 assert execute(["check", "--socket", str(path)]) == errors.EXIT_OK
                 assert not any("malformed" in line for line in daemon.log())
 
+    @pytest.mark.root
     def test_who_is_not_allowed_hangs_up_on_nobody_else(self) -> None:
         """A client that waits for room waits on, however many come that will never be served."""
 
@@ -505,6 +510,7 @@ class TestWhoMay:
                 waiting.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
                 assert waiting.receive_message()[0] == (b"status", b"2")
 
+    @pytest.mark.root
     def test_an_administrator_who_is_not_allowed_looks_inside_all_the_same(self) -> None:
         """To others the daemon does not even tell that it knows more than the base protocol."""
 
@@ -548,6 +554,7 @@ class TestWhoMay:
             client.purge(["e"])
             eventually(lambda: snapshot(client, connected) == [(1,)])
 
+    @pytest.mark.root
     def test_root_is_left_behind_once_the_socket_is_made(self) -> None:
         """The daemon and its file are the user's, who is its own administrator."""
 

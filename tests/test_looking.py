@@ -201,6 +201,7 @@ class TestOrigin:
         ("directory_mode", "who_may"),
         [(0o755, "its owner"), (0o700, "a user who may enter its directory")],
     )
+    @pytest.mark.root
     def test_a_user_who_may_not_connect(
         self, capsys: Capture, directory_mode: int, who_may: str
     ) -> None:

@@ -86,9 +86,6 @@ def test_the_sentence_names_the_ids() -> None:
     assert "only root" in str(described(EVERYBODY, UNKNOWN))
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root maps other users")
-
-
 @contextmanager
 def served(*options: str) -> Iterator[tuple[Path, list[str]]]:
     """Run a daemon in such a namespace, as OVERFLOW; yield its socket, and what it said."""
@@ -113,7 +110,7 @@ def is_served(path: Path) -> bool:
         return client.save_dest(60, "d", "q", "e")
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize("options", [(), ("--admin-uids", "65534"), ("--admin-gids", "65534")])
 def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
     """It looks like the daemon's own user, who is none either; root of the namespace is one."""
@@ -127,7 +124,7 @@ def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
     assert "as uid 65534 and gid 65534" in line
 
 
-@as_root
+@pytest.mark.root
 def test_a_group_of_the_namespace_may_administer() -> None:
     """One that is mapped names one group."""
     with served("--admin-gids", "0") as (path, _):
@@ -136,7 +133,7 @@ def test_a_group_of_the_namespace_may_administer() -> None:
         assert not as_somebody(lambda: looks_inside(path), [GID])
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize("option", ["--allow-uids", "--allow-gids"])
 def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None:
     """Nor does a list that names only the overflow id let anybody else in."""
@@ -149,7 +146,7 @@ def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None
         assert as_somebody(lambda: is_served(path), uid=INNER_ROOT, gid=INNER_ROOT)
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize(("uid", "ours"), [(0, True), (UID, False)])
 def test_the_directory_of_the_default_socket_is_not_an_unmapped_users(uid: int, ours: bool) -> None:
     """Both look as if they were the daemon's own."""

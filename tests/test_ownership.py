@@ -33,7 +33,7 @@ files, as the interpreter may lie in a directory of root."""
 IN_A_NAMESPACE = ("unshare", "--user", "--map-root-user")
 """Runs a command as root of a user namespace that has no other user."""
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="this test gives files away")
+pytestmark = pytest.mark.root
 
 
 def without(*capabilities: str) -> tuple[str, ...]:

@@ -25,8 +25,6 @@ from tests.support.genuine import private_directory
 from tests.support.opened import Opened
 from tests.support.somebody import UID
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-
 USER = user_name(UID)
 
 
@@ -57,7 +55,7 @@ def link(path: Path, target: Path | str, *, ours: bool = False) -> Path:
     return path if ours else give(path)
 
 
-@as_root
+@pytest.mark.root
 class TestFollowed:
     def test_a_link_of_ours_is_followed(self, shared: Path, target: Path) -> None:
         """Also one to a link, and to what does not exist."""
@@ -158,7 +156,7 @@ def said(code: int, *command: str | Path) -> str:
     return done.stderr
 
 
-@as_root
+@pytest.mark.root
 class TestCommands:
     @pytest.mark.parametrize("place", [*PLACES, a_file])
     def test_a_daemon_uses_no_file_of_another_user(

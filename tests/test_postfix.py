@@ -16,7 +16,7 @@ from tests.support.postfix import PrivatePostfix, Route
 MESSAGES = 1_000
 SESSIONS = 20
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.postfix, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CacheFor = Callable[[PrivatePostfix], Daemon]
 

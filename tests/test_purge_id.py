@@ -123,6 +123,7 @@ class TestClient:
         assert snapshot(client, "SELECT count(*) FROM event WHERE kind GLOB 'purge*'") == [(0,)]
         assert client.purge(["a"]) == Purged(1, 0)
 
+    @pytest.mark.postfix
     def test_purge_by_id_is_refused_by_postfix_scache(self) -> None:
         """It has no inline mode; it is not sent the request either."""
         with GenuineScache() as genuine:
@@ -146,6 +147,7 @@ class TestClient:
                 client.purge(ids=[number])
             assert left(other) == ["other"]
 
+    @pytest.mark.root
     def test_purge_by_id_is_for_administrators(self) -> None:
         """Another user is told no, and that is an event and a count."""
 

@@ -36,7 +36,7 @@ from tests.support.mail import (
 )
 from tests.test_views import VIEWS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.postfix, pytest.mark.slow]
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 SECTION = README.split("## Questions and the SQL that answers them")[1].split("\n## ")[0]

@@ -116,6 +116,7 @@ class Administrator:
         return int(json.loads(stats.stdout)["ways_out"]["found"])
 
 
+@pytest.mark.postfix
 @pytest.mark.slow
 @pytest.mark.parametrize("genuine", [True, False], ids=["as installed", "without scache(8)"])
 def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:

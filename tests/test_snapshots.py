@@ -327,6 +327,7 @@ OUT_OF_THE_WAY = """if True:
 """
 
 
+@pytest.mark.root
 def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor() -> None:
     """On a machine that is never idle, a snapshot comes all the same."""
     told, tell = os.pipe()
@@ -479,9 +480,9 @@ def test_who_hangs_up_is_seen_at_once(client: Client, pair: Pair) -> None:
         (["--admin-gids", f"{GROUP}", "--admin-uids", "1"], (), False),
     ],
 )
+@pytest.mark.root
 def test_permission(options: list[str], groups: tuple[int, ...], permitted: bool) -> None:
     """Root may, and whoever the settings name, by user or by any group; others are told no."""
-    assert os.geteuid() == 0, "only root can become somebody else"
 
     def ask() -> None:
         with Client(path) as client:
