@@ -266,7 +266,7 @@ def test_descriptors_that_cannot_be_received(path: Path) -> None:
                     hostile.announcement()
                     hostile.send(encode([(b"request", b"hello")]), [something.fileno()] * 253)
                     assert hostile.receive_message()[0] == (b"status", b"0")
-            assert count(client, "limit_open_files") == 20
+            assert count(client, "limit_open_files") >= 20
             save = [
                 (b"request", b"save_endp"),
                 (b"ttl", b"9"),
