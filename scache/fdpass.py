@@ -6,7 +6,9 @@ a plain recv(2) drops them without a word.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
 import struct
 from array import array
@@ -27,6 +29,10 @@ RECEIVE_SIZE = 65536
 _INT_SIZE = struct.calcsize("i")
 _SO_PEERGROUPS = 59
 """Which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
+_SO_PEERPIDFD = 77
+"""The same; since Linux 6.5."""
+_NO_PROCESS = (errno.ESRCH, errno.ENODATA, errno.EINVAL)
+"""What kernels say of a process that has ended and was waited for."""
 _MAX_GROUPS = 256
 """As many as Python's getsockopt has room for; who has more is as good as in none."""
 _MAX_PROGRAM_SIZE = 64
@@ -140,7 +146,10 @@ def close(descriptors: Iterable[int]) -> None:
 def peer(sock: socket.socket) -> Peer:
     """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
-    return Peer(pid, uid, gid, _program(pid))
+    program = _program(pid)
+    if program is not None and _has_ended(sock):
+        program = None  # another process may have had the number
+    return Peer(pid, uid, gid, program)
 
 
 def peer_groups(sock: socket.socket) -> list[int]:
@@ -164,3 +173,18 @@ def _program(pid: int) -> bytes | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Return True if the process that connected is no more; False before Linux 6.5."""
+    try:
+        pidfd = sock.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        return error.errno in _NO_PROCESS
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError as error:
+        return error.errno in _NO_PROCESS
+    finally:
+        os.close(pidfd)
+    return False

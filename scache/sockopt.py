@@ -12,10 +12,10 @@ from __future__ import annotations
 import ctypes
 import select
 import socket
+from collections.abc import Callable
 
 _SOL_SOCKET = int(socket.SOL_SOCKET)
 _TCP, _TCP_INFO = int(socket.IPPROTO_TCP), int(socket.TCP_INFO)
-_PEERCRED = int(socket.SO_PEERCRED)
 _COOKIE = 57
 """SO_COOKIE, which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
 
@@ -35,9 +35,16 @@ _libc = ctypes.PyDLL(None)
 _getsockopt = ctypes.PYFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
 )(("getsockopt", _libc))
+_ASK_NAME = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_getsockname = _ASK_NAME(("getsockname", _libc))
+_getpeername = _ASK_NAME(("getpeername", _libc))
 _poll = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)(
     ("poll", _libc)
 )
+_FAMILY_SIZE = 2
+_MAX_ADDRESS_SIZE = 128
+_name = ctypes.create_string_buffer(_MAX_ADDRESS_SIZE)
+_name_at = ctypes.addressof(_name)
 _answer = (ctypes.c_int * 3)()
 _answer_at = ctypes.addressof(_answer)
 _number = ctypes.c_int.from_buffer(_answer)
@@ -57,13 +64,19 @@ def option(descriptor: int, name: int) -> int | None:
     return _number.value
 
 
-def peer_process(descriptor: int) -> int:
-    """Return the process at the other end of a UNIX socket (SO_PEERCRED), 0 of anything else.
+def addresses(descriptor: int) -> tuple[bytes, bytes]:
+    """Return the addresses of a UNIX socket and of its peer (struct sockaddr_un).
 
-    For a socket that is connected to a listening one, and for the listening socket itself, this is
-    the process that called listen(2) (unix(7)).
+    Each is empty if there is none, or it has no name. Of other sockets, getsockname(2) may wait.
     """
-    return option(descriptor, _PEERCRED) or 0
+    return _address(_getsockname, descriptor), _address(_getpeername, descriptor)
+
+
+def _address(ask: Callable[[int, int, int], int], descriptor: int) -> bytes:
+    _size.value = _MAX_ADDRESS_SIZE
+    if ask(descriptor, _name_at, _size_at) or _size.value <= _FAMILY_SIZE:
+        return b""
+    return ctypes.string_at(_name_at, _size.value)
 
 
 def cookie(descriptor: int) -> int | None:

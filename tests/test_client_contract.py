@@ -440,7 +440,9 @@ from contextlib import suppress
 import anyio
 from scache import AsyncClient, Client
 
-path, kind, inline = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+path, kind, inline, pid = sys.argv[1], sys.argv[2], sys.argv[3] == "True", sys.argv[4]
+if pid == "recycled":
+    os.getpid = lambda: 1
 client = (Client if kind == "blocking" else AsyncClient)(path, inline=inline)
 
 def sockets():
@@ -472,9 +474,11 @@ client.close()
 """
 
 
-def test_fork(daemon: Daemon, kind: str, inline: bool) -> None:
+@pytest.mark.parametrize("pid", ["new", "recycled"])
+def test_fork(daemon: Daemon, kind: str, inline: bool, pid: str) -> None:
     """A forked child has a conversation of its own, and leaves its parent's alone."""
-    command = [sys.executable, "-W", "error", "-c", FORKING, str(daemon.path), kind, str(inline)]
+    arguments = (str(daemon.path), kind, str(inline), pid)
+    command = [sys.executable, "-W", "error", "-c", FORKING, *arguments]
     done = subprocess.run(command, timeout=DEADLINE, check=False, stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
     assert done.returncode == 0

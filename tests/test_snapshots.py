@@ -335,8 +335,10 @@ def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor() -> N
     with subprocess.Popen(command, pass_fds=[tell]) as process:
         os.close(tell)
         eventually(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
-        child = snapshots._Child(process.pid, -1, told)
+        pidfd = os.pidfd_open(process.pid)
+        child = snapshots._Child(process.pid, pidfd, told)
         asyncio.run(snapshots._expect_byte(child, 0.0))
+    os.close(pidfd)
     os.close(told)
 
 

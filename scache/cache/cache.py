@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 
-from scache import sockopt
 from scache.cache.agenda import Agenda
 from scache.cache.descriptors import Descriptors, Parked
 from scache.cache.limits import Limits
@@ -55,12 +53,13 @@ class Cache:
         """Closes descriptors, those of others included, without waiting."""
         self.on_earlier_expiry: Callable[[], None] = lambda: None
         """Called when something was saved that expires before `expire` said."""
+        self.is_own_socket: Callable[[int], bool] = lambda _: False
+        """True if a descriptor is a socket of the process itself, and is not to be saved."""
         self.on_parked: Callable[[], None] = lambda: None
         """Called when `watch` has something to do again."""
         self.statistics = Statistics(clock)
         self._clock = clock
         self._limits = limits
-        self._process_id = os.getpid()
         self._ids = database.ids
         self.counts = database.batch.counts
         """Totals to be added to the table ``counter``: count here by its names."""
@@ -99,7 +98,7 @@ class Cache:
             self.counts["limit_connections_per_endpoint"] += 1
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
-        if sockopt.peer_process(descriptor) == self._process_id:
+        if self.is_own_socket(descriptor):
             # The daemon would keep its own client, or itself, from going away.
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")

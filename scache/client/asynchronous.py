@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from scache.client import exchanges
-from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient
+from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, this_process
 from scache.client.connection import Connection, send_courtesy
 from scache.client.exchanges import (
     Begin,
@@ -63,7 +62,7 @@ class AsyncClient(BaseClient):
 
     def close(self) -> None:
         """Do what `Client.close` does; a request that is under way raises `Unavailable`."""
-        if self._process_id != os.getpid() or not self._turn.locked():
+        if self._process != this_process() or not self._turn.locked():
             self._hang_up()
         elif self._connection is not None:
             self._connection.shut_down()

@@ -17,6 +17,19 @@ CONNECT_PAUSE = 0.01
 """Seconds until the next attempt while the daemon's backlog is full: no event tells of room."""
 
 
+_forks: list[int] = []
+os.register_at_fork(after_in_child=lambda: _forks.append(os.getpid()))
+
+
+def this_process() -> tuple[int, int]:
+    """Return what tells this process from those that it was forked from.
+
+    The pid alone does not: a child can have that of its parent in a pid namespace of its own, or
+    that of an ancestor that has ended. The number of forks alone misses those of C code.
+    """
+    return os.getpid(), len(_forks)
+
+
 class BaseClient:
     """A client that may be connected."""
 
@@ -31,7 +44,7 @@ class BaseClient:
         self._timeout = timeout
         self._inline = inline
         self._connection: Connection | None = None
-        self._process_id = os.getpid()
+        self._process = this_process()
         self._buffer = fdpass.new_buffer()
 
     def __repr__(self) -> str:
@@ -69,9 +82,9 @@ class BaseClient:
 
         Only copies of descriptors are closed: the parent's connection goes on.
         """
-        if self._process_id == os.getpid():
+        if self._process == this_process():
             return False
-        self._process_id = os.getpid()
+        self._process = this_process()
         self._hang_up()
         return True
 

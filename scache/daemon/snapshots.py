@@ -345,6 +345,7 @@ async def _expect_byte(child: _Child, patience: float) -> None:
 def _urge(child: _Child) -> None:
     """Let a child have its share of the processor from now on."""
     with suppress(OSError):  # it may have ended
+        signal.pidfd_send_signal(child.pidfd, 0)  # then its number may be another process's
         os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
 
 
