@@ -266,7 +266,7 @@ class Settings:
         default_factory=default_socket,
         metadata=_about(
             PATH,
-            "The UNIX socket to listen on.",
+            "UNIX socket to listen on.",
             "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
         ),
     )
@@ -274,69 +274,81 @@ class Settings:
 
     database: str = field(
         default=":memory:",
-        metadata=_about(FILE_NAME, "The SQLite database: a file, or :memory:."),
+        metadata=_about(FILE_NAME, "SQLite database: the path of a file, or :memory:."),
     )
     """The path of a file, or ``:memory:``."""
 
     on_corrupt: OnCorrupt = field(
         default="set-aside",
         metadata=_about(
-            ON_CORRUPT_ACTION, "A corrupt database: set-aside and start empty, or refuse."
+            ON_CORRUPT_ACTION,
+            "What to do with a corrupt database: set-aside and start empty, or refuse.",
         ),
     )
     """``set-aside`` keeps the file under another name; ``refuse`` does not start."""
 
     ttl_limit: float = field(
         default=300.0,
-        metadata=_about(POSITIVE_SECONDS, "A longer time to live is lowered to this."),
+        metadata=_about(
+            POSITIVE_SECONDS, "Longest time to live in seconds; a longer one is lowered to it."
+        ),
     )
     """Seconds, more than 0; as silently as scache(8) does it."""
 
     max_idle: float = field(
         default=100.0,
-        metadata=_about(SECONDS_OR_NEVER, "Exit after so long without a client; 0: never."),
+        metadata=_about(
+            SECONDS_OR_NEVER, "Exit after this many seconds without a client; 0: never."
+        ),
     )
     """Seconds; cached connections do not keep the daemon alive. 0 means never."""
 
     status_interval: float = field(
         default=600.0,
-        metadata=_about(SECONDS_OR_NEVER, "Log the statistics so often; 0: never."),
+        metadata=_about(SECONDS_OR_NEVER, "Seconds between two logs of the statistics; 0: never."),
     )
     """Seconds between two logs of the statistics; 0 leaves those at SIGHUP and at exit."""
 
     exchange_timeout: float = field(
         default=5.0,
-        metadata=_about(POSITIVE_SECONDS, "Drop a client that stops half-way for so long."),
+        metadata=_about(
+            POSITIVE_SECONDS,
+            "Seconds until a client that stops within an exchange is disconnected.",
+        ),
     )
     """Seconds, more than 0, without a step in the middle of an exchange."""
 
     max_clients: int = field(
         default=1000,
-        metadata=_about(POSITIVE_COUNT, "Serve so many clients; the next are told no."),
+        metadata=_about(
+            POSITIVE_COUNT, "Clients served at the same time; further ones are refused."
+        ),
     )
     """Clients, at least 1; fewer if few files may be open. See `scache.daemon.capacity`."""
 
     max_connections: int = field(
         default=0,
-        metadata=_about(COUNT, "Cache so many connections; 0: as open files allow.", "0"),
+        metadata=_about(
+            COUNT, "Connections cached at the same time; 0: as many as open files allow.", "0"
+        ),
     )
     """At the limit the connection that is nearest to its expiry gives way."""
 
     max_connections_per_endpoint: int = field(
         default=10_000,
-        metadata=_about(COUNT, "Cache so many of one endpoint; 0: any number."),
+        metadata=_about(COUNT, "Connections cached for one endpoint; 0: no limit."),
     )
     """Connections; more are refused."""
 
     max_bindings_per_destination: int = field(
         default=1000,
-        metadata=_about(COUNT, "Bind so many endpoints to one destination; 0: any number."),
+        metadata=_about(COUNT, "Bindings of one destination; 0: no limit."),
     )
     """Bindings; more are refused."""
 
     max_bindings: int = field(
         default=100_000,
-        metadata=_about(COUNT, "Keep so many bindings in all; 0: any number."),
+        metadata=_about(COUNT, "Bindings in total; 0: no limit."),
     )
     """Bindings; more are refused."""
 
@@ -348,60 +360,62 @@ class Settings:
 
     max_ahead_size: int = field(
         default=262_144,
-        metadata=_about(POSITIVE_COUNT, "Bytes that a client may send ahead of its dummy."),
+        metadata=_about(
+            POSITIVE_COUNT, "Bytes of requests that a client may send ahead of a dummy."
+        ),
     )
     """Bytes, at least 1, that are kept for a client that owes us a ``dummy``."""
 
     descriptor_reserve: int = field(
         default=64,
-        metadata=_about(COUNT, "Open files that are kept free of connections and clients."),
+        metadata=_about(COUNT, "Open files kept free of connections and clients."),
     )
     """Open files, for the daemon's own and for what is on its way."""
 
     on_data: OnData = field(
         default="keep",
-        metadata=_about(ON_DATA, "When a cached peer sends something unasked: keep or close."),
+        metadata=_about(
+            ON_DATA, "When the peer of a cached connection sends data: keep it, or close it."
+        ),
     )
     """``close`` counts what a peer sends while its connection is cached as a hang-up."""
 
     audit_rows: int = field(
         default=100_000,
-        metadata=_about(COUNT, "Keep so many events in the audit trail; 0: record none."),
+        metadata=_about(COUNT, "Events kept in the audit log, the newest; 0: record none."),
     )
     """Rows of the table ``event``, the newest; 0 records nothing."""
 
     socket_mode: int = field(
         default=0o600,
-        metadata=_about(MODE, "Who may connect: the mode of the socket."),
+        metadata=_about(MODE, "Mode of the socket, in octal: who may connect."),
     )
     """Permission bits, 0 to 0o777; as text they are octal digits."""
 
     socket_owner: str | None = field(
         default=None,
         metadata=_about(
-            OWNER, "The owner of the socket, names or numbers; empty: unchanged.", "unchanged"
+            OWNER, "Owner of the socket, by name or number; empty: unchanged.", "unchanged"
         ),
     )
     """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
 
     user: str | None = field(
         default=None,
-        metadata=_about(OWNER, "Run as this user once the socket is made.", "unchanged"),
+        metadata=_about(OWNER, "User to run as after the socket is made.", "unchanged"),
     )
     """``USER`` or ``USER:GROUP``, which exist; None stays who it is. See `user_ids`."""
 
     allow_uids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
-            ALLOWED_USERS, "Serve these users alone, of those that the socket lets in."
-        ),
+        metadata=_about(ALLOWED_USERS, "Users who are served, of those that the socket lets in."),
     )
     """Users, by name or number, with commas in between; ``any``: all. See `allowed_ids`."""
 
     allow_gids: tuple[str, ...] = field(
         default=(),
         metadata=_about(
-            ALLOWED_GROUPS, "Serve the members of these groups alone, and those users."
+            ALLOWED_GROUPS, "Groups whose members are served, in addition to allow_uids."
         ),
     )
     """Groups, by name or number, with commas in between; ``any``: as `allow_uids` says."""
@@ -410,26 +424,28 @@ class Settings:
         default=(),
         metadata=_about(
             ADMIN_USERS,
-            "Who else than root and the daemon's user may look inside and purge.",
+            "Users who may look inside and purge, besides root and the daemon's user.",
         ),
     )
     """Users, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
     admin_gids: tuple[str, ...] = field(
         default=(),
-        metadata=_about(ADMIN_GROUPS, "The same for the members of groups."),
+        metadata=_about(ADMIN_GROUPS, "Groups whose members may look inside and purge."),
     )
     """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
     announce: bool = field(
         default=True,
-        metadata=_about(SWITCH, "Speak first, as clients from Postfix 3.6 on expect."),
+        metadata=_about(
+            SWITCH, "Announce the protocol first, as clients of Postfix 3.6 and later expect."
+        ),
     )
     """Whether a client is greeted with the name of the protocol when it connects."""
 
     log_level: LogLevel = field(
         default="info",
-        metadata=_about(LOG_LEVEL, "Log this and worse: debug, info, warning or error."),
+        metadata=_about(LOG_LEVEL, "Lowest level that is logged: debug, info, warning or error."),
     )
     """The least that goes to stderr; ``debug`` adds tracebacks."""
 
