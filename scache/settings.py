@@ -2,7 +2,7 @@
 
 `Settings` is where a setting is spelled, once. The options of the command
 line, the environment variables, the keys of the configuration file, the output
-of ``--show-config`` and the table in the README all come from its fields.
+of ``--show-config`` and the manual's page of settings come from its fields.
 """
 
 from __future__ import annotations

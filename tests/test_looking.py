@@ -28,7 +28,7 @@ from scache.cli.screen import screen
 from scache.cli.stats import Meter
 from scache.client.blocking import Client
 from scache.settings import default_socket
-from scache.store.inside import COUNTERS, REQUESTS
+from scache.store.inside import REQUESTS
 from tests.commands import SCACHE, clean_environment, run_command
 from tests.support.cached import NOW, ODD, Cached, filling
 from tests.support.daemon import Daemon
@@ -1037,17 +1037,6 @@ class TestStats:
             terminal.read_to_end()
             assert terminal.process.wait() == -signal.SIGINT
         assert "Traceback" not in terminal.shown
-
-
-def test_the_readme_lists_the_counters() -> None:
-    """Whoever reads the table can look up each name there."""
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    section = readme.split("The names in `counter`")[1].split("\n\nTimes are")[0]
-    named = set(re.findall(r"`(\w+)`", section))
-    for name in COUNTERS:
-        prefix, _, _ = name.partition("_")
-        stem, _, outcome = name.rpartition("_")
-        assert name in named or {stem, f"REQUEST_{outcome}"} <= named or f"{prefix}_WAY" in named
 
 
 class TestOutput:

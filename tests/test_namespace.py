@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from scache import Client, Refused
 from scache.daemon.administration import People
 from scache.model import Peer
 from scache.namespace import Unmapped, described, unmapped
+from scache.store import snapshot
 from tests.commands import SCACHE, listening
 from tests.support.genuine import private_directory
 from tests.support.namespaces import INNER_ROOT, OVERFLOW, PREFIX
@@ -165,3 +166,17 @@ def test_the_directory_of_the_default_socket_is_not_an_unmapped_users(uid: int, 
         )
     assert (done.returncode == 0) == ours, done.stderr
     assert ours or "is not a directory that this user alone may write to" in done.stderr
+
+
+@pytest.mark.root
+def test_client_outside_of_the_pid_namespace_of_the_daemon_has_pid_0() -> None:
+    """And no program, as the manual says of the table `client`."""
+    new_namespace = ("unshare", "--pid", "--fork", "--kill-child")
+    with private_directory() as directory:
+        path = directory / "socket"
+        command = [*new_namespace, *SCACHE, "serve", "--socket", str(path)]
+        with listening(command), Client(path) as client:
+            image = snapshot.load(snapshot.read(client.snapshot()))
+    with closing(image):
+        rows = image.execute("SELECT pid, uid, program FROM client").fetchall()
+    assert rows == [(0, os.geteuid(), None)]

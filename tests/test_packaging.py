@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from scache import Client, errors
 from scache.settings import default_socket
 from tests.commands import clean_environment, listening, run_command
+from tests.support.manual import PAGES, README, blocks, section
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +69,27 @@ def test_a_wheel_carries_the_migrations(wheel: Path) -> None:
     shipped = {name for name in ZipFile(wheel).namelist() if name.endswith(".sql")}
     assert shipped == {f"scache/migrations/{path.name}" for path in ROOT.glob("migrations/*.sql")}
     assert shipped
+
+
+def test_wheel_carries_the_manual(wheel: Path) -> None:
+    """Every page of the tree."""
+    shipped = {name for name in ZipFile(wheel).namelist() if name.endswith(".md")}
+    assert shipped == {f"scache/manual/{topic}.md" for topic in PAGES}
+
+
+def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> None:
+    """The two commands as they are printed, with other paths; then the manual is at hand."""
+    (block,) = blocks(section(README, "Install and start"), "sh")
+    install, start = block.text.replace("/opt/scache", f"{tmp_path}/opt").splitlines()
+    assert f"./{wheel.name}" in install
+    environment = clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1")
+    subprocess.run(["sh", "-ec", install], cwd=wheel.parent, env=environment, check=True)
+    command = [*shlex.split(start), "--socket", str(tmp_path / "s")]
+    with listening(command) as (process, _):
+        process.terminate()
+        assert process.wait() == errors.EXIT_OK
+    for topic in PAGES:
+        assert run_command(command[0], "help", topic).stdout == PAGES[topic]
 
 
 def test_an_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from scache.cli.reach import Origin
 from scache.printed import shown
 from tests.support.cached import ODD
 from tests.support.daemon import Daemon
+from tests.support.manual import PAGES
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 EXAMPLES = [
     line
-    for line in re.findall(r"^ *(scache purge --.*)$", EPILOG + README, re.MULTILINE)
+    for line in re.findall(r"^ *(scache purge --.*)$", EPILOG + PAGES["commands"], re.MULTILINE)
     if " --id " not in line
 ]
 
@@ -193,7 +193,7 @@ class TestNaming:
     def test_purge_examples_fit_labels_of_postfix(
         self, capsys: Capture, socket: str, line: str
     ) -> None:
-        """Each example of the help and of the README names something in a cache of Postfix."""
+        """Each example of the help and of the manual names something in a cache of Postfix."""
         options = shlex.split(line, comments=True)[2:]
         out, err = purge(capsys, socket, "--dry-run", *options)
         assert out.startswith("connections:\n")

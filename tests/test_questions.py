@@ -1,4 +1,4 @@
-"""The README's questions, answered on a cache that a real Postfix filled.
+"""The manual's questions, answered on a cache that a real Postfix filled.
 
 What is right is told by what Postfix logged (``conn_use``, and which process delivered what), by
 the statistics that the daemon logged, and by counting over the tables.
@@ -10,7 +10,6 @@ import math
 import os
 import pwd
 import re
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,18 +33,23 @@ from tests.support.mail import (
     Traffic,
     traffic,
 )
+from tests.support.manual import PAGES, blocks, commands, section
 from tests.test_views import VIEWS
 
 pytestmark = [pytest.mark.postfix, pytest.mark.slow]
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-SECTION = README.split("## Questions and the SQL that answers them")[1].split("\n## ")[0]
+SECTION = section(PAGES["sql"], "Questions")
 TITLES = re.findall(r"^\*\*(.+?\?)\*\*", SECTION, re.MULTILINE)
 STATEMENTS = re.findall(r"^```sql\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 QUESTIONS = dict(zip(TITLES, STATEMENTS, strict=True))
-COMMANDS = re.findall(r"^```sh\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)[0].splitlines()
+COMMANDS = [
+    words
+    for topic in ("sql", "datasette")
+    for block in blocks(PAGES[topic], "sh")
+    for words in commands(block.text)
+]
 FILE = "/var/lib/postfix/scache.db"
-"""What the README calls the file."""
+"""What the manual calls the file."""
 
 LATENESS = 60
 """Seconds by which a connection may expire late on a busy machine."""
@@ -108,7 +112,7 @@ def test_every_question_has_its_check() -> None:
 
 @pytest.mark.parametrize("title", TITLES)
 def test_answer(cache: Traffic, title: str) -> None:
-    """The SQL of the README answers its question rightly."""
+    """The SQL of the manual answers its question rightly."""
     CHECKS[title](Asked(cache, QUESTIONS[title]))
 
 
@@ -143,7 +147,7 @@ def test_the_statistics_agree_with_the_trail(cache: Traffic) -> None:
     assert counts[b"put_back", None] == 1
 
 
-@answers("What is cached for a host, who saved it, and when does it go?")
+@answers("What is cached for a host, which client saved it, and when does it expire?")
 def check_cached(asked: Asked) -> None:
     """Every connection to the host's sink that Postfix opened, under its last user's name."""
     cache = asked.cache
@@ -174,7 +178,7 @@ def check_cached(asked: Asked) -> None:
     assert not asked.rows(host="lonely")
 
 
-@answers("Why did that connection go?")
+@answers("Why did a connection leave the cache?")
 def check_life(asked: Asked) -> None:
     """The lonely one's, those of all that were found, and of the one that was put back."""
     cache = asked.cache
@@ -206,7 +210,7 @@ def _life(rows: list[Row]) -> list[tuple[object, ...]]:
     return [(row["kind"], row["outcome"], row["pid"]) for row in rows]
 
 
-@answers("What is saved and never found?")
+@answers("Which connections are saved and never found?")
 def check_never_found(asked: Asked) -> None:
     """What served one message, and what we left; nothing that Postfix found again."""
     cache = asked.cache
@@ -232,7 +236,7 @@ def check_shared(asked: Asked) -> None:
     assert set(row["destinations"].split(b", ")) == both
 
 
-@answers("Was a connection ever used for another destination than it was saved for?")
+@answers("Was a connection used for another destination than it was saved for?")
 def check_handed_over(asked: Asked) -> None:
     """As often as the log says, and only between the two names of one sink."""
     cache = asked.cache
@@ -308,7 +312,7 @@ def check_processes(asked: Asked) -> None:
     assert missed == cache.lookups["domain"][1] + cache.lookups["address"][1]
 
 
-@answers("How long do connections wait until they are found, or go otherwise?")
+@answers("How old are connections when they leave, by close reason?")
 def check_lifetime(asked: Asked) -> None:
     """As many were found as the log tells of reuse; the ages are those of the trail."""
     cache = asked.cache
@@ -361,7 +365,7 @@ def check_lately(asked: Asked) -> None:
     assert 0 < lately.total() < len(events)
 
 
-@answers("Who was refused, or sent what makes no sense?")
+@answers("Which requests were refused or malformed?")
 def check_refused(asked: Asked) -> None:
     """What we did wrong, and none of Postfix."""
     rows = asked.rows()
@@ -399,13 +403,11 @@ def _postfix_uid() -> int:
 
 
 def command(program: str) -> list[str]:
-    """Return the README's command line of a program, without the file."""
-    for line in COMMANDS:
-        words = shlex.split(line, comments=True)
-        if words[0] == program:
-            words.remove(FILE)
-            return words
-    raise AssertionError(f"the README does not say how to run {program}")
+    """Return the manual's command line of a program, without the file."""
+    for words in COMMANDS:
+        if words[0] == program and FILE in words:
+            return [word for word in words if word != FILE]
+    raise AssertionError(f"the manual does not say how to run {program}")
 
 
 COMMAND_OF_SQLITE3 = command("sqlite3")

@@ -1,76 +1,54 @@
-"""What the README shows is what happens."""
+"""The README: its order, its length, and where it leads."""
 
 from __future__ import annotations
 
-import io
 import re
-import shlex
-import textwrap
-from pathlib import Path
-from typing import Any
 
-import anyio
-import click
 import pytest
 
-import scache
-from scache import errors
-from scache.cli import execute
-from scache.cli.commands import cli
-from tests.support.cached import filling
-from tests.support.daemon import Daemon
+from scache.cli.help import TOPICS
+from tests.support.manual import README, ROOT, blocks, section
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-EXAMPLE, ASYNC_EXAMPLE = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-DEMO_SOCKET = "/tmp/demo.sock"
+HEADINGS = [
+    "Install and start",
+    "Thirty seconds with it",
+    "With Postfix",
+    "From Python",
+    "Look inside",
+    "How fast",
+    "How it is tested",
+    "What it does not do",
+    "Where to read on",
+    "License",
+]
 
-
-def test_example(path: Path, database: str) -> None:
-    """The example in Python runs as it stands."""
-    with Daemon(path, database=database) as daemon:
-        exec(EXAMPLE.replace(DEMO_SOCKET, str(daemon.path)), {})
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_async_example(path: Path, database: str, backend: str) -> None:
-    """The example for async programs runs as it stands, within a function."""
-    function = "async def example():\n" + textwrap.indent(ASYNC_EXAMPLE, "    ")
-    with Daemon(path, database=database) as daemon:
-        namespace: dict[str, Any] = {"scache": scache}
-        exec(function.replace(DEMO_SOCKET, str(daemon.path)), namespace)
-        anyio.run(namespace["example"], backend=backend)
+CONTRIBUTORS = ["tests/README.md", "tools/README.md"]
 
 
-def test_exit_codes() -> None:
-    """Every exit code is in the README's table, and no other is."""
-    table = README.split("## Exit codes")[1].split("\n## ")[0]
-    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
-    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == codes
+def test_readme_is_short_and_in_order() -> None:
+    """Two hundred lines, from what it is to the license."""
+    assert README.count("\n") <= 200
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == HEADINGS
 
 
-def test_tables_and_views() -> None:
-    """Every table and view of the database is in the README, and no other is."""
-    section = README.split("## What is in the database")[1].split("\n## ")[0]
-    migrations = Path(__file__).parents[1].joinpath("migrations").glob("*.sql")
-    schema = "".join(path.read_text(encoding="utf-8") for path in migrations)
-    tables = set(re.findall(r"^CREATE (?:TABLE|VIEW) (\w+)", schema, re.MULTILINE))
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == tables
+def test_readme_leads_to_every_page_and_to_the_notes_of_contributors() -> None:
+    """Each link leads to a file of the tree."""
+    links = re.findall(r"\[[\w.-]+\]\(([^)]+)\)", section(README, "Where to read on"))
+    assert {f"scache/manual/{topic}.md" for topic in TOPICS} | {*CONTRIBUTORS} <= {*links}
+    assert all(ROOT.joinpath(link).is_file() for link in re.findall(r"\]\(([^)]+)\)", README))
 
 
-LOOKS = README.split("## Look inside")[1].split("```")[1].splitlines()[1:]
+@pytest.mark.parametrize("name", ["README.md", *CONTRIBUTORS])
+def test_readme_names_tools_and_tests_that_exist(name: str) -> None:
+    """Each tool and each file of tests that is named is in the tree."""
+    text = ROOT.joinpath(name).read_text(encoding="utf-8")
+    tools = set(re.findall(r"`((?:tools|\.ci)/\w+)", text))
+    tests = {f"tests/{file}" for file in re.findall(r"(test_\w+\.py)", text)}
+    assert tools
+    assert all(ROOT.joinpath(path).is_file() for path in tools - {"tools/README"} | tests)
 
 
-@pytest.mark.parametrize("line", LOOKS)
-def test_looks_inside(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command that looks inside is one, and works on a database as well."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT 1")))
-    program, name, *arguments = shlex.split(line, comments=True)
-    assert program == "scache"
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
-    command.make_context(name, list(arguments)).close()
-    with filling(tmp_path / "cache.db"):
-        pass
-    if name != "purge" and not {"--follow", "--watch"} & set(arguments):
-        assert execute([name, *arguments, "--database", "cache.db"]) == errors.EXIT_OK
+def test_readme_has_a_language_for_every_block() -> None:
+    """Each but the diagram is an example, which a test runs."""
+    languages = [block.language for block in blocks(README)]
+    assert languages == ["text", "sh", "console", "sh", "sh", "python", "console"]

@@ -1,4 +1,4 @@
-"""The recipe of the README in place of Postfix's scache(8), run as it is printed."""
+"""The recipe of the manual in place of Postfix's scache(8), run as it is printed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ import pytest
 import scache
 from tests.commands import SCACHE, listening, run_command
 from tests.support.genuine import MAIL_OWNER
+from tests.support.manual import DOCUMENTS, PAGES, README, ROOT, blocks, section
 from tests.support.postfix import PrivatePostfix
 
 MESSAGES = 60
 SESSIONS = 4
 
-ROOT = Path(__file__).parents[1]
-README = ROOT.joinpath("README.md").read_text(encoding="utf-8")
-SECTION = README.split("## In place of Postfix's scache(8)")[1].split("\n## ")[0]
+PAGE = PAGES["postfix"]
 SERVE, SWITCH, LOOK, BACK = (
-    block.replace("\\\n", " ").strip()
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```", SECTION, re.MULTILINE | re.DOTALL)
+    block.text.replace("\\\n", " ").strip() for block in blocks(PAGE, "sh")
 )
-(UNIT,) = re.findall(r"^ *```ini\n(.*?)^ *```", SECTION, re.MULTILINE | re.DOTALL)
+((_, UNIT),) = blocks(PAGE, "ini")
 INSTALLED = "/usr/local/bin/scache"
 COMPLAINT = re.compile(r": (warning|error|fatal|panic): |disabling connection caching")
 
@@ -41,16 +39,27 @@ def test_unit_starts_the_daemon_as_the_recipe_does() -> None:
     assert words(command) == [INSTALLED, *words(SERVE)[1:]]
 
 
-@pytest.mark.parametrize("name", ["README.md", "scache/cli/serve.py"])
+HELP = ROOT.joinpath("scache", "cli", "serve.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["help", *DOCUMENTS])
 def test_every_example_for_postfix_is_of_the_recipe(name: str) -> None:
     """Each command that serves Postfix is the recipe's, and each socket among Postfix's is, too."""
-    text = ROOT.joinpath(name).read_text(encoding="utf-8").replace("\\\\\n", "\\\n")
+    text = HELP.replace("\\\\\n", "\\\n") if name == "help" else DOCUMENTS[name]
     (_, socket), *_ = re.findall(r"(--socket) (\S+)", SERVE)
-    assert set(re.findall(r"/\S+/private/[^\s`]+", text)) == {socket}
+    assert set(re.findall(r"/\S+/private/[^\s`]+", text)) <= {socket}
     served = re.findall(r"\S*scache serve (?:.*\\\n)*.*", text)
     of_postfix = [words(command)[1:] for command in served if "postfix" in command]
-    assert of_postfix
+    assert bool(of_postfix) == (name in ("help", "README", "postfix"))
     assert all(arguments == words(SERVE)[1:] for arguments in of_postfix)
+
+
+def test_readme_has_the_recipe() -> None:
+    """Word for word: the daemon, and the switch."""
+    serve, switch = blocks(section(README, "With Postfix"), "sh")
+    assert words(serve.text) == words(SERVE)
+    assert switch.text.strip() == SWITCH
+    assert f"`{BACK.splitlines()[0]}`" in README
 
 
 class Administrator:

@@ -37,7 +37,7 @@ def setting(name: str) -> Setting:
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
-    """With nothing given, the settings are those that the help and the README name."""
+    """With nothing given, the settings are those that the help and the manual name."""
     settings = Settings()
     assert settings.socket == default_socket()
     assert settings.database == ":memory:"
@@ -258,11 +258,3 @@ def test_only_the_default_socket_is_the_default(tmp_path: Path) -> None:
     """The daemon makes the directory of the default socket, and nobody else's."""
     assert Settings().socket_is_default
     assert not Settings(socket=tmp_path / "s").socket_is_default
-
-
-def test_the_readme_has_every_setting() -> None:
-    """The table of settings in the README is what the settings themselves say."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for each in SETTINGS:
-        spellings = f"`{each.option}` | `{each.variable}` | `{each.name}`"
-        assert f"| {spellings} | `{each.default}` | {each.help} |\n" in readme

@@ -32,9 +32,11 @@ Examples:
   scache sql "SELECT * FROM live_connection"
   scache events --follow
   scache serve --help
+
+`scache help` lists the pages of the manual, and `scache help TOPIC` shows one.
 """
 
-COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge")
+COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge", "help")
 """Each is a function in the module of its name."""
 
 

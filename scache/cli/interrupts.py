@@ -1,4 +1,4 @@
-"""Signals at the prompt of ``scache sql``, the one command that Ctrl-C does not end."""
+"""Signals where Ctrl-C does not end a command: at the prompt of ``scache sql``, and in a pager."""
 
 from __future__ import annotations
 
@@ -63,6 +63,23 @@ class Interrupts:
 
     def _note(self, _: int, __: FrameType | None) -> None:
         self._came = True
+
+
+@contextmanager
+def left_to_pager() -> Iterator[None]:
+    """Leave Ctrl-C to a pager: if only this process ended, the shell and the pager would both read.
+
+    A pager that is left early closes the pipe, which is no error.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
+    if before[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the pager gets the default action
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
             yield Given(None, environment[variable], variable, "environment")
             continue
         if variable not in known:
-            hint = _did_you_mean(variable, [*known, CONFIG_VARIABLE])
+            hint = did_you_mean(variable, [*known, CONFIG_VARIABLE])
             raise SettingsError(f"there is no environment variable {variable}{hint}")
         setting = known[variable]
         value = setting.kind.read(environment[variable])
@@ -104,7 +104,7 @@ def from_file(path: Path | None) -> Iterator[Given]:
             yield Given(None, value, f"{path}: {key}", f"file {path}")
             continue
         if key not in known:
-            raise SettingsError(f"{path}: there is no setting {key!r}{_did_you_mean(key, known)}")
+            raise SettingsError(f"{path}: there is no setting {key!r}{did_you_mean(key, known)}")
         yield Given(known[key], value, f"{path}: {key}", f"file {path}")
 
 
@@ -120,7 +120,8 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise SettingsError(f"{path}: is not TOML: {error}") from None
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that suggests the nearest known name; empty if none is near."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1)
