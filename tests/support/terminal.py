@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -25,6 +26,8 @@ class Terminal:
         self.shown = ""
         """All that it has written so far."""
         self._seen = 0
+        # One read may end in the middle of a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def is_cooked(self) -> bool:
         """Return whether the terminal echoes and edits lines, as a shell leaves it to a command."""
@@ -57,7 +60,7 @@ class Terminal:
             data = os.read(self._screen, 65536)
         except OSError:  # EIO: nobody has the terminal open any more
             return False
-        self.shown += data.decode(errors="replace")
+        self.shown += self._decoder.decode(data)
         return bool(data)
 
 
