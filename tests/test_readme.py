@@ -32,10 +32,11 @@ def test_readme_is_short_and_in_order() -> None:
 
 
 def test_readme_leads_to_every_page_and_to_the_notes_of_contributors() -> None:
-    """Each link leads to a file of the tree."""
+    """Each link leads to a file of the tree; a comment leads nowhere yet."""
     links = re.findall(r"\[[\w.-]+\]\(([^)]+)\)", section(README, "Where to read on"))
     assert {f"scache/manual/{topic}.md" for topic in TOPICS} | {*CONTRIBUTORS} <= {*links}
-    assert all(ROOT.joinpath(link).is_file() for link in re.findall(r"\]\(([^)]+)\)", README))
+    shown = re.sub(r"<!--.*?-->", "", README)
+    assert all(ROOT.joinpath(link).is_file() for link in re.findall(r"\]\(([^)]+)\)", shown))
 
 
 @pytest.mark.parametrize("name", ["README.md", *CONTRIBUTORS])
