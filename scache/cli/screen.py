@@ -9,14 +9,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Column, Table
 from rich.text import Text
 
 from scache.cli.reach import Origin
-from scache.cli.tables import Layout, make_console, shortened, span, width_of
+from scache.cli.tables import make_console, shortened, span, width_of
 from scache.printed import one_line
 
 _ABOUT = ("open_files_limit",)
 """Limits that an image does not tell exactly how close they are."""
+
+_ROOM = 500
+"""Characters of the widest line, before it is shortened to the terminal."""
 
 _FEWEST_LIMITS = 3
 """Limits that stay on a screen that has no room for all."""
@@ -96,7 +100,7 @@ def _sections(
     sections = [list(_heading(origin, figures))]
     for header, rows in tables:
         if there := list(rows):
-            sections.append(list(_table(header, there)))
+            sections.append(_table(header, there))
     return sections
 
 
@@ -185,10 +189,14 @@ def _rate(rates: dict[str, float] | None, *counters: str) -> _Row:
     return (f"{sum(rates.get(counter, 0) for counter in counters):,.1f}",)
 
 
-def _table(header: _Row, rows: Iterable[_Row]) -> Iterator[str]:
-    """Yield lines: names on the left, figures on the right, notes after them."""
-    cells = [(*row, "")[: len(header) + 1] for row in ((*header, ""), *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [False, *[True] * (len(header) - 1), False]
-    layout = Layout([max(widths[0], 11), *widths[1:]], right)
-    return map(layout.line, cells)
+def _table(header: _Row, rows: Iterable[_Row]) -> list[str]:
+    """Return lines: names on the left, figures on the right, notes after them."""
+    name, *figures = header
+    columns = [Column(name, min_width=11), *(Column(each, justify="right") for each in figures)]
+    table = Table(*columns, "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    paper = Console(width=_ROOM, color_system=None, markup=False, highlight=False, emoji=False)
+    with paper.capture() as lines:
+        paper.print(table)
+    return list(map(str.rstrip, lines.get().splitlines()))
