@@ -11,7 +11,7 @@ import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeGuard
@@ -172,18 +172,6 @@ def _switch(value: object) -> bool:
     raise _refusal("true or false", value)
 
 
-def _on_corrupt(value: object) -> str:
-    return _choice(value, ON_CORRUPT)
-
-
-def _log_level(value: object) -> str:
-    return _choice(value, LOG_LEVELS)
-
-
-def _on_data(value: object) -> str:
-    return _choice(value, ON_DATA_CHOICES)
-
-
 def _choice(value: object, choices: tuple[str, ...]) -> str:
     if value in choices:
         return str(value)
@@ -245,14 +233,17 @@ OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")
 ALLOWED_USERS, ADMIN_USERS = (_names_kind("users", _uid, word) for word in (_ANY, _NONE))
 ALLOWED_GROUPS, ADMIN_GROUPS = (_names_kind("groups", _gid, word) for word in (_ANY, _NONE))
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
-ON_CORRUPT_ACTION = Kind("ACTION", _on_corrupt)
-LOG_LEVEL = Kind("LEVEL", _log_level)
-ON_DATA = Kind("ACTION", _on_data)
+ON_CORRUPT_ACTION = Kind("ACTION", lambda value: _choice(value, ON_CORRUPT))
+LOG_LEVEL = Kind("LEVEL", lambda value: _choice(value, LOG_LEVELS))
+ON_DATA = Kind("ACTION", lambda value: _choice(value, ON_DATA_CHOICES))
 
 
-def _about(kind: Kind, help_text: str, default: str | None = None) -> Mapping[str, Any]:
-    """Return a field's metadata; ``default`` tells of one that its value does not tell of."""
-    return {"kind": kind, "help": help_text, "default": default}
+def _field(default: object, kind: Kind, text: str, shown: str | None = None) -> Any:  # noqa: ANN401
+    """Return a field; ``shown`` is the text for a default whose value does not say enough."""
+    about = {"kind": kind, "help": text, "default": shown}
+    if callable(default):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,190 +253,132 @@ class Settings:
     Raises SettingsError, which names the setting and says what is allowed.
     """
 
-    socket: Path = field(
-        default_factory=default_socket,
-        metadata=_about(
-            PATH,
-            "UNIX socket to listen on.",
-            "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
-        ),
+    socket: Path = _field(
+        default_socket,
+        PATH,
+        "UNIX socket to listen on.",
+        "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
     )
     """Where clients connect; `default_socket` unless somebody names another."""
 
-    database: str = field(
-        default=":memory:",
-        metadata=_about(FILE_NAME, "SQLite database: the path of a file, or :memory:."),
+    database: str = _field(
+        ":memory:", FILE_NAME, "SQLite database: the path of a file, or :memory:."
     )
     """The path of a file, or ``:memory:``."""
 
-    on_corrupt: OnCorrupt = field(
-        default="set-aside",
-        metadata=_about(
-            ON_CORRUPT_ACTION,
-            "What to do with a corrupt database: set-aside and start empty, or refuse.",
-        ),
+    on_corrupt: OnCorrupt = _field(
+        "set-aside",
+        ON_CORRUPT_ACTION,
+        "What to do with a corrupt database: set-aside and start empty, or refuse.",
     )
     """``set-aside`` keeps the file under another name; ``refuse`` does not start."""
 
-    ttl_limit: float = field(
-        default=300.0,
-        metadata=_about(
-            POSITIVE_SECONDS, "Longest time to live in seconds; a longer one is lowered to it."
-        ),
+    ttl_limit: float = _field(
+        300.0, POSITIVE_SECONDS, "Longest time to live in seconds; a longer one is lowered to it."
     )
     """Seconds, more than 0; as silently as scache(8) does it."""
 
-    max_idle: float = field(
-        default=100.0,
-        metadata=_about(
-            SECONDS_OR_NEVER, "Exit after this many seconds without a client; 0: never."
-        ),
+    max_idle: float = _field(
+        100.0, SECONDS_OR_NEVER, "Exit after this many seconds without a client; 0: never."
     )
     """Seconds; cached connections do not keep the daemon alive. 0 means never."""
 
-    status_interval: float = field(
-        default=600.0,
-        metadata=_about(SECONDS_OR_NEVER, "Seconds between two logs of the statistics; 0: never."),
+    status_interval: float = _field(
+        600.0, SECONDS_OR_NEVER, "Seconds between two logs of the statistics; 0: never."
     )
     """Seconds between two logs of the statistics; 0 leaves those at SIGHUP and at exit."""
 
-    exchange_timeout: float = field(
-        default=5.0,
-        metadata=_about(
-            POSITIVE_SECONDS,
-            "Seconds until a client that stops within an exchange is disconnected.",
-        ),
+    exchange_timeout: float = _field(
+        5.0,
+        POSITIVE_SECONDS,
+        "Seconds until a client that stops within an exchange is disconnected.",
     )
     """Seconds, more than 0, without a step in the middle of an exchange."""
 
-    max_clients: int = field(
-        default=1000,
-        metadata=_about(
-            POSITIVE_COUNT, "Clients served at the same time; further ones are refused."
-        ),
+    max_clients: int = _field(
+        1000, POSITIVE_COUNT, "Clients served at the same time; further ones are refused."
     )
     """Clients, at least 1; fewer if few files may be open. See `scache.daemon.capacity`."""
 
-    max_connections: int = field(
-        default=0,
-        metadata=_about(
-            COUNT, "Connections cached at the same time; 0: as many as open files allow.", "0"
-        ),
+    max_connections: int = _field(
+        0, COUNT, "Connections cached at the same time; 0: as many as open files allow.", "0"
     )
     """At the limit the connection that is nearest to its expiry gives way."""
 
-    max_connections_per_endpoint: int = field(
-        default=10_000,
-        metadata=_about(COUNT, "Connections cached for one endpoint; 0: no limit."),
+    max_connections_per_endpoint: int = _field(
+        10_000, COUNT, "Connections cached for one endpoint; 0: no limit."
     )
     """Connections; more are refused."""
 
-    max_bindings_per_destination: int = field(
-        default=1000,
-        metadata=_about(COUNT, "Bindings of one destination; 0: no limit."),
+    max_bindings_per_destination: int = _field(
+        1000, COUNT, "Bindings of one destination; 0: no limit."
     )
     """Bindings; more are refused."""
 
-    max_bindings: int = field(
-        default=100_000,
-        metadata=_about(COUNT, "Bindings in total; 0: no limit."),
-    )
+    max_bindings: int = _field(100_000, COUNT, "Bindings in total; 0: no limit.")
     """Bindings; more are refused."""
 
-    max_message_size: int = field(
-        default=65_536,
-        metadata=_about(POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."),
+    max_message_size: int = _field(
+        65_536, POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."
     )
     """Bytes, at least 1."""
 
-    max_ahead_size: int = field(
-        default=262_144,
-        metadata=_about(
-            POSITIVE_COUNT, "Bytes of requests that a client may send ahead of a dummy."
-        ),
+    max_ahead_size: int = _field(
+        262_144, POSITIVE_COUNT, "Bytes of requests that a client may send ahead of a dummy."
     )
     """Bytes, at least 1, that are kept for a client that owes us a ``dummy``."""
 
-    descriptor_reserve: int = field(
-        default=64,
-        metadata=_about(COUNT, "Open files kept free of connections and clients."),
-    )
+    descriptor_reserve: int = _field(64, COUNT, "Open files kept free of connections and clients.")
     """Open files, for the daemon's own and for what is on its way."""
 
-    on_data: OnData = field(
-        default="keep",
-        metadata=_about(
-            ON_DATA, "When the peer of a cached connection sends data: keep it, or close it."
-        ),
+    on_data: OnData = _field(
+        "keep", ON_DATA, "When the peer of a cached connection sends data: keep it, or close it."
     )
     """``close`` counts what a peer sends while its connection is cached as a hang-up."""
 
-    audit_rows: int = field(
-        default=100_000,
-        metadata=_about(COUNT, "Events kept in the audit log, the newest; 0: record none."),
+    audit_rows: int = _field(
+        100_000, COUNT, "Events kept in the audit log, the newest; 0: record none."
     )
     """Rows of the table ``event``, the newest; 0 records nothing."""
 
-    socket_mode: int = field(
-        default=0o600,
-        metadata=_about(MODE, "Mode of the socket, in octal: who may connect."),
-    )
+    socket_mode: int = _field(0o600, MODE, "Mode of the socket, in octal: who may connect.")
     """Permission bits, 0 to 0o777; as text they are octal digits."""
 
-    socket_owner: str | None = field(
-        default=None,
-        metadata=_about(
-            OWNER, "Owner of the socket, by name or number; empty: unchanged.", "unchanged"
-        ),
+    socket_owner: str | None = _field(
+        None, OWNER, "Owner of the socket, by name or number; empty: unchanged.", "unchanged"
     )
     """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
 
-    user: str | None = field(
-        default=None,
-        metadata=_about(OWNER, "User to run as after the socket is made.", "unchanged"),
-    )
+    user: str | None = _field(None, OWNER, "User to run as after the socket is made.", "unchanged")
     """``USER`` or ``USER:GROUP``, which exist; None stays who it is. See `user_ids`."""
 
-    allow_uids: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(ALLOWED_USERS, "Users who are served, of those that the socket lets in."),
+    allow_uids: tuple[str, ...] = _field(
+        (), ALLOWED_USERS, "Users who are served, of those that the socket lets in."
     )
     """Users, by name or number, with commas in between; ``any``: all. See `allowed_ids`."""
 
-    allow_gids: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            ALLOWED_GROUPS, "Groups whose members are served, in addition to allow_uids."
-        ),
+    allow_gids: tuple[str, ...] = _field(
+        (), ALLOWED_GROUPS, "Groups whose members are served, in addition to allow_uids."
     )
     """Groups, by name or number, with commas in between; ``any``: as `allow_uids` says."""
 
-    admin_uids: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            ADMIN_USERS,
-            "Users who may look inside and purge, besides root and the daemon's user.",
-        ),
+    admin_uids: tuple[str, ...] = _field(
+        (), ADMIN_USERS, "Users who may look inside and purge, besides root and the daemon's user."
     )
     """Users, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
-    admin_gids: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(ADMIN_GROUPS, "Groups whose members may look inside and purge."),
+    admin_gids: tuple[str, ...] = _field(
+        (), ADMIN_GROUPS, "Groups whose members may look inside and purge."
     )
     """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
 
-    announce: bool = field(
-        default=True,
-        metadata=_about(
-            SWITCH, "Announce the protocol first, as clients of Postfix 3.6 and later expect."
-        ),
+    announce: bool = _field(
+        True, SWITCH, "Announce the protocol first, as clients of Postfix 3.6 and later expect."
     )
     """Whether a client is greeted with the name of the protocol when it connects."""
 
-    log_level: LogLevel = field(
-        default="info",
-        metadata=_about(LOG_LEVEL, "Lowest level that is logged: debug, info, warning or error."),
+    log_level: LogLevel = _field(
+        "info", LOG_LEVEL, "Lowest level that is logged: debug, info, warning or error."
     )
     """The least that goes to stderr; ``debug`` adds tracebacks."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scache import Client
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, EXIT_OK, EXIT_SOCKET
 from scache.model import Peer, Status
 from scache.store.check import CHECKS, SHOWN, check

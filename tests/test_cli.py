@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, ProtocolError, __version__, errors
-from scache.cli import execute
-from scache.cli.commands import EXIT_INTERRUPTED
+from scache.cli.commands import EXIT_INTERRUPTED, execute
 from scache.cli.logs import FloodFilter, LineFormatter
 from scache.printed import one_line
 from scache.settings import SETTINGS, Settings

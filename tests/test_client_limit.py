@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.daemon.capacity import capacity, client_limit, shortage
 from scache.errors import EXIT_OK
 from scache.settings import Settings

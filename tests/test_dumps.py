@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.errors import EXIT_OK
 from scache.store import FAULT
 from tests.support.daemon import Daemon

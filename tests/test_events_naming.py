@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scache import errors
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.printed import shown
 from tests.support.cached import NOW, ODD, filling
 

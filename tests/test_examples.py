@@ -17,8 +17,7 @@ import click
 import pytest
 
 from scache import errors
-from scache.cli import execute
-from scache.cli.commands import COMMANDS, cli
+from scache.cli.commands import COMMANDS, cli, execute
 from tests.commands import run_command
 from tests.support.cached import filling
 from tests.support.daemon import Daemon

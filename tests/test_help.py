@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from scache import errors
-from scache.cli import execute
-from scache.cli.commands import COMMANDS
+from scache.cli.commands import COMMANDS, execute
 from scache.cli.help import TOPICS, summary
 from tests.commands import SCACHE, run_command
 from tests.support.manual import PAGES

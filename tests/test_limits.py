@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, errors
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings

@@ -21,8 +21,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from scache import ProtocolError, Refused, Unavailable, errors
-from scache.cli import execute
-from scache.cli.commands import EXIT_INTERRUPTED
+from scache.cli.commands import EXIT_INTERRUPTED, execute
 from scache.cli.reach import Origin
 from scache.cli.screen import screen
 from scache.cli.stats import Meter
@@ -1101,7 +1100,7 @@ class TestSurroundings:
     def test_a_command_loads_no_daemon(self, file: Path) -> None:
         """Looking inside imports nothing of the daemon, and a file needs no client."""
         script = (
-            "import sys; from scache.cli import execute;"
+            "import sys; from scache.cli.commands import execute;"
             f"execute(['sql', '--database', {str(file)!r}, 'SELECT 1 AS x', '--format', 'csv']);"
             "print([m for m in sys.modules if m.startswith(('scache.daemon', 'scache.cache',"
             " 'scache.client', 'rich', 'prompt_toolkit'))])"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.errors import EXIT_DATABASE, EXIT_OK, DatabaseError
 from scache.store import LiveRows, files, names
 from scache.store.image import Image

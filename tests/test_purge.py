@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, errors
-from scache.cli import execute
-from scache.cli.commands import EXIT_INTERRUPTED
+from scache.cli.commands import EXIT_INTERRUPTED, execute
 from scache.cli.purge import EPILOG
 from scache.cli.reach import Origin
 from scache.printed import shown

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, ProtocolError, Refused, ScacheError, TooOld, Unavailable, errors
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.client.exchanges import Purged
 from scache.errors import EXIT_OK, EXIT_REFUSED, EXIT_SETTINGS, EXIT_SOCKET
 from scache.protocol import client as client_protocol

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scache.cli import execute
+from scache.cli.commands import execute
 from tests.support.daemon import Daemon
 
 

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from scache import Client, Refused, fdpass
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.closing import Closer
 from scache.daemon.channel import Channel
 from scache.daemon.probe import Probe, shortage_message

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client
-from scache.cli import execute
+from scache.cli.commands import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
 from scache.model import Event, Peer
 from scache.store import LiveRows, complete, faults, load

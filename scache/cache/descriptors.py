@@ -60,9 +60,6 @@ class Descriptors:
         """Return how many there are, parked and lent."""
         return len(self._parked) + len(self._lent)
 
-    def __repr__(self) -> str:
-        return f"<Descriptors parked={len(self._parked)} lent={len(self._lent)}>"
-
     def fileno(self) -> int:
         """Return a descriptor that is readable when `hung_up` has something to return."""
         return self._epoll.fileno()

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import signal
 
-TYPE_CHECKING = False  # typing itself would be imported to tell
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 def main() -> int:
     """Run the command that the process was started with; return its exit code.
@@ -27,10 +23,3 @@ def main() -> int:
     from scache.cli.commands import run
 
     return run()
-
-
-def execute(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code, after one line on stderr if it failed."""
-    from scache.cli import commands
-
-    return commands.execute(arguments)

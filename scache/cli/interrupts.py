@@ -8,7 +8,7 @@ import signal
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Final, Self
 
 from scache.cli.standard import STDIN, STDOUT
@@ -34,12 +34,7 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._handler)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
     def came(self) -> bool:

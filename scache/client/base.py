@@ -33,13 +33,8 @@ def this_process() -> tuple[int, int]:
 class BaseClient:
     """A client that may be connected."""
 
-    def __init__(
-        self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
-    ) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds.
-
-        ``inline=False`` stays in the base protocol with every server.
-        """
+    def __init__(self, path: str | Path, *, timeout: float, inline: bool) -> None:
+        """Speak to the socket at this path; give each request ``timeout`` seconds."""
         self._path = os.fspath(path)
         self._timeout = timeout
         self._inline = inline
@@ -56,10 +51,6 @@ class BaseClient:
             f"{type(self).__name__} cannot be pickled or copied: it holds a connection and the "
             "conversation on it; make a new one from the same path"
         )
-
-    def close(self) -> None:
-        """Hang up; what was saved stays in the cache. A later request connects again."""
-        self._hang_up()
 
     def _hang_up(self) -> None:
         if self._connection is not None:

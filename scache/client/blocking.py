@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from contextvars import Context, copy_context
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from scache.client import exchanges
@@ -65,12 +64,7 @@ class Client(BaseClient):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def save_endp(

@@ -18,7 +18,7 @@ COMMIT_INTERVAL = 0.05
 FAULT_RETRY_INTERVAL = 0.2
 """Seconds between attempts to commit while the disk refuses."""
 
-_COUNT = (
+COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
@@ -93,8 +93,8 @@ class Batch:
                     connection.executemany(sql, parameters)
                 else:
                     connection.execute(sql, parameters)
-            sql = _COUNT
-            connection.executemany(_COUNT, self._counted.items())
+            sql = COUNT
+            connection.executemany(COUNT, self._counted.items())
         except sqlite3.Error as error:
             raise self._refused(sql, error) from error
         if not (self._operations or self._counted):
@@ -226,7 +226,7 @@ class Batch:
             self._fault(COMMIT, error)
             return False
         if self.faults.failing:
-            self.faults.succeeded((COMMIT, _COUNT, *(sql for sql, _ in self._operations)))
+            self.faults.succeeded((COMMIT, COUNT, *(sql for sql, _ in self._operations)))
         self._operations.clear()
         self._counted.clear()
         growth_was_refused, self.commit_failed = self.commit_failed, False
@@ -265,12 +265,12 @@ class Batch:
         """Add `counts` to the transaction under way."""
         for name, value in list(self.counts.items()):
             try:
-                self._cursor.execute(_COUNT, (name, value))
+                self._cursor.execute(COUNT, (name, value))
                 if not self._cursor.rowcount:
                     raise _ignored()
             except sqlite3.Error as error:
                 self._held_back = True
-                self._refused(_COUNT, error)
+                self._refused(COUNT, error)
                 return
             self._counted[name] += value
             del self.counts[name]

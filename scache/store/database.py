@@ -21,13 +21,13 @@ import anyio.to_thread
 from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
-from scache.store.batch import FAULT_RETRY_INTERVAL, Batch, Parameters
+from scache.store.batch import COUNT, FAULT_RETRY_INTERVAL, Batch, Parameters
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
 from scache.store.schema import ADDITIONS, Addition, additions, blamed
 from scache.store.steps import LATEST_BOOT, following
-from scache.store.trail import Trail
+from scache.store.trail import TRIM, Trail
 
 MEMORY = ":memory:"
 
@@ -40,10 +40,6 @@ STARVED_LOG = 8 * WAL_LIMIT
 _STOP_ATTEMPTS = 5
 """How often the last commit of a run is tried, FAULT_RETRY_INTERVAL apart."""
 
-_COUNT = """
-    INSERT INTO counter (name, value) VALUES (?, ?)
-    ON CONFLICT (name) DO UPDATE SET value = value + excluded.value
-"""
 _COUNT_LIVE = "SELECT count(*) FROM connection"
 # Counters are committed together with the rows that they count, so that this is exact: what has
 # been saved and has not left. It is more than there are rows of if a process crashed while it was
@@ -81,7 +77,6 @@ _RECORD_LOST_ON_THEIR_WAY = """
     ), ?2 FROM gone
     WHERE (SELECT count(*) FROM gone) <= ?3 ORDER BY id
 """
-_TRIM_EVENTS = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 _LOSE_CONNECTIONS = "DELETE FROM connection"
 _LOSE_CLIENTS = "UPDATE client SET disconnected_at = ? WHERE disconnected_at IS NULL"
 _EXPIRE_BINDINGS = "DELETE FROM binding WHERE expires_at <= ?"
@@ -489,7 +484,7 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     await _trim_events(control, start.audit_rows)
     if not start.audit_rows:
         # Who compares counters with the trail is to know that it has a gap.
-        await control.execute(_COUNT, ("runs_not_recorded", 1))
+        await control.execute(COUNT, ("runs_not_recorded", 1))
     await control.execute(_SHORTEN_BINDINGS, (now + start.ttl_limit, now))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_DESCRIPTORS)
@@ -521,7 +516,7 @@ async def _lose_live_rows(
         if lost > live:
             await control.execute(_RECORD_LOST_ON_THEIR_WAY, (now, why, lost - live))
         await control.execute(_RECORD_LOST, (now, why))
-    await control.execute(_COUNT, ("connections_lost", lost))
+    await control.execute(COUNT, ("connections_lost", lost))
     await control.execute(_LOSE_CONNECTIONS)
     await control.execute(_LOSE_CLIENTS, (now,))
 
@@ -532,15 +527,15 @@ async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows
         await control.execute(_RECORD_EXPIRED_BINDINGS, (now,))
     async with control.execute(_EXPIRE_BINDINGS, (now,)) as cursor:
         expired = cursor.rowcount
-    await control.execute(_COUNT, ("bindings_expired", expired))
+    await control.execute(COUNT, ("bindings_expired", expired))
 
 
 async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
     if audit_rows:
-        async with control.execute(_TRIM_EVENTS, (audit_rows,)) as cursor:
+        async with control.execute(TRIM, (audit_rows,)) as cursor:
             trimmed = cursor.rowcount
         if trimmed:
-            await control.execute(_COUNT, ("events_trimmed", trimmed))
+            await control.execute(COUNT, ("events_trimmed", trimmed))
 
 
 def _open_data_plane(file: str) -> sqlite3.Connection:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import pwd
 import stat
 import time
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Final, Literal
 
 from scache import paths
 from scache.errors import DatabaseError
+from scache.namespace import user_name
 
 APPLICATION_ID = 0x73636163
 """Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
@@ -267,13 +267,6 @@ def _identity_of(descriptor: int) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def _this_user() -> str:
-    uid = os.geteuid()
-    with suppress(KeyError):
-        return f"user {pwd.getpwuid(uid).pw_name}"
-    return f"user {uid}"
-
-
 def _reason(error: OSError, path: str) -> str:
     match error.errno:
         case errno.ENOTDIR:
@@ -281,7 +274,8 @@ def _reason(error: OSError, path: str) -> str:
         case errno.ENOENT:
             return f"there is no directory {Path(path).parent}: make it first"
         case errno.EACCES:
-            return f"permission denied: let {_this_user()} read and write it and its directory"
+            us = user_name(os.geteuid())
+            return f"permission denied: let user {us} read and write it and its directory"
         case errno.EPERM:
             return "its file system or its attributes forbid that: choose another --database"
         case errno.EISDIR:

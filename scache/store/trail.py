@@ -34,7 +34,7 @@ _LONG_SIZE = f"""
     ) WHERE length(CAST(label AS BLOB)) > {LONG_LABEL}
 """
 _TRIM_UP_TO = "DELETE FROM event WHERE id <= ?"
-_TRIM = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
+TRIM = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 
 
 class _Form:
@@ -225,7 +225,7 @@ class Trail:
             added = batch.add_many(_ANY, self._others.copy())
             _count_dropped(batch, len(self._others) - added)
             self._others.clear()
-        self._trim(batch, _TRIM, self._limit)
+        self._trim(batch, TRIM, self._limit)
         self._grown = False
         long, self._long = self._long, 0
         self._count_long(batch, long)
