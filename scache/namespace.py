@@ -15,6 +15,9 @@ ROOT: Final = 0
 
 Kind = Literal["uid", "gid"]
 
+PROC = Path("/proc")
+"""Where the kernel tells how a namespace maps ids."""
+
 _ALL: Final = 2**32 - 1
 """Ids that there are: the last one of 32 bits means none."""
 
@@ -58,15 +61,15 @@ def described(users: Unmapped, groups: Unmapped) -> str | None:
     )
 
 
-def unmapped(kind: Kind, proc: Path = Path("/proc")) -> Unmapped:
+def unmapped(kind: Kind) -> Unmapped:
     """Return which users or groups have no id here, as far as proc(5) tells; else suppose some."""
     try:
-        lines = (proc / f"self/{kind}_map").read_bytes().splitlines()
+        lines = (PROC / f"self/{kind}_map").read_bytes().splitlines()
         exist = sum(int(line.split()[2]) for line in lines) < _ALL  # extents never overlap
     except (OSError, ValueError, IndexError):
         exist = True
     try:
-        shown = int((proc / f"sys/kernel/overflow{kind}").read_bytes())
+        shown = int((PROC / f"sys/kernel/overflow{kind}").read_bytes())
     except (OSError, ValueError):
         shown = None
     return Unmapped(exist, shown)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scache import Client, Refused
+from scache import Client, Refused, namespace
 from scache.daemon.administration import People
 from scache.model import Peer
 from scache.namespace import Unmapped, described, unmapped
@@ -53,10 +53,15 @@ def proc_directory(directory: Path, mapped: str | None, overflow: str | None) ->
     ],
 )
 def test_unmapped_reads_the_map(
-    mapped: str | None, overflow: str | None, expected: Unmapped, tmp_path: Path
+    mapped: str | None,
+    overflow: str | None,
+    expected: Unmapped,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Unless the map is known to cover all ids, some users are supposed to have none."""
-    assert unmapped("uid", proc_directory(tmp_path, mapped, overflow)) == expected
+    monkeypatch.setattr(namespace, "PROC", proc_directory(tmp_path, mapped, overflow))
+    assert unmapped("uid") == expected
 
 
 @pytest.mark.parametrize(

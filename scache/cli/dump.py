@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.output import (
-    Format,
-    flush,
-    format_option,
-    json_array,
-    json_objects,
-    write,
-    write_text,
-)
+from scache.cli.output import Format, format_option, json_array, json_objects, write
 from scache.cli.reach import Origin, origin_options
 from scache.printed import one_line
 
@@ -63,17 +56,17 @@ def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence
         chosen = _chosen(image, names)
         match layout:
             case "json":
-                write_text(_json(image, chosen))
+                sys.stdout.writelines(_json(image, chosen))
             case "jsonl" if len(chosen) > 1:
-                write_text(_json_lines(image, chosen))
+                sys.stdout.writelines(_json_lines(image, chosen))
             case "table" if len(chosen) > 1:
                 for name in chosen:
-                    write_text(f"{one_line(name)}:\n")
+                    sys.stdout.write(f"{one_line(name)}:\n")
                     write(image.all_of(name), layout)
-                    write_text("\n")
+                    sys.stdout.write("\n")
             case _:
                 write(image.all_of(chosen[0]), layout)
-        flush()
+        sys.stdout.flush()
 
 
 def _chosen(image: Image, names: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import time
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -15,17 +15,13 @@ import click
 from scache.cli.naming import LARGEST_ID, PATTERNS, Named, field_option, give_hints, id_option
 from scache.cli.output import (
     Format,
-    flush,
     format_option,
     json_objects,
     write,
     write_csv,
     write_csv_rows,
-    write_text,
 )
-from scache.cli.reach import Origin, origin_options
-from scache.errors import Unavailable
-from scache.printed import one_line
+from scache.cli.reach import Origin, origin_options, repeated
 
 if TYPE_CHECKING:
     from scache.store.image import Image, Result
@@ -176,17 +172,12 @@ class _Follower:
             give_hints(image, named, trail=True, nothing=False)
             self._tell(image, limit)
             _warn(image)
-        answers = True
-        while True:
-            time.sleep(self._interval)
-            try:
-                with self._origin.image() as image:
-                    self._tell(image, None)
-                answers = True
-            except Unavailable as error:
-                if answers:
-                    click.echo(f"scache: {one_line(str(error))}; waiting for it", err=True)
-                answers = False
+        for _ in repeated(self._look, self._interval):
+            pass
+
+    def _look(self) -> None:
+        with self._origin.image() as image:
+            self._tell(image, None)
 
     def _tell(self, image: Image, limit: int | None) -> None:
         from scache.store.inside import events as ask
@@ -198,7 +189,7 @@ class _Follower:
         latest = latest_event(image)
         self._write(ask(image, self._wanted, self._told, limit))
         self._told = latest
-        flush()
+        sys.stdout.flush()
 
     def _write(self, result: Result) -> None:
         match self._layout:
@@ -211,7 +202,7 @@ class _Follower:
                     write_csv(result.columns, result.rows)
                 self._begun = True
             case _:  # an array that never ends is of no use: a line for each
-                write_text(f"{row}\n" for row in json_objects(result))
+                sys.stdout.writelines(f"{row}\n" for row in json_objects(result))
 
 
 def _known(kinds: Sequence[str]) -> Sequence[str]:

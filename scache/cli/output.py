@@ -49,30 +49,19 @@ def write(result: Result, layout: Format) -> None:
 
             write_table(result.columns, result.rows)
         case "json":
-            write_text(json_array(result))
-            write_text("\n")
+            sys.stdout.writelines(json_array(result))
+            sys.stdout.write("\n")
         case "jsonl":
-            write_text(f"{row}\n" for row in json_objects(result))
+            sys.stdout.writelines(f"{row}\n" for row in json_objects(result))
         case "csv":
             write_csv(result.columns, result.rows)
-    flush()
-
-
-def write_text(pieces: Iterable[str]) -> None:
-    """Write text, which is plain ASCII if it is JSON, to standard output."""
-    for piece in pieces:
-        sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def accept_any_text() -> None:
     """Let standard output spell out the characters that its encoding lacks."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def flush() -> None:
-    """Let whoever reads our output see all that was written."""
-    sys.stdout.flush()
 
 
 def json_array(result: Result, indent: str = "") -> Iterator[str]:

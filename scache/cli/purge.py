@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
-from scache.cli.output import accept_any_text, write_text
+from scache.cli.output import accept_any_text
 from scache.cli.reach import Origin, inside, socket_option
 from scache.errors import TooOld
 from scache.printed import one_line, shown
@@ -78,7 +78,7 @@ def purge(
             chosen = _chosen(image, named)
         if dry_run:
             accept_any_text()
-            write_text(f"{line}\n" for line in _listed(chosen))
+            sys.stdout.writelines(f"{line}\n" for line in _listed(chosen))
             click.echo(f"{_counted(chosen)} would be purged")
             return
         if not yes and any(chosen) and sys.stdin.isatty():

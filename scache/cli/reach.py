@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from scache.errors import ProtocolError, Refused, SettingsError, Unavailable
+from scache.printed import one_line
 from scache.settings import SETTINGS, default_socket
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 SOCKET = next(setting for setting in SETTINGS if setting.name == "socket")
 
+T = TypeVar("T")
 Command = Callable[..., None]
-
 
 TIMEOUT = 30.0
 """Seconds that a daemon may take for what a person asks, who would rather wait than ask again."""
@@ -99,6 +101,20 @@ class Origin:
 
         data = snapshot.read(client.snapshot())
         return Image.from_bytes(data, f"the image of the {self}")
+
+
+def repeated(look: Callable[[], T], interval: float) -> Iterator[T]:
+    """Yield what a look returns, every ``interval`` seconds; wait for a daemon that is away."""
+    answers = True
+    while True:
+        time.sleep(interval)
+        try:
+            yield look()
+            answers = True
+        except Unavailable as error:
+            if answers:
+                click.echo(f"scache: {one_line(str(error))}; waiting for it", err=True)
+            answers = False
 
 
 def socket_option(command: Command) -> Command:

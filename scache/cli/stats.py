@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scache.cli.output import Format, flat, flush, format_option, write_csv, write_csv_rows
-from scache.cli.reach import Origin, origin_options
-from scache.errors import Unavailable
-from scache.printed import one_line
+from scache.cli.output import Format, flat, format_option, write_csv, write_csv_rows
+from scache.cli.reach import Origin, origin_options, repeated
 
 if TYPE_CHECKING:
     from scache.store.image import Value
@@ -42,11 +40,11 @@ def stats(*, origin: Origin, layout: Format, watch: float | None) -> None:
     if layout == "table" and watch is not None and sys.stdout.isatty():
         from scache.cli.screen import live
 
-        live(origin, first, _repeated(meter, watch))
+        live(origin, first, repeated(meter.read, watch))
         return
     _write(first, origin, layout, header=True)
     if watch is not None:
-        for figures in _repeated(meter, watch):
+        for figures in repeated(meter.read, watch):
             _write(figures, origin, layout, header=False)
 
 
@@ -87,20 +85,6 @@ class Meter:
         return figures
 
 
-def _repeated(meter: Meter, interval: float) -> Iterator[dict[str, Any]]:
-    """Yield the figures every ``interval`` seconds; wait for a daemon that is away."""
-    answers = True
-    while True:
-        time.sleep(interval)
-        try:
-            yield meter.read()
-            answers = True
-        except Unavailable as error:
-            if answers:
-                click.echo(f"scache: {one_line(str(error))}; waiting for it", err=True)
-            answers = False
-
-
 def _write(figures: dict[str, Any], origin: Origin, layout: Format, *, header: bool) -> None:
     match layout:
         case "table":
@@ -119,7 +103,7 @@ def _write(figures: dict[str, Any], origin: Origin, layout: Format, *, header: b
 
             indent = 2 if layout == "json" else None
             sys.stdout.write(json.dumps(figures, indent=indent) + "\n")
-    flush()
+    sys.stdout.flush()
 
 
 def _field(value: Any) -> Value:  # noqa: ANN401 - of the figures, a text or a number

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from scache.errors import DatabaseError, QueryError
 from scache.store.image import Image, Result, Value
-from scache.store.inside import REQUESTS, WAYS_OUT
+from scache.store.inside import BINDING_WAYS_OUT, REQUESTS, WAYS_OUT
 from scache.store.live import MAX_DISCONNECTED_CLIENTS
 from scache.store.schema import SCHEMA, ours
 from scache.store.snapshot import FAULT
@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 
 _WAYS = ", ".join(f"'{way}'" for way in WAYS_OUT)
-_BINDING_WAYS = "'expired', 'evicted', 'purged'"
+_BINDING_WAYS = ", ".join(f"'{way}'" for way in BINDING_WAYS_OUT)
 
 _LIVE = "(:live OR EXISTS (SELECT 1 FROM descriptor))"
 _WELL = f"NOT EXISTS (SELECT 1 FROM setting WHERE name = '{FAULT}')"
@@ -106,7 +106,7 @@ _COUNTERS = ", ".join(
     for name in (
         *(f"{kind}_{name}" for kind in REQUESTS for name, _ in _STATUSES),
         *(f"connections_{way}" for way in WAYS_OUT),
-        *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
+        *(f"bindings_{way}" for way in BINDING_WAYS_OUT),
     )
 )
 

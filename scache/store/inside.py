@@ -22,14 +22,14 @@ REQUESTS: Final = (
     "unknown",
 )
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
-_BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
+BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
 """What the column ``kind`` of an event may be."""
 
 COUNTERS: Final = (
     *(f"{kind}_{outcome}" for kind in REQUESTS for outcome in ("ok", "fail", "bad")),
     *(f"connections_{way}" for way in WAYS_OUT),
-    *(f"bindings_{way}" for way in ("expired", "evicted", "purged")),
+    *(f"bindings_{way}" for way in BINDING_WAYS_OUT),
     "connections_not_watched",
     "connections_not_sent",
     "clients_connected",
@@ -243,7 +243,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
         },
         "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
         "ways_out": {way: counters.get(f"connections_{way}", 0) for way in WAYS_OUT},
-        "bindings_out": {way: counters.get(f"bindings_{way}", 0) for way in _BINDING_WAYS_OUT},
+        "bindings_out": {way: counters.get(f"bindings_{way}", 0) for way in BINDING_WAYS_OUT},
         "limits": {
             name: {"now": _whole(now_used or 0), "limit": limit}
             for name, now_used in in_use.items()
