@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ STARTERS = {
 }
 
 _SPARE_DESCRIPTORS = 200
-_PAIRS_OF_PROCESSES = 5
+_AUDIT_PROCESSES = 5
 _EXPIRY_ROUNDS = (OURS, GENUINE, OURS)
 """Once is enough to see what Postfix's scache(8) does, which takes its time to be filled."""
 _MAIL_SESSIONS = 20
@@ -130,35 +131,29 @@ Scenario = Callable[[Bench, Sequence[Row]], Iterator[Result]]
 """Measures some rows in one go."""
 
 
-def pairs(**options: Option) -> Scenario:
-    """Return what compares pairs of the programs that the rows name."""
-
-    def run(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-        with contenders(label for row in rows for label in (row.reference, row.ours)) as all_of:
-            samples = all_of.interleaved(bench.rounds, bench.pairs(options))
-        for row in rows:
-            yield per_pair(row, samples, all_of.missing)
-
-    return run
-
-
-def audit(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-    """Compare ours with its audit trail, full and trimmed as it grows, and without.
+def pairs(options: Options, *, processes: int = 1) -> Scenario:
+    """Return what compares pairs of the programs that the rows name.
 
     Where the loader puts things makes a process faster or slower than the next one of the same
-    program, by as much as is measured here: so there are several of each.
+    program, by as much as the audit trail costs. So there are several ``processes`` of each for
+    that, with a full trail, which is trimmed as it grows.
     """
-    works = (_CLIENTS_16, _CLIENTS_4_DEEP)
-    samples: list[dict[str, list[Sample]]] = [{OURS: [], AUDIT_OFF: []} for _ in works]
-    for _ in range(_PAIRS_OF_PROCESSES):
-        with contenders((OURS, AUDIT_OFF)) as both:
-            both.each(lambda server: bench.load.run(server, count=2 * bench.cached, **_FILL))
-            for work, kept in zip(works, samples, strict=True):
-                rounds = max(1, bench.rounds // _PAIRS_OF_PROCESSES)
-                for label, each in both.interleaved(rounds, bench.pairs(work)).items():
-                    kept[label] += each
-    for row, kept in zip(rows, samples, strict=True):
-        yield per_pair(row, kept, {})
+
+    def run(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
+        samples: dict[str, list[Sample]] = defaultdict(list)
+        for _ in range(processes):
+            with contenders(label for row in rows for label in (row.reference, row.ours)) as both:
+                if processes > 1:
+                    both.each(
+                        lambda server: bench.load.run(server, count=2 * bench.cached, **_FILL)
+                    )
+                rounds = max(1, bench.rounds // processes)
+                for label, found in both.interleaved(rounds, bench.pairs(options)).items():
+                    samples[label] += found
+        for row in rows:
+            yield per_pair(row, samples, both.missing)
+
+    return run
 
 
 def fill(bench: Bench, server: Server, count: int, **options: Option) -> Sample:
@@ -334,13 +329,14 @@ def mail(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
 
 
 SCENARIOS: dict[tuple[str, ...], Scenario] = {
-    ("base-1",): pairs(protocol="base"),
-    ("base-16", "file"): pairs(**_CLIENTS_16),
-    ("base-64",): pairs(protocol="base", clients=64),
-    ("inline-1",): pairs(protocol="inline"),
-    ("inline-16",): pairs(protocol="inline", clients=16),
-    ("inline-deep",): pairs(**_CLIENTS_4_DEEP),
-    ("audit", "audit-deep"): audit,
+    ("base-1",): pairs({"protocol": "base"}),
+    ("base-16", "file"): pairs(_CLIENTS_16),
+    ("base-64",): pairs({"protocol": "base", "clients": 64}),
+    ("inline-1",): pairs({"protocol": "inline"}),
+    ("inline-16",): pairs({"protocol": "inline", "clients": 16}),
+    ("inline-deep",): pairs(_CLIENTS_4_DEEP),
+    ("audit",): pairs(_CLIENTS_16, processes=_AUDIT_PROCESSES),
+    ("audit-deep",): pairs(_CLIENTS_4_DEEP, processes=_AUDIT_PROCESSES),
     ("cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"): many_cached,
     ("save-dest", "save-dest-again"): save_dest,
     ("expiry", "expiry-median", "expiry-quiet"): expiry,

@@ -162,12 +162,12 @@ class Served:
         self.out: list[int] = []
         self._bytes = 0
 
-    def run(self, pieces: Sequence[Piece], *, with_descriptors: bool) -> None:
+    def run(self, pieces: Sequence[Piece]) -> None:
         """Feed all pieces, hang up, and check the books."""
         try:
             for piece in pieces:
                 if piece.data:  # no bytes, no message, no descriptors
-                    self._feed(piece, with_descriptors=with_descriptors)
+                    self._feed(piece)
         except ProtocolError:
             self.failed = True
         self.output += self.machine.data_to_send()
@@ -180,15 +180,11 @@ class Served:
             raise Broken(f"descriptors: doubled {doubled}, leaked {sorted(missing)}")
         self._check_output()
 
-    def _feed(self, piece: Piece, *, with_descriptors: bool) -> None:
+    def _feed(self, piece: Piece) -> None:
         machine = self.machine
-        descriptors: Sequence[int] = ()
-        lost = False
-        if with_descriptors:
-            descriptors = range(self.given, self.given + piece.descriptors)
-            self.given += piece.descriptors
-            lost = piece.lost
-        machine.receive(piece.data, descriptors, lost=lost)
+        descriptors = range(self.given, self.given + piece.descriptors)
+        self.given += piece.descriptors
+        machine.receive(piece.data, descriptors, lost=piece.lost)
         self._bytes += len(piece.data)
         while machine.unread:
             event = machine.next_event()
@@ -267,10 +263,10 @@ class Served:
 
 def check_server(given: Input) -> None:
     """Check a server's half: with descriptors, and that cutting the stream changes nothing."""
-    Served(given.flags).run(given.pieces, with_descriptors=True)
+    Served(given.flags).run(given.pieces)
     cut, whole = Served(given.flags), Served(given.flags)
-    cut.run(given.pieces, with_descriptors=False)
-    whole.run([Piece(given.stream, 0, lost=False, more=False)], with_descriptors=False)
+    cut.run([piece._replace(descriptors=0, lost=False) for piece in given.pieces])
+    whole.run([Piece(given.stream, 0, lost=False, more=False)])
     if (cut.events, cut.failed) != (whole.events, whole.failed):
         raise Broken(f"cut, it gives {cut.events!r}; whole, {whole.events!r}")
     if cut.output != whole.output:

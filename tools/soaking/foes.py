@@ -27,7 +27,7 @@ AT_ONCE = {"connect and vanish": 10_000}
 def run(path: Path, seed: int, pipe: Pipe) -> None:
     """Do as the pipe says until it says something else; say then what was done so far.
 
-    The pipe says ``in turn``, ``at once``, a behaviour, ``nothing`` or ``end``.
+    The pipe says ``in turn``, ``at once``, ``nothing`` or ``end``.
     """
     with suppress(PermissionError):
         os.nice(5)
@@ -39,8 +39,7 @@ def run(path: Path, seed: int, pipe: Pipe) -> None:
         with ThreadPoolExecutor(len(BEHAVIOURS)) as threads:
             working = [
                 threads.submit(_again_and_again, path, name, seed, enough, done)
-                for name in BEHAVIOURS
-                if order in (name, "at once")
+                for name in (BEHAVIOURS if order == "at once" else ())
             ]
             if order == "in turn":
                 working.append(threads.submit(_in_turn, path, Random(seed), enough, done))

@@ -25,7 +25,6 @@ from soaking import clients, foes, probe, trail
 from soaking.probe import Latency
 from tests.support.clocks import MovedClocks
 from tests.support.daemon import Daemon
-from tests.support.hostile import BEHAVIOURS
 from tests.support.wire import Wire
 
 CLIENTS = 64
@@ -56,9 +55,6 @@ ALONE, AT_ONCE, BETWEEN = "alone", "hostile at once", "between"
 """Phases that are more than a name."""
 ELSEWHERE = "hostile at once, at another daemon"
 """The same to the machine, and nothing to our daemon: what a client sees then is not its doing."""
-
-SHORTEST = 0.5
-"""Seconds for which each hostile behaviour must be there alone for its times to mean anything."""
 
 MEDIAN_RATIO, P99, WORST = 2.0, 15.0, 50.0
 WARM = 60.0
@@ -157,7 +153,7 @@ class Leg:
                 with Wire(self._path) as client:
                     client.announcement()
             looking = {self._look_at_memory: MEMORY_INTERVAL}
-            self._phase("with all clients", seconds * 0.5, upkeep | looking)
+            self._phase("with all clients", seconds * 0.58, upkeep | looking)
             reports = [each.ask("end") for each in populations]
             in_turn = hostile.ask("nothing")
             before = resident(self._daemon.pid)
@@ -167,10 +163,6 @@ class Leg:
             at_once = hostile.ask("nothing") - in_turn
             self._phase(ALONE, seconds * 0.05)
             self._elsewhere(seconds * 0.05)
-            each_alone = seconds * 0.08 / len(BEHAVIOURS)
-            for name in BEHAVIOURS if each_alone > SHORTEST else ():
-                hostile.ask(name)
-                self._phase(name, each_alone)
             hostile.ask("end")
             latencies, wrong = self._probing.ask("")
             self._wrong += wrong
