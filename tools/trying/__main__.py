@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import select
 import sqlite3
 import statistics
 import tempfile
@@ -23,6 +23,7 @@ from common import descriptors, prepare, print_table, progress
 from scache import Client, ProtocolError, Unavailable
 from tests.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
+from tests.support.parked import Parked
 
 OPEN_FILES = 160
 SAVES = 2_000
@@ -30,6 +31,8 @@ MOST_CLIENTS = 100
 """Clients that come to Postfix's scache(8) until it is dead."""
 DEAD_PEERS = 10_000
 AT_ONCE = 500
+LIVE = 10
+"""Peers that stay while those hang up."""
 NOTICED_WITHIN = 0.1
 """Seconds after which a dead peer must not be handed out."""
 KILLS = 100
@@ -95,25 +98,17 @@ def dead_peers(directory: Path, scale: float) -> Iterator[Fact]:
     with Daemon(directory / "socket") as daemon, Client(daemon.path, timeout=30) as client:
         for _ in range(tries):
             with ExitStack() as ends:
-                dead = [_saved_pair(client, f"dead {number}", ends) for number in range(AT_ONCE)]
-                live = [_saved_pair(client, f"live {number}", ends) for number in range(10)]
-                for peer in dead:
-                    peer.close()
+                for number in range(LIVE):
+                    ends.enter_context(Parked(client, 60, f"live {number}"))
+                dead = [Parked(client, 60, f"dead {number}") for number in range(AT_ONCE)]
+                for each in dead:
+                    each.peer.close()
                 time.sleep(NOTICED_WITHIN)
                 handed_out += sum(_is_found(client, f"dead {at}") for at in range(AT_ONCE))
-                alive_lost += sum(not _is_found(client, f"live {at}") for at in range(len(live)))
+                alive_lost += sum(not _is_found(client, f"live {at}") for at in range(LIVE))
     text = f"{handed_out} of {tries * AT_ONCE:,} peers that had hung up were handed out"
     yield Fact(handed_out == 0, f"{text} {NOTICED_WITHIN * 1e3:.0f} ms later")
-    yield Fact(alive_lost == 0, f"{alive_lost} of {tries * 10} live ones meanwhile were lost")
-
-
-def _saved_pair(client: Client, endpoint: str, ends: ExitStack) -> socket.socket:
-    """Save one end of a connection; return the other."""
-    ours, theirs = socket.socketpair()
-    ends.enter_context(ours)
-    with theirs:
-        assert client.save_endp(60, endpoint, "", theirs)
-    return ours
+    yield Fact(alive_lost == 0, f"{alive_lost} of {tries * LIVE} live ones meanwhile were lost")
 
 
 def _is_found(client: Client, endpoint: str) -> bool:
@@ -180,14 +175,11 @@ def _load(daemon: Daemon) -> None:
 
 def _gone(pid: int) -> bool:
     """Return True if a process has ended, or does in a moment."""
-    with suppress(OSError):
-        for _ in range(10):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state in "ZX":
-                return True
-            time.sleep(0.02)
-        return False
-    return True
+    process = os.pidfd_open(pid)
+    try:
+        return bool(select.select([process], [], [], 0.2)[0])
+    finally:
+        os.close(process)
 
 
 def _times(seconds: list[float]) -> str:
