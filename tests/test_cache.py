@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -73,7 +74,8 @@ class Rig:
         self.batch = opened.database.batch
         self.clock = opened.clock
         self.descriptors = FakeDescriptors()
-        self.cache = Cache(opened.database, self.clock, limits, closer=self.descriptors)
+        with mock.patch.object(cache, "Closer", return_value=self.descriptors):
+            self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
         """Save a connection; return its descriptor, None if it was refused."""

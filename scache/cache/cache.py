@@ -43,13 +43,9 @@ class Cache:
         limits: Limits,
         *,
         close_on_data: bool = False,
-        closer: Closer | None = None,
     ) -> None:
-        """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up.
-
-        The ``closer`` closes what leaves the cache; without one the cache makes its own.
-        """
-        self.closer = closer or Closer()
+        """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up."""
+        self.closer = Closer()
         """Closes descriptors, those of others included, without waiting."""
         self.on_earlier_expiry: Callable[[], None] = lambda: None
         """Called when something was saved that expires before `expire` said."""

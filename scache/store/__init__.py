@@ -4,7 +4,6 @@ from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live import Binding, Gone, LiveRows
 from scache.store.snapshot import CLIENTS_SERVED, FAULT, complete, load
-from scache.store.trail import Trail
 
 __all__ = [
     "CLIENTS_SERVED",
@@ -17,7 +16,6 @@ __all__ = [
     "Gone",
     "LiveRows",
     "Start",
-    "Trail",
     "complete",
     "load",
     "open_database",
