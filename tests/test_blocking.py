@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import select
@@ -11,7 +12,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
@@ -20,6 +20,7 @@ from scache.cache import cache, slices
 from scache.cache.limits import Limits
 from scache.closing import MAX_THREADS, Closer
 from scache.daemon.channel import Channel
+from scache.daemon.readiness import Readiness
 from scache.model import Status
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
@@ -204,11 +205,17 @@ def test_client_socket_with_a_queue_is_closed_elsewhere(stack: ExitStack) -> Non
     closer = Closer()
     told: list[int] = []
     closer.on_pending = lambda: told.append(closer.pending)
-    for data in (b"", b"x"):
-        ours, theirs = map(stack.enter_context, socket.socketpair())
-        theirs.send(data)
-        Channel(ours, MagicMock(), closer).close()
-        assert len(told) == len(data)
+
+    async def close() -> None:
+        readiness = Readiness(asyncio.get_running_loop())
+        for data in (b"", b"x"):
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            theirs.send(data)
+            Channel(ours, readiness, closer).close()
+            assert len(told) == len(data)
+        readiness.close()
+
+    asyncio.run(close())
     assert closer.finish(DEADLINE) == 0
 
 

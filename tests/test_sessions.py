@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle, islice, product
 from pathlib import Path
 
+import anyio
 import pytest
 
 from scache import Client
@@ -28,8 +29,12 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
+from scache.store import MEMORY
 from tests.support.daemon import Daemon
-from tests.support.dialogue import DEADLINE, Dialogue, eventually
+from tests.support.dialogue import DEADLINE, Dialogue, eventually, until
+from tests.support.hostile import HELLO
+from tests.support.opened import Opened
+from tests.support.slow import slow_session
 from tests.support.stops import (
     FIND_AFTER_DESCRIPTOR,
     FIND_BEFORE_DESCRIPTOR,
@@ -351,3 +356,23 @@ def test_descriptor_limit(path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         limits = Path(f"/proc/{daemon.pid}/limits").read_text()
         assert f"Max open files {hard} {hard} files" in re.sub(" +", " ", limits)
+
+
+def test_connection_goes_back_when_its_client_leaves_before_it_is_sent() -> None:
+    """A reply for which there was no room has not been sent, nor has its descriptor."""
+
+    async def converse() -> None:
+        with slow_session(opened) as slow:
+            slow.save(b"p")
+            slow.client.sendall(HELLO)
+            await anyio.wait_readable(slow.client)
+            slow.fill()
+            slow.client.sendall(encode_request(FindEndp(b"e")))
+            await until(lambda: slow.session.loans)
+            slow.client.close()
+            await until(lambda: not slow.session.loans)
+        assert not slow.left
+
+    with Opened(MEMORY) as opened:
+        opened.run(converse())
+        assert opened.rows("SELECT count(*) FROM connection") == [(1,)]

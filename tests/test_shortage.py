@@ -7,8 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from unittest.mock import MagicMock
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -17,6 +16,7 @@ from scache.cli.commands import execute
 from scache.closing import Closer
 from scache.daemon.channel import Channel
 from scache.daemon.probe import Probe, shortage_message
+from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_OK
 from scache.model import Status
 from scache.protocol.messages import DUMMY, encode_reply, without_hits
@@ -27,7 +27,8 @@ from tests.support.dialogue import MISS_DEST, MISS_ENDP, Dialogue, eventually, u
 from tests.support.genuine import private_directory
 from tests.support.histories import find_dest, find_endp
 from tests.support.hostile import HELLO
-from tests.support.slow import endless_cache, slow_session
+from tests.support.opened import Opened
+from tests.support.slow import slow_session
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, UID, as_somebody
 from tests.support.wire import Wire, encode
@@ -125,7 +126,6 @@ def test_snapshot_that_cannot_be_sent_is_refused(daemon: Daemon) -> None:
 
 def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hits become misses; it is the snapshot that the client gets, and not in their place."""
-    cache = endless_cache()
     why: list[OSError] = [BlockingIOError()]
     send = fdpass.send
 
@@ -138,23 +138,25 @@ def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.Mon
         return send(sock, data, descriptors)
 
     async def converse() -> None:
-        with slow_session(cache) as (session, client):
+        with slow_session(opened) as slow:
+            slow.save(b"p" * 30_000)
             requests = ([(b"request", b"hello")], find_endp(b"e"), [(b"request", b"snapshot")])
-            client.sendall(b"".join(map(encode, requests)))
-            await until(lambda: session._asking)
-            session.snapshot_taken(os.open(os.devnull, os.O_RDONLY))
-            assert not cache.deny.called
+            slow.client.sendall(b"".join(map(encode, requests)))
+            await until(lambda: slow.asked)
+            slow.session.snapshot_taken(os.open(os.devnull, os.O_RDONLY))
+            assert not slow.left
             why.append(OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS)))
-            await until(lambda: not session.half_done)
-            data, descriptors, _ = fdpass.receive(client)
+            await until(lambda: not slow.session.half_done)
+            data, descriptors, _ = fdpass.receive(slow.client)
             fdpass.close(descriptors)
             assert data.endswith(MISS_ENDP + encode_reply(Status.OK))
             assert len(descriptors) == 1
+        assert slow.left == {"not_sent": 1}
 
     monkeypatch.setattr(fdpass, "send", fail)
-    asyncio.run(converse())
-    cache.delivered.assert_not_called()
-    cache.put_back.assert_not_called()
+    with Opened(MEMORY) as opened:
+        opened.run(converse())
+        assert opened.rows("SELECT count(*) FROM connection") == [(1,)]
 
 
 def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
@@ -202,6 +204,42 @@ def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(
         assert snapshot(admin, left) == [(statuses.count(b"2"),)]
 
 
+class Told:
+    """Is told of a client by its channel."""
+
+    def __init__(self, instead: bytes | None = None) -> None:
+        """Have this sent instead of what cannot be sent."""
+        self._instead = instead
+        self.asked: list[bytes] = []
+        self.gone = False
+
+    def received(self, data: bytes, *_: object) -> None:
+        """Take nothing: the client sends nothing."""
+        raise AssertionError(data)
+
+    def undeliverable(self, data: bytes, _: OSError) -> bytes | None:
+        """Note what cannot be sent."""
+        self.asked.append(data)
+        return self._instead
+
+    def drained(self) -> None:
+        """Do nothing."""
+
+    def disconnected(self) -> None:
+        """Note that the client has gone."""
+        self.gone = True
+
+
+@contextmanager
+def channel(sock: socket.socket, told: Told) -> Iterator[Channel]:
+    """Make a channel on the running loop."""
+    with closing(Readiness(asyncio.get_running_loop())) as readiness:
+        channel = Channel(sock, readiness, Closer())
+        channel.start(told)
+        yield channel
+        channel.close()
+
+
 @pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
 @pytest.mark.parametrize("instead", [b"instead", None])
 def test_channel_asks_what_to_send_instead(
@@ -215,31 +253,37 @@ def test_channel_asks_what_to_send_instead(
             raise OSError(number, os.strerror(number))
         return send(sock, data)
 
+    async def converse() -> None:
+        told = Told(instead)
+        with channel(pair[0], told) as ours:
+            ours.send(b"hit", (0,))
+            assert told.asked == [b"hit"]
+            assert ours.sent_all is (instead is not None)
+            assert ours.sent_descriptors is ours.sent_all
+            assert not told.gone  # the sender is in the middle of something
+            if instead is None:
+                await until(lambda: told.gone)
+            assert pair[1].recv(10) == (instead or b"")
+            await asyncio.sleep(0.01)
+            assert told.gone is (instead is None)
+
     monkeypatch.setattr(fdpass, "send", fail)
-    receiver, readiness = MagicMock(), MagicMock()
-    receiver.undeliverable.return_value = instead
-    channel = Channel(pair[0], readiness, Closer())
-    channel.start(receiver)
-    channel.send(b"hit", (0,))
-    assert receiver.undeliverable.call_args[0][0] == b"hit"
-    assert channel.sent_all is (instead is not None)
-    if instead is not None:
-        assert pair[1].recv(10) == instead
-        assert not readiness.call_later.called
-    else:
-        assert readiness.call_later.called
-        assert not channel.sent_descriptors
+    asyncio.run(converse())
 
 
 def test_channel_hangs_up_when_its_client_has_gone(pair: Pair) -> None:
     """A client that cannot be told anything is not told anything instead."""
-    pair[1].close()
-    receiver, readiness = MagicMock(), MagicMock()
-    channel = Channel(pair[0], readiness, Closer())
-    channel.start(receiver)
-    channel.send(b"hit", (0,))
-    assert readiness.call_later.called
-    assert not receiver.undeliverable.called
+
+    async def converse() -> None:
+        told = Told(b"instead")
+        with channel(pair[0], told) as ours:
+            pair[1].close()
+            ours.send(b"hit", (0,))
+            assert not told.gone
+            await until(lambda: told.gone)
+            assert not told.asked
+
+    asyncio.run(converse())
 
 
 def test_probe_keeps_nothing(pair: Pair) -> None:

@@ -6,35 +6,39 @@ import asyncio
 import errno
 import fcntl
 import os
+import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from threading import Event
-from typing import Any
-from unittest.mock import MagicMock
+from typing import Any, NoReturn
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from scache import Client, Refused
+from scache.cache import Cache
+from scache.cache.limits import Limits
 from scache.client.exchanges import Purged
-from scache.closing import Closer
 from scache.daemon import snapshots
+from scache.daemon.readiness import Readiness
 from scache.daemon.snapshots import Snapshots
+from scache.model import Connection
 from scache.protocol.messages import PURGE_SLICE
-from tests.commands import run_command
+from scache.store import MEMORY
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
-from tests.support.descriptors import descriptors_of
+from tests.support.descriptors import descriptors_left, descriptors_of
 from tests.support.dialogue import DEADLINE, eventually, until
 from tests.support.genuine import private_directory
-from tests.support.slow import endless_cache, slow_session
+from tests.support.opened import Opened
+from tests.support.slow import slow_session
 from tests.support.snapshots import opened, snapshot
 from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
 from tests.support.wire import Wire, encode
@@ -282,8 +286,10 @@ def test_requests_behind_it_are_answered_after_it(daemon: Daemon, pair: Pair) ->
         expected = [miss, *[encode([(b"status", b"0")])], *[miss] * 100]
         expected += [encode([(b"status", b"0")]), miss]
         assert [client.receive_message_bytes() for _ in expected] == expected
-        _, descriptors = client.receive_raw() if not client._descriptors else (b"", [])
-        assert len(descriptors or client._descriptors) == 2
+        _, descriptors = client.receive_raw()
+        assert len(descriptors) == 2
+        for descriptor in descriptors:
+            os.close(descriptor)
     assert pair
 
 
@@ -318,76 +324,152 @@ def test_a_child_that_dies_costs_one_refusal(daemon: Daemon, client: Client, sto
         assert snapshot(client, asked) == [(2, "see the log")]
 
 
-OUT_OF_THE_WAY = """if True:
-    import os, sys, time
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    while os.sched_getscheduler(0) == os.SCHED_IDLE:
-        time.sleep(0.001)
-    os.write(int(sys.argv[1]), b".")
-"""
-
-
-@pytest.mark.root
-def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor() -> None:
+@pytest.mark.skipif(not MAY_GO_AHEAD, reason="the child is not in SCHED_IDLE then")
+def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor(
+    daemon: Daemon, client: Client
+) -> None:
     """On a machine that is never idle, a snapshot comes all the same."""
-    told, tell = os.pipe()
-    command = [sys.executable, "-c", OUT_OF_THE_WAY, str(tell)]
-    with subprocess.Popen(command, pass_fds=[tell]) as process:
-        os.close(tell)
-        eventually(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE)
-        pidfd = os.pidfd_open(process.pid)
-        child = snapshots._Child(process.pid, pidfd, told)
-        asyncio.run(snapshots._expect_byte(child, 0.0))
-    os.close(pidfd)
-    os.close(told)
-
-
-STANDS_BACK = """if True:
-    import os, sys
-    from scache.daemon import snapshots
-    own, user = map(int, sys.argv[1:])
-    os.setpriority(os.PRIO_PROCESS, 0, own)
-    os.setuid(user)
-    for more in (5, 10):
-        snapshots._stand_back(own, more)
-        print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), end=" ")
-"""
+    idle: int | None = None
+    with ThreadPoolExecutor(1) as threads:
+        while idle is None:
+            asking = threads.submit(client.snapshot)
+            while idle is None and not asking.done():
+                for child in map(int, children_of(daemon.pid).split()):
+                    with suppress(ProcessLookupError):
+                        if os.sched_getscheduler(child) == os.SCHED_IDLE:
+                            os.kill(child, signal.SIGSTOP)  # as if it got no processor
+                            idle = child
+            if idle is None or asking.done():
+                os.close(asking.result())
+                idle = None
+        eventually(lambda: os.sched_getscheduler(idle) == os.SCHED_OTHER)
+        os.kill(idle, signal.SIGCONT)
+        os.close(asking.result())
 
 
 @pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
 @pytest.mark.parametrize(
-    ("own", "user", "child"),
+    ("own", "user", "expected"),
     [
-        (-5, 0, "0 5 0 5 "),
-        (8, 0, "8 5 8 5 "),
-        (-5, UID, "5 0 10 0 "),
-        (0, UID, "5 0 10 0 "),
-        (8, UID, "13 0 18 0 "),
+        (-5, "0:0", {(0, os.SCHED_IDLE)}),
+        (8, "0:0", {(8, os.SCHED_IDLE)}),
+        (-5, f"{UID}:{GID}", {(5, os.SCHED_OTHER), (10, os.SCHED_OTHER)}),
+        (0, f"{UID}:{GID}", {(5, os.SCHED_OTHER), (10, os.SCHED_OTHER)}),
+        (8, f"{UID}:{GID}", {(13, os.SCHED_OTHER), (18, os.SCHED_OTHER)}),
     ],
 )
-def test_the_child_goes_before_nobody(own: int, user: int, child: str) -> None:
+def test_the_child_goes_before_nobody(own: int, user: str, expected: set[tuple[int, int]]) -> None:
     """Whatever the priority of the daemon, it lets others go first, and can be urged if idle."""
-    result = run_command(sys.executable, "-c", STANDS_BACK, f"{own}", f"{user}")
-    assert result.stdout == child, result.stderr
-
-
-@pytest.mark.skipif(not MAY_GO_AHEAD, reason="the child is not in SCHED_IDLE then")
-def test_the_child_of_a_daemon_stands_back(daemon: Daemon, client: Client) -> None:
-    """It is seen at work, behind everybody else."""
-    seen = set()
-    behind = os.SCHED_IDLE, max(os.getpriority(os.PRIO_PROCESS, daemon.pid), 0)
-    with ThreadPoolExecutor(1) as threads:
-        for _ in range(100):
-            if behind in seen:
-                break
+    seen = set[tuple[int, int]]()
+    with ExitStack() as stack:
+        directory = stack.enter_context(private_directory())
+        daemon = stack.enter_context(Daemon(directory / "socket", "--user", user))
+        client = stack.enter_context(Client(daemon.path))
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        os.setpriority(os.PRIO_PROCESS, daemon.pid, own)
+        until = time.monotonic() + DEADLINE
+        while not expected <= seen:
+            assert time.monotonic() < until, seen
             asking = threads.submit(client.snapshot)
             while not asking.done():
                 for child in map(int, children_of(daemon.pid).split()):
                     with suppress(ProcessLookupError):
                         priority = os.getpriority(os.PRIO_PROCESS, child)
-                        seen.add((os.sched_getscheduler(child), priority))
+                        seen.add((priority, os.sched_getscheduler(child)))
             os.close(asking.result())
-    assert behind in seen
+
+
+class Asker:
+    """Waits for a snapshot."""
+
+    def __init__(self, then: Callable[[], object] = list) -> None:
+        """Do something when it has come."""
+        self._then = then
+        self.got: list[int | None] = []
+        self.aborted = False
+
+    def snapshot_taken(self, descriptor: int | None) -> None:
+        """Take it."""
+        self.got.append(descriptor)
+        self._then()
+
+    def abort(self) -> None:
+        """Note that something went wrong."""
+        self.aborted = True
+
+
+class BrokenAsker(Asker):
+    """Fails at everything."""
+
+    def snapshot_taken(self, descriptor: int | None) -> None:
+        """Fail."""
+        super().snapshot_taken(descriptor)
+        raise RuntimeError
+
+    def abort(self) -> None:
+        """Fail."""
+        super().abort()
+        raise RuntimeError
+
+
+async def ask(
+    database: Opened,
+    *askers: Asker,
+    on_their_way: Callable[[], Iterable[Connection]] = tuple,
+) -> None:
+    """Let these ask for a snapshot of a cache in this process, and wait until all have it."""
+    readiness = Readiness(asyncio.get_running_loop())
+    cache = Cache(database.database, database.clock, Limits(300))
+    work = Snapshots(database.database, cache, readiness, on_their_way, tuple)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work.run)
+        for asker in askers:
+            work.ask(asker)
+        await until(lambda: all(asker.got for asker in askers))
+        tasks.cancel_scope.cancel()
+    await until(lambda: not children_of(os.getpid()))
+    await anyio.lowlevel.checkpoint()
+    readiness.close()
+    cache.close()
+    assert cache.closer.finish(DEADLINE) == 0
+
+
+@pytest.fixture
+def buried() -> Iterator[None]:
+    """Let children of this process be gone when they end, as the daemon does."""
+    before = signal.getsignal(signal.SIGCHLD)
+    snapshots.bury_children()
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("buried")
+def test_what_fails_for_one_asker_fails_for_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing that goes wrong while a snapshot is handed out ends the task that does it."""
+    before = descriptors_of(os.getpid())
+    with Opened(MEMORY) as database, ExitStack() as shortage:
+        broken = BrokenAsker(lambda: shortage.enter_context(descriptors_left(0)))
+        first, last = Asker(), Asker(shortage.close)
+        database.run(ask(database, first, broken, last))
+        for asker in (first, broken):
+            assert asker.got[0] is not None
+            os.close(asker.got[0])
+        assert (broken.aborted, last.got, last.aborted) == (True, [None], False)
+    assert "cannot hand a snapshot out now: [Errno 24] Too many open files" in caplog.text
+    assert descriptors_of(os.getpid()) == before
+
+
+def test_a_bug_in_taking_a_snapshot_ends_no_task(caplog: pytest.LogCaptureFixture) -> None:
+    """All who ask are told that there is none, and it is logged."""
+
+    def fail() -> NoReturn:
+        raise RuntimeError
+
+    with Opened(MEMORY) as database:
+        askers = Asker(), Asker()
+        database.run(ask(database, *askers, on_their_way=fail))
+        assert [asker.got for asker in askers] == [[None], [None]]
+    assert "cannot take a snapshot now, please report it" in caplog.text
 
 
 def no_descriptor(_: int) -> int:
@@ -395,65 +477,45 @@ def no_descriptor(_: int) -> int:
     raise OSError(errno.EMFILE, "Too many open files")
 
 
-def test_what_fails_for_one_asker_fails_for_no_other(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nothing that goes wrong while a snapshot is handed out ends the task that does it."""
-    broken, whole = MagicMock(), MagicMock()
-    broken.snapshot_taken.side_effect = broken.abort.side_effect = RuntimeError
-    cache = MagicMock(closer=Closer())
-    work: Any = Snapshots(MagicMock(), cache, *[MagicMock()] * 3)
-    monkeypatch.setattr(snapshots, "_reopened", no_descriptor)
-    for take in (lambda: os.open(os.devnull, os.O_RDONLY), MagicMock(side_effect=RuntimeError)):
-
-        async def taken(take: Any = take) -> int:  # noqa: ANN401 - a mock
-            return int(take())
-
-        monkeypatch.setattr(work, "_take", taken)
-        asyncio.run(work._serve([broken, whole]))
-        broken.abort.assert_called_with()
-        whole.snapshot_taken.assert_called_with(None)
-    assert whole.snapshot_taken.call_count == 2
-    assert "Too many open files" in caplog.text
-    assert cache.closer.finish(DEADLINE) == 0
-
-
 def test_a_child_that_cannot_be_watched_is_not_left_behind(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a process nor a descriptor stays when there is no descriptor for the process."""
     pid = os.getpid()
     before = descriptors_of(pid), children_of(pid)
     monkeypatch.setattr(os, "pidfd_open", no_descriptor)
-    with pytest.raises(OSError, match="Too many"):
-        Snapshots(*[MagicMock()] * 5)._fork(-1)
+    with Opened(MEMORY) as database:
+        asker = Asker()
+        database.run(ask(database, asker))
+        assert asker.got == [None]
+    assert "Too many open files" in caplog.text
     assert (descriptors_of(pid), children_of(pid)) == before
 
 
 @pytest.mark.parametrize("image", [True, False], ids=["image", "none"])
 def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
     """A descriptor that has left is not put back, though the client goes before the snapshot."""
-    cache = endless_cache()
 
     async def converse() -> None:
-        with slow_session(cache) as (session, client):
+        with slow_session(database) as slow:
+            slow.save(b"p" * 30_000)
             find = encode([(b"request", b"find_endp"), (b"label", b"e")])
             ask = encode([(b"request", b"snapshot")])
-            client.sendall(encode([(b"request", b"hello")]) + find + ask)
-            await until(lambda: session._asking)
-            session.snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
-            assert session.half_done
-            _, descriptors, *_ = socket.recv_fds(client, 10, 9)
+            slow.client.sendall(encode([(b"request", b"hello")]) + find + ask)
+            await until(lambda: slow.asked)
+            slow.session.snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
+            assert slow.session.half_done
+            _, descriptors, *_ = socket.recv_fds(slow.client, 10, 9)
             assert len(descriptors) == 1
             os.close(descriptors[0])
-            client.close()
-            await until(lambda: cache.delivered.called)
-        assert cache.closer.finish(DEADLINE) == 0
+            slow.client.close()
+            await until(lambda: slow.left)
+            assert slow.left == {"found": 1}
 
     before = descriptors_of(os.getpid())
-    asyncio.run(converse())
-    cache.delivered.assert_called_once()
-    cache.put_back.assert_not_called()
+    with Opened(MEMORY) as database:
+        database.run(converse())
+        assert database.rows("SELECT count(*) FROM connection") == [(0,)]
     assert descriptors_of(os.getpid()) == before
 
 

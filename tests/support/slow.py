@@ -3,45 +3,87 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest.mock import MagicMock
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 
-from scache.closing import Closer
+from scache.cache import Cache
+from scache.cache.limits import Limits
 from scache.daemon.channel import Channel
+from scache.daemon.probe import Probe
 from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
-from scache.model import Connection, Loan, Peer
+from scache.model import Peer, Status
 from scache.protocol.server import ServerConversation
+from tests.support.opened import Opened
+from tests.support.wire import DEADLINE
 
 
-def endless_cache() -> MagicMock:
-    """Return a cache with a hit for each find, too large to be sent to a client that is slow."""
-    cache = MagicMock(closer=Closer())
-    cache.find_endp.return_value = Loan(Connection(1, b"e", b"p" * 30_000, 0, 9, 1), 0, 1, 0)
-    return cache
+class SlowSession:
+    """A session, the cache that it serves from, and its client."""
+
+    def __init__(self, opened: Opened, stack: ExitStack) -> None:
+        """Serve on the running loop, from a cache in a database that is open."""
+        self.cache = Cache(opened.database, opened.clock, Limits(300))
+        stack.callback(self._close_cache)
+        self.server_end, self.client = socket.socketpair()
+        stack.enter_context(self.client)
+        self.server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        readiness, probe = Readiness(asyncio.get_running_loop()), Probe()
+        stack.callback(probe.close)
+        stack.callback(readiness.close)
+        self.asked: list[Session] = []
+        """Grows when the client asks for a snapshot, which the test is to take."""
+        self.session = Session(
+            Channel(self.server_end, readiness, self.cache.closer),
+            Peer(1, 0, 0),
+            self.cache,
+            self,
+            ServerConversation(announce=False),
+            lambda _: None,
+            lambda _: None,
+            lambda _: None,
+            probe,
+        )
+        stack.callback(self.session.abort)
+        self.session.start()
+
+    def permits(self, _: Peer, _groups: Collection[int]) -> bool:
+        """Be the administration, which lets the client ask for anything."""
+        return True
+
+    def snapshot(self, session: Session) -> None:
+        """Be the administration: leave the snapshot to the test."""
+        self.asked.append(session)
+
+    def save(self, properties: bytes) -> None:
+        """Cache a connection under the endpoint e."""
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        assert self.cache.save_endp(60, b"e", properties, descriptor, 1) is Status.OK
+
+    def fill(self) -> None:
+        """Leave no room for a reply: the client has not read earlier ones."""
+        try:
+            while True:
+                self.server_end.send(b"x")
+        except BlockingIOError:
+            pass
+
+    @property
+    def left(self) -> Counter[str]:
+        """How often each of these has happened to a connection."""
+        counts = {name: self.cache.counts[f"connections_{name}"] for name in ("found", "not_sent")}
+        return +Counter(counts)
+
+    def _close_cache(self) -> None:
+        self.cache.close()
+        assert self.cache.closer.finish(DEADLINE) == 0
 
 
 @contextmanager
-def slow_session(cache: MagicMock) -> Iterator[tuple[Session, socket.socket]]:
-    """Serve from this cache on the running loop; yield the session and its client's socket."""
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    readiness = Readiness(asyncio.get_running_loop())
-    session = Session(
-        Channel(ours, readiness, cache.closer),
-        Peer(1, 0, 0),
-        cache,
-        MagicMock(),
-        ServerConversation(announce=False),
-        MagicMock(return_value=None),
-        MagicMock(),
-        MagicMock(),
-        MagicMock(),
-    )
-    session.start()
-    with theirs:
-        yield session, theirs
-    session.abort()
-    readiness.close()
+def slow_session(opened: Opened) -> Iterator[SlowSession]:
+    """Serve a client on the running loop."""
+    with ExitStack() as stack:
+        yield SlowSession(opened, stack)
