@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 SCACHE = (sys.executable, "-m", "scache")
@@ -75,6 +76,12 @@ def run_command(
         text=True,
         check=False,
     )
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code, which may import the tests, and for which warnings are errors."""
+    command = (sys.executable, "-W", "error", "-c", code, *map(str, arguments))
+    return run_command(*command, PYTHONPATH=str(Path(__file__).parents[1]))
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from scache import AsyncClient, Unavailable
 from scache.model import Status
 from scache.protocol.messages import DESCRIPTOR_BYTE, HELLO_REPLY, STATUS_REPLY
+from tests.commands import run_python
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, until
 from tests.support.scripted import HIT, MISS, Script, by_turns, hang, saying, serving, then
@@ -162,20 +161,24 @@ async def test_closed_by_another_task(path: Path) -> None:
 
 
 FORKING = """
-import os, sys, threading
+import os, signal, sys, threading
 import anyio
 from scache import AsyncClient
+from tests.support.descriptors import is_asking
 
-path, backend = sys.argv[1:]
+path, backend, daemon = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 async def main():
     async with AsyncClient(path, timeout=60) as client:
         assert await client.save_dest(60, "d", "", "e")
         async with anyio.create_task_group() as tasks:
+            os.kill(daemon, signal.SIGSTOP)
             tasks.start_soon(client.find_dest, "d")
-            while not client._turn.locked():  # until the request is half done
+            while not is_asking():  # until the request is half done
                 await anyio.sleep(0)
-            if not (child := os.fork()):
+            child = os.fork()
+            os.kill(daemon, signal.SIGCONT)
+            if not child:
                 end = []
                 run = lambda: end.append(anyio.run(in_child, client, backend=backend))
                 thread = threading.Thread(target=run)
@@ -203,10 +206,7 @@ anyio.run(main, backend=backend)
 
 def test_fork_in_the_middle(path: Path, anyio_backend_name: str) -> None:
     """A child that was forked while a request was half done can use the client, and its parent."""
-    with Daemon(path):
-        command = [sys.executable, "-W", "error", "-c", FORKING, str(path), anyio_backend_name]
-        done = subprocess.run(
-            command, timeout=DEADLINE, check=False, stderr=subprocess.PIPE, text=True
-        )
+    with Daemon(path) as daemon:
+        done = run_python(FORKING, path, anyio_backend_name, daemon.pid)
     assert done.stderr == ""
     assert done.returncode == 0

@@ -334,7 +334,12 @@ class Machine(RuleBasedStateMachine):
 
     def descriptors(self) -> set[int]:
         """Return what the cache has parked."""
-        return {parked.descriptor for parked in self.cache._descriptors._parked.values()}
+        return set(self.parked().values())
+
+    def parked(self) -> dict[int, int]:
+        """Return the descriptors that are parked, by the ids of their rows."""
+        lent = {loan.connection.id for loan, _ in self.loans}
+        return {row: descriptor for row, descriptor in self.cache.descriptors() if row not in lent}
 
     def expiries(self, descriptors: set[int]) -> list[float]:
         """Return when what these descriptors belong to expired."""
@@ -358,16 +363,16 @@ class Machine(RuleBasedStateMachine):
         """Each row of a connection has its descriptor, and each descriptor its row."""
         if not self.locked:
             rows = self.rig.opened.rows("SELECT id FROM connection")
-            assert {row_id for (row_id,) in rows} == set(self.cache._descriptors._parked)
+            assert {row_id for (row_id,) in rows} == set(self.parked())
 
     @invariant()
     def stamps_are_of_one_scale(self) -> None:
         """Every live row has the time of its expiry, by the clock as it was set when last seen."""
         if self.locked:
             return
-        offset, parked = self.rig.clock.offset, self.cache._descriptors._parked
+        offset, parked = self.rig.clock.offset, self.parked()
         for row_id, expires_at in self.rig.opened.rows("SELECT id, expires_at FROM connection"):
-            assert expires_at - offset == self.expiry_of[parked[row_id].descriptor]
+            assert expires_at - offset == self.expiry_of[parked[row_id]]
         bindings = "SELECT destination, endpoint, properties, expires_at FROM binding"
         stamps = {
             ModelBinding(destination, endpoint, properties): expires_at - offset
@@ -569,10 +574,12 @@ def test_expiry_goes_on_while_the_database_is_locked(file_rig: Rig) -> None:
             for _ in range(20):
                 file_rig.sweep()
             assert len(file_rig.descriptors.open) == left
-        assert len(file_rig.batch._operations) == 5
     assert file_rig.batch.commit()
     assert file_rig.sweep() == math.inf
     assert counters(file_rig)["connections_expired"] == 5
+    assert file_rig.batch.commit()
+    written_off = "SELECT count(connection_id) FROM event WHERE kind = 'expired'"
+    assert read(file_rig.path, written_off) == [(5,)]
     assert read(file_rig.path, "SELECT * FROM connection") == []
     assert read(file_rig.path, "SELECT * FROM binding") == []
 

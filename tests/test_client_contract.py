@@ -15,7 +15,6 @@ import errno
 import itertools
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from typing import NamedTuple
 import pytest
 
 from scache import Client, DescriptorLimit, ProtocolError
+from tests.commands import run_python
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_left
@@ -435,10 +435,10 @@ def test_genuine_program_that_is_asked_for_nothing_else(pair: Pair) -> None:
 
 
 FORKING = """
-import os, stat, sys
-from contextlib import suppress
+import os, sys
 import anyio
 from scache import AsyncClient, Client
+from tests.support.descriptors import sockets_of
 
 path, kind, inline, pid = sys.argv[1], sys.argv[2], sys.argv[3] == "True", sys.argv[4]
 if pid == "recycled":
@@ -446,13 +446,7 @@ if pid == "recycled":
 client = (Client if kind == "blocking" else AsyncClient)(path, inline=inline)
 
 def sockets():
-    found = set()
-    for number in range(64):
-        with suppress(OSError):
-            status = os.fstat(number)
-            if stat.S_ISSOCK(status.st_mode):
-                found.add(status.st_ino)
-    return found
+    return set(sockets_of(int(os.readlink("/proc/self"))).values())
 
 others = sockets()
 
@@ -477,8 +471,6 @@ client.close()
 @pytest.mark.parametrize("pid", ["new", "recycled"])
 def test_fork(daemon: Daemon, kind: str, inline: bool, pid: str) -> None:
     """A forked child has a conversation of its own, and leaves its parent's alone."""
-    arguments = (str(daemon.path), kind, str(inline), pid)
-    command = [sys.executable, "-W", "error", "-c", FORKING, *arguments]
-    done = subprocess.run(command, timeout=DEADLINE, check=False, stderr=subprocess.PIPE, text=True)
+    done = run_python(FORKING, daemon.path, kind, inline, pid)
     assert done.stderr == ""
     assert done.returncode == 0

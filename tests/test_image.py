@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,20 +139,19 @@ class TestFiles:
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What was read while a log appeared is read again, with the log."""
-        read = module._read
-        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+        connect = sqlite3.connect
+        with closing(connect(file, isolation_level=None)) as writer:
             asked = []
 
-            def read_while_written(path: Path, options: str, what: str) -> bytes:
-                asked.append(options)
-                data = read(path, options, what)
+            def connect_while_written(name: str, **options: Any) -> Any:  # noqa: ANN401 - sqlite3's
+                asked.append(name.partition("?")[2])
                 writer.execute("DELETE FROM connection")
-                return data
+                return connect(name, **options)
 
-            monkeypatch.setattr(module, "_read", read_while_written)
+            monkeypatch.setattr(sqlite3, "connect", connect_while_written)
             with Image.from_file(file) as image:
                 assert rows(image.execute("SELECT count(*) FROM connection")) == [(0,)]
-        assert asked == ["mode=ro&immutable=1", "mode=ro"]
+        assert asked[:2] == ["mode=ro&immutable=1", "mode=ro"]
 
 
 class TestRefusals:
@@ -234,8 +235,8 @@ class TestRefusals:
     def test_permission(self, file: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
         """Who may not read it is told who may, whoever notices."""
         if allowed:
-            monkeypatch.setattr(module, "_has_log", lambda _: True)
-            monkeypatch.setattr(module, "_read", _cannot_open)
+            unreachable = partial(sqlite3.connect, "/nowhere/at/all")
+            monkeypatch.setattr(sqlite3, "connect", lambda *_, **_options: unreachable())
         else:
             monkeypatch.setattr(os, "access", lambda *_: False)
         assert refusal(file).endswith(": ask as the user of the daemon, or as root")
@@ -245,11 +246,6 @@ class TestRefusals:
         """Bytes that are no image are told like a file."""
         with pytest.raises(DatabaseError, match="the answer is "):
             Image.from_bytes(data, "the answer")
-
-
-def _cannot_open(*_: object) -> bytes:
-    with closing(sqlite3.connect("/nowhere/at/all")):
-        raise AssertionError
 
 
 class TestQueries:

@@ -18,7 +18,7 @@ from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings import Settings
 from tests.support.clients import Pair
 from tests.support.daemon import Daemon, stopped
-from tests.support.descriptors import descriptors_of
+from tests.support.descriptors import descriptors_of, sockets_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.genuine import private_directory
 from tests.support.snapshots import snapshot
@@ -533,10 +533,11 @@ class TestWhoMay:
         with limited(path) as client:
             with Client(path, inline=inline) as own, socket.socket(socket.AF_UNIX) as another:
                 another.connect(str(path))
+                before = sockets_of(os.getpid())
                 assert own.find_endp("e") is None
-                assert own._connection is not None
-                for sock in (own._connection.socket, another):
-                    assert not own.save_endp(60, "e", "", sock)
+                (connection,) = sockets_of(os.getpid()).keys() - before.keys()
+                for number in (connection, another.fileno()):
+                    assert not own.save_endp(60, "e", "", number)
             assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
 
     def test_a_connection_to_the_daemon_in_the_queue_of_a_saved_socket(

@@ -230,15 +230,18 @@ class FullEpoll:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_connection_that_cannot_be_watched_is_looked_at_by_each_find() -> None:
+def test_connection_that_cannot_be_watched_is_looked_at_by_each_find(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The failure is told, and a hang-up is seen all the same."""
     failures: list[OSError] = []
     ours, theirs = socket.socketpair()
     closer = Closer()
+    epoll = select.epoll()
+    monkeypatch.setattr(select, "epoll", lambda: FullEpoll(epoll))
     descriptors = Descriptors(closer)
     with ours:
         descriptors.on_watch_failed = failures.append
-        descriptors._epoll = FullEpoll(descriptors._epoll)  # type: ignore[assignment]
         number = theirs.detach()
         parked = Parked(1, b"e", 0.0, 60.0, number, kind_of(number))
         descriptors.park(parked)

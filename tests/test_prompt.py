@@ -158,14 +158,14 @@ def test_without_a_place_for_history_there_is_a_prompt(
     """Where nothing can be kept, nothing is."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
-    assert isinstance(prompt._history(), InMemoryHistory)
+    assert isinstance(prompt.make_session().history, InMemoryHistory)
 
 
 def test_history_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a valid XDG_STATE_HOME it is kept where that points by default."""
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    prompt._history()
+    prompt.make_session()
     assert (tmp_path / ".local" / "state" / "scache" / "sql-history").exists()
 
 
@@ -187,7 +187,7 @@ def test_names_are_completed(file: Path, typed: str, become: str) -> None:
     A table's point begins no command, and a command's is no end of a word.
     """
     with Image.from_file(file) as image:
-        found = prompt._Completer(image).get_completions(Document(typed), CompleteEvent())
+        found = prompt.SqlCompleter(image).get_completions(Document(typed), CompleteEvent())
         texts = [typed[: len(typed) + each.start_position] + each.text for each in found]
     assert " ".join(texts) == become
 

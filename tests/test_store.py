@@ -6,11 +6,13 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
+from typing import Any
 
+import aiosqlite
 import anyio
 import pytest
 
@@ -30,8 +32,10 @@ from scache.store import (
     migrations,
     trail,
 )
+from scache.store.batch import Batch
 from scache.store.files import APPLICATION_ID, Files
 from scache.store.live import Saved
+from tests.support.clocks import HandClock
 from tests.support.dialogue import DEADLINE
 from tests.support.opened import NOW, Opened, locked, no_space, read
 
@@ -49,6 +53,21 @@ def opened(database: str) -> Iterator[Opened]:
     """Open a new database of each kind."""
     with Opened(database) as opened:
         yield opened
+
+
+@contextmanager
+def traced_batch(file: Path) -> Iterator[tuple[Batch, list[str]]]:
+    """Make a batch on a new database; yield it, and a list that grows by each statement."""
+    with Opened(file):
+        pass
+    statements: list[str] = []
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as connection:
+        connection.text_factory = bytes
+        connection.set_trace_callback(statements.append)
+        batch = Batch(connection, HandClock(NOW))
+        yield batch, statements
+        with closing(sqlite3.connect(":memory:")) as nothing:
+            batch.go_on_with(nothing)  # a statement of its own keeps a database open
 
 
 def connection(row_id: int, endpoint: bytes = b"e", ttl: float = 60) -> Connection:
@@ -388,40 +407,41 @@ class TestRuns:
 
     def test_clients_that_come_and_go_during_a_fault_pile_up_nothing(self, file: Path) -> None:
         """While the disk is full, clients that connect and leave leave nothing to be done later."""
-        with Opened(file) as opened:
-            rows, batch = LiveRows(opened.database.batch), opened.database.batch
+        with traced_batch(file) as (batch, statements):
+            rows = LiveRows(batch)
             rows.add_client(1, Peer(1, 2, 3), NOW)
             with no_space():
                 assert not batch.commit()
-                waiting = len(batch._operations)
                 for client_id in range(2, 100):
                     rows.add_client(client_id, Peer(1, 2, 3), NOW)
                     rows.end_client(client_id, NOW)
                     batch.commit()
-                assert len(batch._operations) == waiting
+            statements.clear()
             assert batch.commit()
+            assert sum("client" in sql for sql in statements) == 2  # a row and a count
             assert read(file, "SELECT id FROM client") == [(1,)]
 
     def test_a_connection_taken_and_put_back_during_a_fault_piles_up_nothing(
         self, file: Path
     ) -> None:
         """While the disk is full, what is found and put back again and again is kept once."""
-        with Opened(file) as opened:
-            rows, batch = LiveRows(opened.database.batch), opened.database.batch
+        with traced_batch(file) as (batch, statements):
+            rows = LiveRows(batch)
             rows.save_connection(connection(1))
             assert batch.commit()
             rows.add_client(2, Peer(1, 2, 3), NOW)
             with no_space():
                 assert not batch.commit()
-                waiting = len(batch._operations)
                 for _ in range(100):
                     found = rows.oldest_of_endpoint(b"e", NOW)
                     assert found == connection(1)
                     rows.take_connection(found)
                     batch.commit()
                     rows.restore_connection(found)
-                assert len(batch._operations) == waiting
+                assert not batch.commit()
+            statements.clear()
             assert batch.commit()
+            assert not any("connection" in sql for sql in statements)
             assert read(file, "SELECT id FROM connection") == [(1,)]
 
 
@@ -472,19 +492,29 @@ def test_what_was_written_before_the_committing_began_is_committed(file: Path) -
         assert read(file, "SELECT id FROM connection") == [(1,)]
 
 
-def test_held_still_waits_for_what_nobody_waits_for_any_more(file: Path) -> None:
+def test_held_still_waits_for_what_nobody_waits_for_any_more(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A checkpoint that was given up on has ended before the database is held still."""
     go_on, ended = Event(), Event()
+    control: list[aiosqlite.Connection] = []
+    connect = aiosqlite.connect
+
+    def note(*arguments: Any, **named: Any) -> aiosqlite.Connection:  # noqa: ANN401 - aiosqlite's
+        control.append(connect(*arguments, **named))
+        return control[-1]
+
+    monkeypatch.setattr(aiosqlite, "connect", note)
 
     def work() -> None:
         go_on.wait(DEADLINE)
         ended.set()
 
     async def hold(database: Database) -> bool:
-        await database._control.create_function("slow", 0, work)
+        await control[-1].create_function("slow", 0, work)
         async with database.control_turn:
             with anyio.move_on_after(0.05):
-                await database._control.execute_fetchall("SELECT slow()")
+                await control[-1].execute_fetchall("SELECT slow()")
         assert not ended.is_set()
         asyncio.get_running_loop().call_later(0.1, go_on.set)
         async with database.held_still():

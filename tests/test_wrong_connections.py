@@ -24,6 +24,7 @@ from scache.store import snapshot
 from scache.store.image import Image
 from tests.commands import SCACHE, clean_environment
 from tests.support.daemon import Daemon
+from tests.support.descriptors import is_asking
 
 
 def save(client: Client, label: str) -> socket.socket:
@@ -51,7 +52,7 @@ def test_client_refuses_second_thread_during_request(path: Path, *, inline: bool
             thread = threading.Thread(target=lambda: found.append(client.find_endp("a")))
             thread.start()
             try:
-                while client._connection is None or client._connection.at_rest:
+                while not is_asking():
                     pass
                 with pytest.raises(ClientInUse, match="one client for each thread"):
                     client.find_endp("b")
@@ -69,7 +70,7 @@ def test_client_refuses_signal_handler_during_request(path: Path, *, inline: boo
     with Daemon(path) as daemon, Client(path, inline=inline, timeout=60) as client:
 
         def handle(*_: object) -> None:
-            if client._connection is None or client._connection.at_rest:  # it has not begun yet
+            if not is_asking():
                 signal.setitimer(signal.ITIMER_REAL, 0.1)
                 return
             with pytest.raises(ClientInUse) as caught:

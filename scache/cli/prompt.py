@@ -63,7 +63,7 @@ def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | st
                 interrupts.clear()
                 try:
                     with terminal_restored():
-                        text = session.prompt(PROMPT, completer=_Completer(image)).strip()
+                        text = session.prompt(PROMPT, completer=SqlCompleter(image)).strip()
                     match text.rstrip(";"):
                         case ".quit" | ".exit":
                             break
@@ -114,7 +114,7 @@ def _say(image: Image, command: str) -> None:
             click.echo(one_line(f"there is no command {command}: .help says which there are"))
 
 
-class _Completer(Completer):
+class SqlCompleter(Completer):
     """Completes a command, or within a statement the names of an image and the words of SQL."""
 
     def __init__(self, image: Image) -> None:

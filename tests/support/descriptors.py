@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -18,6 +20,27 @@ def descriptors_of(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # such as the one that listed the directory
             continue
     return found
+
+
+def sockets_of(pid: int) -> dict[int, str]:
+    """Return the sockets among them."""
+    return {
+        number: name for number, name in descriptors_of(pid).items() if name.startswith("socket:")
+    }
+
+
+def is_asking() -> bool:
+    """Return True if a socket of this process has sent what its peer has not read yet.
+
+    That is so while a client waits for a daemon that is stopped (SIOCOUTQ, unix(7)).
+    """
+    for number in sockets_of(os.getpid()):
+        waiting = bytearray(4)
+        with suppress(OSError):
+            fcntl.ioctl(number, termios.TIOCOUTQ, waiting)
+        if any(waiting):
+            return True
+    return False
 
 
 @contextmanager
