@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import anyio
 import pytest
@@ -20,8 +19,11 @@ from scache.daemon.upkeep import Signal, drop_overdue
 from scache.daemon.watchdog import Watchdog
 from scache.model import Status
 from scache.protocol.messages import ANNOUNCEMENT, DESCRIPTOR_BYTE, DUMMY, SaveEndp, encode_request
+from scache.store import MEMORY
 from tests.support.daemon import Daemon, stopped
-from tests.support.dialogue import Dialogue, eventually
+from tests.support.dialogue import Dialogue, eventually, until
+from tests.support.opened import Opened
+from tests.support.slow import slow_session
 
 CLIENTS = 300
 """More than the daemon serves before it looks for clients that are overdue."""
@@ -50,11 +52,6 @@ def test_stopped_daemon_does_not_drop_clients_that_went_on(tmp_path: Path) -> No
         assert not [line for line in daemon.log() if "stopped in the middle" in line]
 
 
-def half_done() -> MagicMock:
-    """Return a session in the middle of an exchange."""
-    return MagicMock(half_done=True, progress=0, awaited_turn=None)
-
-
 class Paused(Watchdog[Session]):
     """A watchdog after one of whose looks nothing runs for longer than the timeout."""
 
@@ -80,14 +77,18 @@ def test_client_is_not_dropped_by_the_look_after_a_pause(looks: int) -> None:
     """What it sent meanwhile is read before the next one."""
 
     async def pause() -> None:
-        watchdog, client = Paused(looks), half_done()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(drop_overdue, watchdog, [client], Signal())
-            await watchdog.resumed.wait()
-            assert not client.overdue.called
-            tasks.cancel_scope.cancel()
+        watchdog = Paused(looks)
+        with slow_session(opened) as slow:
+            slow.client.sendall(b"request\0")
+            await until(lambda: slow.session.half_done)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(drop_overdue, watchdog, [slow.session], Signal())
+                await watchdog.resumed.wait()
+                assert not slow.cache.counts["limit_exchange_timeout"]
+                tasks.cancel_scope.cancel()
 
-    asyncio.run(pause())
+    with Opened(MEMORY) as opened:
+        opened.run(pause())
 
 
 def test_idle_exit_waits_for_a_client_that_is_not_accepted_yet() -> None:
