@@ -347,6 +347,7 @@ def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor(
         os.close(asking.result())
 
 
+@pytest.mark.root
 @pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
 @pytest.mark.parametrize(
     ("own", "user", "expected"),
