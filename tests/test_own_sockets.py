@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from scache import Client, fdpass
-from scache.daemon import identity
 from scache.daemon.identity import OwnSockets
-from scache.daemon.snapshots import _Child, _urge
 from scache.model import Peer
-from tests.commands import SCACHE
 from tests.support.daemon import Daemon
+from tests.support.descriptors import sockets_of
 from tests.support.dialogue import eventually
 from tests.support.snapshots import snapshot
 
@@ -85,7 +82,7 @@ def listening(
 ) -> Listening:
     """Return a socket of the daemon, with and without an answer of the kernel."""
     if request.param == "address":
-        monkeypatch.setattr(identity, "_SOCK_DIAG", 31)  # there is no such protocol
+        monkeypatch.setattr(socket, "AF_NETLINK", socket.AF_UNSPEC)
     return Listening(stack, str(tmp_path / "socket"))
 
 
@@ -141,8 +138,9 @@ def test_own_sockets_do_not_include_those_of_another_socket_with_the_same_addres
 def test_daemon_takes_sockets_of_the_process_that_executed_it(tmp_path: Path) -> None:
     """A connection to a server that this process left to a child, and one end of a socket pair."""
     path = tmp_path / "server"
-    daemon = Daemon(tmp_path / "socket")
-    daemon._command = (sys.executable, "-c", EXECUTES_THE_DAEMON, str(path), *SCACHE)
+    daemon = Daemon(
+        tmp_path / "socket", prefix=(sys.executable, "-c", EXECUTES_THE_DAEMON, str(path))
+    )
     with daemon, Client(daemon.path) as client, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
         _, (one,), *_ = socket.recv_fds(connection, 1, 1)
@@ -159,10 +157,12 @@ def test_daemon_takes_sockets_of_the_process_that_executed_it(tmp_path: Path) ->
 def test_daemon_notices_that_a_client_which_saved_its_connection_has_gone(tmp_path: Path) -> None:
     """The connection was refused, so its end is seen."""
     with Daemon(tmp_path / "socket") as daemon, Client(daemon.path) as client:
+        assert client.find_endp("e") is None
+        before = sockets_of(os.getpid())
         with Client(daemon.path) as gone:
             assert gone.find_endp("e") is None
-            assert gone._connection is not None
-            assert not client.save_endp(60, "e", "", gone._connection.socket)
+            (connection,) = sockets_of(os.getpid()).keys() - before.keys()
+            assert not client.save_endp(60, "e", "", connection)
         left = "SELECT count(*) FROM client WHERE disconnected_at IS NOT NULL"
         eventually(lambda: snapshot(client, left) == [(1,)])
 
@@ -171,7 +171,12 @@ def test_client_has_no_program_when_its_process_has_ended(
     listening: Listening, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
     """The process that has its number by now is another one."""
-    monkeypatch.setattr(fdpass, "_program", lambda _: b"another")
+    open_ = os.open
+
+    def open_that_of_another(path: str, flags: int) -> int:
+        return open_("/proc/self/comm" if path.endswith("/comm") else path, flags)
+
+    monkeypatch.setattr(os, "open", open_that_of_another)
     child = os.fork()
     if child == 0:
         try:
@@ -182,21 +187,4 @@ def test_client_has_no_program_when_its_process_has_ended(
     os.waitpid(child, 0)
     assert fdpass.peer(accepted) == Peer(child, os.geteuid(), os.getegid(), None)
     listening.connect()
-    assert fdpass.peer(listening.accepted[-1]).program == b"another"
-
-
-def test_snapshot_child_that_has_ended_is_not_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number may belong to another process by then."""
-    scheduled: list[int] = []
-    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, *_: scheduled.append(pid))
-    child = os.fork()
-    if child == 0:
-        signal.pause()
-        os._exit(0)
-    pidfd = os.pidfd_open(child)
-    _urge(_Child(child, pidfd, -1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    _urge(_Child(child, pidfd, -1))
-    os.close(pidfd)
-    assert scheduled == [child]
+    assert fdpass.peer(listening.accepted[-1]).program

@@ -10,7 +10,7 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -417,11 +417,12 @@ async def ask(
     database: Opened,
     *askers: Asker,
     on_their_way: Callable[[], Iterable[Connection]] = tuple,
+    figures: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Let these ask for a snapshot of a cache in this process, and wait until all have it."""
     readiness = Readiness(asyncio.get_running_loop())
     cache = Cache(database.database, database.clock, Limits(300))
-    work = Snapshots(database.database, cache, readiness, on_their_way, tuple)
+    work = Snapshots(database.database, cache, readiness, on_their_way, tuple, figures)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work.run)
         for asker in askers:
@@ -471,6 +472,33 @@ def test_a_bug_in_taking_a_snapshot_ends_no_task(caplog: pytest.LogCaptureFixtur
         database.run(ask(database, *askers, on_their_way=fail))
         assert [asker.got for asker in askers] == [[None], [None]]
     assert "cannot take a snapshot now, please report it" in caplog.text
+
+
+@pytest.mark.usefixtures("buried")
+def test_a_child_that_has_ended_is_not_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may belong to another process by then."""
+    read, existed = os.read, list[bool]()
+
+    def end() -> NoReturn:  # in the child
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def read_when_it_has_ended(descriptor: int, size: int) -> bytes:
+        data = read(descriptor, size)
+        if not data:
+            eventually(lambda: not children_of(os.getpid()))
+        return data
+
+    def schedule(pid: int, *_: object) -> None:
+        existed.append(Path(f"/proc/{pid}").exists())
+
+    monkeypatch.setattr(os, "read", read_when_it_has_ended)
+    monkeypatch.setattr(os, "sched_setscheduler", schedule)
+    with Opened(MEMORY) as database:
+        asker = Asker()
+        database.run(ask(database, asker, figures=end))
+        assert asker.got == [None]
+    assert all(existed)
 
 
 def no_descriptor(_: int) -> int:

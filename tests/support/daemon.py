@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -48,16 +48,19 @@ class Daemon:
         timeout: float = DEADLINE,
         open_files: int | None = None,
         stop_timeout: float | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
-        """Run with these options, a limit on open files, and a STOP_TIMEOUT in seconds."""
+        """Run with these options, a limit on open files, and a STOP_TIMEOUT in seconds.
+
+        The ``prefix`` is a command that executes the one that is given to it.
+        """
         self.path = Path(path)
         """Where it listens."""
         self._options = ("--socket", str(path), "--database", str(database), *options)
         self._timeout = timeout
-        self._command: tuple[str, ...] = SCACHE
         if open_files is not None:
-            limit = f'ulimit -n {open_files}; exec "$@"'
-            self._command = ("bash", "-c", limit, "bash", *SCACHE)
+            prefix = ("bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash")
+        self._command: tuple[str, ...] = (*prefix, *SCACHE)
         if stop_timeout is not None:
             self._command = (sys.executable, "-c", _STOPPING_LATE, str(stop_timeout))
         self._process: subprocess.Popen[str]
