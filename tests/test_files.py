@@ -22,7 +22,7 @@ from scache.model import Event, Status
 from scache.store import Database, LiveRows, complete, database, files, load
 from scache.store.image import Image
 from tests.commands import SCACHE, clean_environment, listening
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import NOW, Opened, locked, no_space, read
 from tests.support.parked import Parked
@@ -474,9 +474,12 @@ class TestRunning:
             Client(path) as client,
             Parked(client, 60, "e") as parked,
         ):
-            delete(file)
             other = path.with_name("other")
-            with Daemon(other, database=file) as second, Client(other) as theirs:
+            with ExitStack() as stack:
+                with stopped(daemon.pid):  # else it may make its file anew before
+                    delete(file)
+                    second = stack.enter_context(Daemon(other, database=file))
+                theirs = stack.enter_context(Client(other))
                 daemon.wait_for_log("another file was put in its place")
                 assert "another file was put in its place" in (stats(path) or "")
                 assert stats(other) is None
