@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -74,7 +73,8 @@ class Rig:
         self.batch = opened.database.batch
         self.clock = opened.clock
         self.descriptors = FakeDescriptors()
-        with mock.patch.object(cache, "Closer", return_value=self.descriptors):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cache, "Closer", lambda: self.descriptors)
             self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
