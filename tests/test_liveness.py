@@ -70,6 +70,19 @@ def tcp_with_time_stamp(stack: ExitStack) -> int:
     return ours.fileno()
 
 
+def refused(family: int, stack: ExitStack) -> int:
+    """Return a UDP socket that has an error of a datagram for which no program was there."""
+    ours = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+    with socket.socket(family, socket.SOCK_DGRAM) as theirs:
+        theirs.bind(("localhost" if family == socket.AF_INET else "::1", 0))
+        ours.connect(theirs.getsockname())
+    ours.send(b"x")
+    look = select.poll()
+    look.register(ours, select.POLLIN)
+    assert look.poll() == [(ours.fileno(), select.POLLERR)]
+    return ours.fileno()
+
+
 SO_TIMESTAMPING = 37
 TIME_STAMP_OF_ACK = 1 << 9 | 1 << 4
 """SOF_TIMESTAMPING_TX_ACK and SOF_TIMESTAMPING_SOFTWARE (Linux, net_tstamp.h)."""
@@ -89,7 +102,12 @@ KINDS: dict[str, tuple[Kind, Callable[[ExitStack], int]]] = {
         Kind.LISTENING,
         lambda stack: listening_with_client(socket.AF_UNIX, stack),
     ),
-    "UDP": (Kind.POLLABLE, lambda stack: unconnected(socket.AF_INET, socket.SOCK_DGRAM, stack)),
+    "UDP": (Kind.DATAGRAM, lambda stack: unconnected(socket.AF_INET, socket.SOCK_DGRAM, stack)),
+    "UDP, refused by its peer": (Kind.DATAGRAM, lambda stack: refused(socket.AF_INET, stack)),
+    "UDP over IPv6, refused by its peer": (
+        Kind.DATAGRAM,
+        lambda stack: refused(socket.AF_INET6, stack),
+    ),
     "UNIX stream": (
         Kind.STREAM,
         lambda stack: unconnected(socket.AF_UNIX, socket.SOCK_STREAM, stack),
@@ -99,7 +117,7 @@ KINDS: dict[str, tuple[Kind, Callable[[ExitStack], int]]] = {
         lambda stack: unconnected(socket.AF_UNIX, socket.SOCK_SEQPACKET, stack),
     ),
     "UNIX datagram": (
-        Kind.POLLABLE,
+        Kind.DATAGRAM,
         lambda stack: unconnected(socket.AF_UNIX, socket.SOCK_DGRAM, stack),
     ),
     "pipe": (Kind.POLLABLE, lambda stack: opened(stack, *os.pipe())),
@@ -203,6 +221,22 @@ def test_find_passes_over_connection_shut_down_through_a_duplicate(
                 b"no longer ESTABLISHED: FIN_WAIT1",
                 b"no longer ESTABLISHED: FIN_WAIT2",
             )
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])
+def test_find_passes_over_datagram_socket_that_was_shut_down(path: Path, *, wait: bool) -> None:
+    """Its finder could receive nothing."""
+    with (
+        Daemon(path) as daemon,
+        Client(daemon.path) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        sock.connect(("localhost", 9))
+        assert client.save_endp(60, "e", "", sock)
+        if wait:
+            watched(client, path)
+        sock.shutdown(socket.SHUT_RDWR)
+        assert client.find_endp("e") is None
 
 
 def test_find_passes_over_tcp_that_was_shut_down_before_it_was_saved(

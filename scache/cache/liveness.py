@@ -45,9 +45,12 @@ class Kind(Enum):
     STREAM = auto()
     """Another stream or seqpacket socket: POLLHUP without POLLRDHUP means that it never had a
     peer."""
+    DATAGRAM = auto()
+    """A datagram or raw socket: POLLERR tells of a packet that was not delivered (ICMP), and the
+    peer may answer the next one."""
     POLLABLE = auto()
-    """A datagram socket, a pipe, a terminal or an object of the kernel such as an eventfd: POLLHUP
-    and POLLERR are a hang-up."""
+    """A pipe, a terminal or an object of the kernel such as an eventfd: POLLHUP and POLLERR are a
+    hang-up."""
     OPAQUE = auto()
     """A file, a directory, an epoll descriptor or a device: it has no peer, and is never polled."""
 
@@ -58,7 +61,7 @@ def kind_of(descriptor: int) -> Kind:
     if domain is None:
         return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
     if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
-        return Kind.POLLABLE
+        return Kind.DATAGRAM
     if domain in _INTERNET and sockopt.tcp_state(descriptor) in _CONNECTED:
         return Kind.ESTABLISHED
     return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
@@ -66,9 +69,10 @@ def kind_of(descriptor: int) -> Kind:
 
 def has_ended(kind: Kind, events: int) -> bool:
     """Return True if these events of a descriptor, of which there are some, tell of a hang-up."""
-    if kind is Kind.ESTABLISHED:
+    if kind in (Kind.ESTABLISHED, Kind.DATAGRAM):
         # The end of a connection shows in others as well. Alone, EPOLLERR tells of a message in the
-        # error queue, such as a time stamp of what was sent (MSG_ERRQUEUE, recvmsg(2)).
+        # error queue, such as a time stamp of what was sent (MSG_ERRQUEUE, recvmsg(2)), or of an
+        # error of one datagram.
         return events != select.EPOLLERR
     if kind in (Kind.STREAM, Kind.LISTENING):
         return events & _NEVER_CONNECTED != select.EPOLLHUP
