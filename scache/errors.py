@@ -90,9 +90,10 @@ class NotParkable(ScacheError, TypeError):
 
 
 class ClientInUse(ScacheError, RuntimeError):
-    """A client was used by two threads, or by a signal handler, during one request of it.
+    """A client was used elsewhere: nothing was sent, and a request under way goes on.
 
-    Nothing was sent, and the request under way goes on.
+    A `Client` has a request under way, in another thread or in the code that a signal interrupted.
+    An `AsyncClient` belongs to another event loop, or to that of another library (asyncio, trio).
     """
 
 

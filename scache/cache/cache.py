@@ -22,8 +22,9 @@ EXPIRY_SLICE = 64
 """What is cleared away or looked at in one go, at the most (see `slices`)."""
 
 _TRIES = 16
-"""Connections that a find looks at until one has a peer: of thousands that hung up at the same time
-it may have to say no, rather than hold up everybody."""
+"""Dead connections that one find closes before it reports a miss. Each costs as much as a request;
+after a mass hang-up a find without this bound would hold up every other client for as long as it
+takes to close thousands. The next find, and the poller of hang-ups, go on with the rest."""
 
 logger = logging.getLogger(__name__)
 

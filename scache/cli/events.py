@@ -99,7 +99,8 @@ def events(
 ) -> None:
     """Tell what happened, the oldest first.
 
-    That is every request, and every way out.
+    That is every request, and every way out: a line for each on a terminal, with
+    labels in their printed form, and JSON to a pipe or a file (see --format).
     """
     from scache.store.inside import Filter
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 PATTERNS = r"""A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
 these, [[] for a bracket; case matters. It also fits the very same text, such as
-[::1]:25, and the form in which tables print a label, such as
-smtp\n203.0.113.5\n587\n0\n.
+[::1]:25, and the printed form of a label, such as smtp\n203.0.113.5\n587\n0\n.
+This is the form in tables, which are the output on a terminal, and in the lists
+of purge. Elsewhere the output is JSON, which has labels in JSON's own escapes.
 
 A label of Postfix consists of fields, each with a newline behind it. A --field
 is a whole one: 203.0.113.5 is no field of a label with 203.0.113.55. Where

@@ -63,7 +63,8 @@ def purge(
 
     What belongs to an endpoint are its connections; what belongs to a
     destination are its bindings, and the connections of the endpoints that they
-    lead to. On a terminal it lists them and asks first.
+    lead to. On a terminal it lists them and asks first. Lists are text, with
+    labels in their printed form, also to a pipe.
     """
     given = [endpoint is not None, destination is not None, bool(fields), bool(ids), everything]
     if sum(given) != 1:

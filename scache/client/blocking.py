@@ -115,9 +115,10 @@ class Client(BaseClient):
         return self._find(exchanges.of_destinations(destinations))
 
     def snapshot(self) -> int:
-        """Return a descriptor, yours to close, of an image of all that is cached.
+        """Return the descriptor of a snapshot of all that is cached, which the caller has to close.
 
-        It is a sealed memfd that holds a SQLite database. Raises `Refused`
+        It is a sealed memfd that holds a SQLite database: `scache help sql` says what is in it, and
+        ``sqlite3.Connection.deserialize`` opens what is read from it. Raises `Refused`
         unless you are root, the daemon's user, or one of its administrators;
         ProtocolError from a server that has no inline mode.
         """

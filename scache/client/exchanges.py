@@ -179,7 +179,10 @@ def save_dest_many(items: Iterable[tuple[int, Text, Text, Text]]) -> Begin[list[
 
 
 def snapshot() -> Begin[Found]:
-    """Get an image of all that is cached, with no properties."""
+    """Get a snapshot: a `Found` without properties, whose descriptor is that of a sealed memfd.
+
+    The memfd holds a SQLite database of all that is cached.
+    """
 
     def exchange(conversation: ClientConversation) -> Exchange[Found]:
         yield Room(1)
@@ -244,7 +247,7 @@ def _id(number: int) -> int:
 
 def _bytes(text: Text) -> bytes:
     data = text.encode() if isinstance(text, str) else bytes(text)
-    if NUL in data:  # before anything is sent, be it one of many
+    if NUL in data:  # if it is in one of many requests, none of them is sent
         raise ValueError(f"a label or properties cannot hold a NUL: {text!r}")
     return data
 

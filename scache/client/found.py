@@ -106,9 +106,10 @@ class Found:
         return connection
 
     def detach(self) -> int:
-        """Return the descriptor, which is the caller's to close from now on.
+        """Return the descriptor as a number, which the caller has to close.
 
-        Raises ValueError if it is closed or given away.
+        It is close-on-exec, and its flag O_NONBLOCK is as its last user left it. The object keeps
+        the properties alone. Raises ValueError if the descriptor is closed or given away.
         """
         number = self._owned()
         self._numbers.clear()

@@ -1,4 +1,4 @@
-"""What the running daemon's database refuses: how long that lasts, and what the log says of it."""
+"""The faults of the running daemon's database: when one begins and ends, and what is logged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from scache.errors import DatabaseFault
 from scache.store.schema import ADDITIONS, additions, blamed
 
 REFUSAL_PAUSE: Final = 5.0
-"""Seconds without a refused statement after which the log says that there are none any more. A
-trigger may refuse one row and not the next, many times in a second."""
+"""Seconds without a refused statement after which the end of a fault is logged. A trigger may
+refuse one row and accept the next, many times a second: without the pause each would be logged."""
 
 COMMIT: Final = "COMMIT"
+"""In `Faults.failing`, a fault of the whole database: a commit that succeeds ends it."""
 
 _UNREADABLE = (
     sqlite3.SQLITE_CORRUPT,
@@ -25,7 +26,7 @@ _UNREADABLE = (
     sqlite3.SQLITE_IOERR_READ,
     sqlite3.SQLITE_IOERR_SHORT_READ,
 )
-"""What does not pass by itself: a commit that succeeds says nothing of what cannot be read."""
+"""Errors that last until a restart. A commit does not read, so its success does not end them."""
 
 _OF_THE_WHOLE = (
     sqlite3.SQLITE_BUSY,
@@ -38,31 +39,34 @@ _OF_THE_WHOLE = (
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 )
-"""What a commit that succeeds is the end of. All else is about one statement: a trigger or a unique
-index that an administrator has made refuses it, or a table is not as we know it."""
+"""Errors that concern the whole database, such as a full disk: a commit that succeeds ends them.
+Every other error concerns one statement, for example one that an administrator's trigger refuses,
+and ends when this statement succeeds."""
 
 logger = logging.getLogger(__name__)
 
 
 class Faults:
-    """What is refused now: the whole database, or single statements until they succeed."""
+    """The faults that last now, of the whole database and of single statements."""
 
     def __init__(self) -> None:
         self.unreadable = ""
-        """What SQLite says of a database that cannot be read; "" if it can."""
+        """SQLite's message if the database cannot be read; else empty."""
         self.failing: dict[str, str] = {}
-        """What SQLite said of each statement that fails; of the whole database it is COMMIT."""
+        """SQLite's message by the text of each failing statement; under COMMIT if all fail."""
         self._told = False
+        """True from the log line about a fault until the line that says that it is over."""
         self._refused_at = -math.inf
+        """When a single statement was last refused (time.monotonic)."""
 
     @property
     def text(self) -> str | None:
-        """What SQLite complains of; None if nothing fails."""
+        """SQLite's message for the first fault; None if there is none."""
         return self.unreadable or next(iter(self.failing.values()), None)
 
     @property
     def in_words(self) -> str:
-        """What the fault means, for people."""
+        """The consequence of the fault, as the end of a sentence about the database."""
         if self.unreadable:
             return (
                 f"it cannot be read ({self.unreadable}): what is cached may not be found until "
@@ -72,13 +76,16 @@ class Faults:
 
     @property
     def to_tell(self) -> bool:
-        """Whether the log still has to say that a fault is over."""
+        """True if a fault was logged and is over, and its end is not logged yet."""
         return self._told and not self.text
 
     def failed(
         self, sql: str, error: sqlite3.Error, connection: sqlite3.Connection
     ) -> DatabaseFault:
-        """Take note of a statement that failed; return what to raise."""
+        """Record that a statement failed, and log the first failure; return what to raise.
+
+        The text of what is returned names the trigger or index that the error may come from.
+        """
         code, text = getattr(error, "sqlite_errorcode", 0), str(error)
         if code in _UNREADABLE or code & 0xFF in _UNREADABLE:
             if not self.unreadable:
@@ -100,12 +107,12 @@ class Faults:
         return DatabaseFault(text)
 
     def succeeded(self, statements: Iterable[str]) -> None:
-        """Take note of statements that succeeded."""
+        """Record that statements succeeded, which ends their faults."""
         for sql in statements:
             self.failing.pop(sql, None)
 
     def tell(self) -> None:
-        """Let the log say that a fault is over, if it is."""
+        """Log that the faults are over, unless one lasts or a statement was refused just now."""
         if self.to_tell and time.monotonic() >= self._refused_at + REFUSAL_PAUSE:
             logger.warning("the database can be written again; nothing was lost")
             self._told = False

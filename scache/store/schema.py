@@ -1,4 +1,4 @@
-"""The schema that the migrations make, and additions to it that may refuse writes."""
+"""The schema that the migrations make, and triggers and indexes that others have added to it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ADDITIONS: Final = """
     SELECT type, CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB) FROM sqlite_schema
     WHERE type = 'trigger' OR type = 'index' AND sql LIKE 'CREATE UNIQUE%'
 """
-"""Asks for the rows that `additions` takes."""
+"""Selects all triggers and unique indexes; `additions` takes the rows."""
 
 SCHEMA: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
 )
-"""Asks for everything that `ours` has, and what others have added."""
+"""Selects kind, name and SQL of each table, index, trigger and view, whoever made it."""
 
 
 class Addition(NamedTuple):
@@ -34,7 +34,7 @@ class Addition(NamedTuple):
         return f"{self.kind} {self.name} on {self.table}"
 
     def may_say(self, message: str) -> bool:
-        """Return whether SQLite may give this message because of it."""
+        """Return True if this error message of SQLite may be due to this trigger or index."""
         if self.kind == "trigger":
             return message in self.sql or f"trigger {self.name}" in message
         return f"{self.table}." in message or f"index '{self.name}'" in message
@@ -49,15 +49,15 @@ def ours() -> dict[tuple[str, str], str]:
 
 
 def additions(rows: Iterable[sqlite3.Row | tuple[object, ...]]) -> list[Addition]:
-    """Return what is not ours of the rows that `ADDITIONS` gives."""
+    """Return the triggers and unique indexes that no migration makes, of rows of `ADDITIONS`."""
     found = [Addition(*(_text(value) for value in row)) for row in rows]
     return [each for each in found if (each.kind, each.name) not in ours()]
 
 
 def blamed(found: list[Addition], message: str = "") -> str:
-    """Return the additions that an error of SQLite may come from, as a list; "" if there is none.
+    """Return a comma-separated list of the additions that may have caused an error of SQLite.
 
-    These are the ones that its message fits, or all.
+    Only those that fit its message are listed; all of them if none fits. Empty without additions.
     """
     culprits = [each for each in found if message and each.may_say(message)]
     return ", ".join(map(str, culprits or found))
