@@ -509,7 +509,9 @@ class Accounts:
             assert getattr(statistics, name) == self.lookups[name]
 
 
-@pytest.mark.parametrize("in_file", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize(
+    "in_file", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["memory", "file"]
+)
 @settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
 @example(  # nothing but a count waits for the disk
     history=[("find_endp", b"", 0), ("begin_fault", False), ("commit",), ("end_fault",)],

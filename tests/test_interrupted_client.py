@@ -115,7 +115,10 @@ CONNECTED = pytest.mark.parametrize(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name == "find_many")) for name in REQUESTS],
+)
 @CONNECTED
 def test_client_survives_exception_at_any_bytecode(
     path: Path, pair: Pair, inline: bool, name: str, connected: bool
