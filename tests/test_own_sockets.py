@@ -52,7 +52,7 @@ class Listening:
         self.socket = self._new()
         self.socket.bind(path)
         self.socket.listen()
-        self.own = OwnSockets(self.socket, lambda: [sock.fileno() for sock in self.accepted])
+        self.own = OwnSockets(self.socket)
 
     def connect(self, *, accept: bool = True) -> socket.socket:
         """Return the client's end of a connection."""
@@ -132,6 +132,22 @@ def test_own_sockets_do_not_include_those_of_another_socket_with_the_same_addres
     assert one.own.include(client.fileno())
     assert other.own.include(stranger.fileno())
     for sock in (other.socket, *other.accepted, stranger):
+        assert not one.own.include(sock.fileno())
+
+
+def test_own_sockets_stay_the_same_when_another_socket_takes_their_path(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    """As when a daemon is started anew while an earlier one still serves its clients."""
+    path = tmp_path / "socket"
+    one = Listening(stack, str(path))
+    clients = [one.connect(), one.connect(accept=False)]
+    path.unlink()
+    other = Listening(stack, str(path))
+    strangers = [other.connect(), other.socket, *other.accepted]
+    for sock in (*clients, *one.accepted, one.socket):
+        assert one.own.include(sock.fileno())
+    for sock in strangers:
         assert not one.own.include(sock.fileno())
 
 

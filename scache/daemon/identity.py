@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from scache import sockopt
 
@@ -22,67 +22,78 @@ _BY_FAMILY = 20
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _ANY_STATE = 0xFFFFFFFF
-_SHOW_PEER = 4
-_PEER = 2
+_SHOW = 2 | 4
+_PLACE, _PEER = 1, 2
+_NO_COOKIE = 2**64 - 1
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBHIIIII")
 _ERROR = struct.Struct("=i")
 _ANSWER = struct.Struct("=BBBBIII")
 _ATTRIBUTE = struct.Struct("=HH")
-_INODE = struct.Struct("=I")
+_PLACE_VALUE = struct.Struct("=II")
+_PEER_VALUE = struct.Struct("=I")
 _ANSWER_SIZE = 4096
 
 
 class OwnSockets:
-    """The listening socket, and those of the clients that it has accepted."""
+    """The listening socket, those that it has accepted, and the client's end of each of these.
 
-    def __init__(self, listening: socket.socket, clients: Callable[[], Iterable[int]]) -> None:
-        """Recognize this socket, and the descriptors that ``clients`` returns at any time."""
+    The listening socket is bound to a place of its own, the inode of its file, which no other
+    socket has while it is open. An accepted socket has the place of the one that accepted it.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        """Recognize this socket, which is bound to a path, and what belongs to it."""
         self._address, _ = sockopt.addresses(listening.fileno())
-        self._listening = _inode(listening.fileno())
-        self._clients = clients
         try:
             # The first question makes the kernel load its module, for which it waits.
-            _peer_inode(listening.fileno())
-            self._has_diagnosis = True
+            self._place = _diagnosis(listening.fileno()).place
         except OSError:
-            self._has_diagnosis = False
+            self._place = None
 
     def include(self, descriptor: int) -> bool:
-        """Return True if this is one of them, or a client's end of a connection to the daemon.
+        """Return True if this is one of them.
 
-        Both have the address of the listening socket at one end. Another socket may have the same
-        address, so the kernel is asked for the socket at the other end; if it has no answer, the
-        address decides.
+        Each has the address of the listening socket at one end. Another socket may have the same
+        address, so the kernel is asked for the place; if it has no answer, the address decides.
         """
         if sockopt.option(descriptor, _DOMAIN) != _UNIX:
             return False
         if self._address not in sockopt.addresses(descriptor):
             return False
-        ours = {self._listening, *map(_inode, self._clients())}
-        if _inode(descriptor) in ours:
-            return True
-        if not self._has_diagnosis:
+        if self._place is None:
             return True
         try:
-            peer = _peer_inode(descriptor)
+            place, peer = _diagnosis(descriptor)
+            if place == self._place or peer == 0:
+                return True
+            return peer is not None and _diagnosis_of(peer).place == self._place
         except OSError:  # such as that of a socket of another network namespace
             return True
-        return peer in ours or peer == 0
 
 
-def _inode(descriptor: int) -> int:
-    return os.fstat(descriptor).st_ino
+class _Diagnosis(NamedTuple):
+    """What the kernel tells of a UNIX socket."""
+
+    place: tuple[int, int] | None
+    """Inode and device of the file that it is bound to; None if there is none."""
+    peer: int | None
+    """The inode of the socket that it is connected to, 0 if that is not accepted yet or closed.
+    None if it is not connected."""
 
 
-def _peer_inode(descriptor: int) -> int | None:
-    """Return the inode number of the socket that a UNIX socket is connected to.
+def _diagnosis(descriptor: int) -> _Diagnosis:
+    cookie = sockopt.cookie(descriptor)
+    return _diagnosis_of(os.fstat(descriptor).st_ino, _NO_COOKIE if cookie is None else cookie)
 
-    It is 0 if that is not accepted yet or closed; None if the socket is not connected. Raises
-    OSError if the kernel has no answer.
+
+def _diagnosis_of(inode: int, cookie: int = _NO_COOKIE) -> _Diagnosis:
+    """Ask for the socket with this inode, and this cookie if one is given.
+
+    Raises OSError if the kernel has no answer.
     """
-    high, low = divmod(sockopt.cookie(descriptor) or 0, 2**32)
-    body = _REQUEST.pack(_UNIX, 0, 0, _ANY_STATE, _inode(descriptor), _SHOW_PEER, low, high)
+    high, low = divmod(cookie, 2**32)
+    body = _REQUEST.pack(_UNIX, 0, 0, _ANY_STATE, inode, _SHOW, low, high)
     header = _HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _NLM_F_REQUEST, 0, 0)
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _SOCK_DIAG
@@ -95,10 +106,14 @@ def _peer_inode(descriptor: int) -> int | None:
         (number,) = _ERROR.unpack_from(answer, at)
         raise OSError(-number, os.strerror(-number))
     at += _ANSWER.size
+    place: tuple[int, int] | None = None
+    peer: int | None = None
     while at < size:
         length, attribute = _ATTRIBUTE.unpack_from(answer, at)
-        if attribute == _PEER:
-            (inode,) = _INODE.unpack_from(answer, at + _ATTRIBUTE.size)
-            return int(inode)
+        value = at + _ATTRIBUTE.size
+        if attribute == _PLACE:
+            place = _PLACE_VALUE.unpack_from(answer, value)
+        elif attribute == _PEER:
+            (peer,) = _PEER_VALUE.unpack_from(answer, value)
         at += (length + 3) & ~3
-    return None
+    return _Diagnosis(place, peer)

@@ -83,7 +83,7 @@ class Server:
             cache,
             self._readiness,
             self._on_their_way,
-            self._client_sockets,
+            lambda: [session.fileno() for session in self._sessions],
             lambda: {CLIENTS_SERVED: str(len(self._admitted))},
         )
         strangers = unmapped("uid"), unmapped("gid")
@@ -114,7 +114,7 @@ class Server:
             self._out_of_descriptors,
             self._cache.closer,
         )
-        self._cache.is_own_socket = OwnSockets(sock.socket, self._client_sockets).include
+        self._cache.is_own_socket = OwnSockets(sock.socket).include
         # What is there by now stays: the collector need never look at it, which takes it
         # milliseconds for which everybody waits.
         gc.freeze()
@@ -250,10 +250,6 @@ class Server:
         elif self._crowded and not crowded:
             client_logger.warning("there is room for clients again")
         self._crowded = crowded
-
-    def _client_sockets(self) -> list[int]:
-        """Return the descriptor of each client's socket."""
-        return [session.fileno() for session in self._sessions]
 
     def _on_their_way(self) -> Iterator[Connection]:
         """Yield rows of connections that were found and not sent yet, with stamps."""
