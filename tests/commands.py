@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+ROOT = Path(__file__).parents[1]
+"""The checkout."""
+
 SCACHE = (sys.executable, "-m", "scache")
 
 
@@ -64,7 +67,7 @@ def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run_command(
-    *command: str, stdout: int | IO[bytes] = subprocess.PIPE, **environment: str
+    *command: str | Path, stdout: int | IO[bytes] = subprocess.PIPE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it said."""
     return subprocess.run(
@@ -78,10 +81,17 @@ def run_command(
     )
 
 
+def run_tool(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that knows the modules of tools/."""
+    path = os.pathsep.join(map(str, (ROOT / "tools", ROOT)))
+    command = (sys.executable, "-P", *arguments)
+    return run_command(*command, stdout=subprocess.PIPE, PYTHONPATH=path, **environment)
+
+
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run Python code, which may import the tests, and for which warnings are errors."""
     command = (sys.executable, "-W", "error", "-c", code, *map(str, arguments))
-    return run_command(*command, PYTHONPATH=str(Path(__file__).parents[1]))
+    return run_command(*command, PYTHONPATH=str(ROOT))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 from scache import AsyncClient, Client
 from tests.support.clients import KINDS, Connect, Pair, connecting
+from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
+from tests.support.rig import Rig, rigged
 from tests.support.wire import DEADLINE
 
 # No test depends on how fast a machine is.
@@ -68,6 +71,21 @@ def no_descriptor_left_behind() -> Iterator[None]:
     assert descriptors_of(os.getpid()) == before
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test see settings of those who run it."""
+    for name in os.environ:
+        if name.startswith("SCACHE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Close at the end of the test what it opened."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.fixture(params=["memory", "file"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Name a database: none on disk, then a file."""
@@ -78,6 +96,40 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def path(tmp_path: Path) -> Path:
     """Name a socket for a daemon, short enough for UNIX."""
     return tmp_path / "socket"
+
+
+@pytest.fixture
+def daemon(path: Path, database: str) -> Iterator[Daemon]:
+    """Run a daemon with each kind of database."""
+    with Daemon(path, database=database) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    """Make a client of the daemon."""
+    with Client(daemon.path) as client:
+        yield client
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Name a database file that does not exist yet."""
+    return tmp_path / "cache.db"
+
+
+@pytest.fixture
+def rig(database: str) -> Iterator[Rig]:
+    """Make a cache on each kind of database."""
+    with rigged(database) as rig:
+        yield rig
+
+
+@pytest.fixture
+def file_rig(file: Path) -> Iterator[Rig]:
+    """Make a cache on a file, which can be locked."""
+    with rigged(file) as rig:
+        yield rig
 
 
 @pytest.fixture(scope="module")

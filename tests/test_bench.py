@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.commands import SCACHE, clean_environment, listening
+from tests.commands import ROOT, SCACHE, listening, run_tool
+from tests.support.scripted import hang, hear, saying, serving, then
 
-ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / "tools"
-LOAD = TOOLS / "benchmark" / "load.c"
+LOAD = ROOT / "tools" / "benchmark" / "load.c"
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -49,35 +44,7 @@ def drive(load: Path, server: Path, *options: str) -> subprocess.CompletedProces
 
 def benchmark(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run what tools/bench runs, with this interpreter."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "benchmark", *options],
-        env=clean_environment(PYTHONPATH=f"{TOOLS}{os.pathsep}{ROOT}", **environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@contextmanager
-def answering(path: Path, *replies: bytes) -> Iterator[None]:
-    """Run a server for one client that says these things, whatever it is asked."""
-
-    def serve() -> None:
-        client, _ = listener.accept()
-        with client:
-            client.sendall(ANNOUNCEMENT)
-            for reply in replies:
-                client.recv(65536)
-                client.sendall(reply)
-            client.recv(65536)
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        server = threading.Thread(target=serve)
-        server.start()
-        yield
-        server.join()
+    return run_tool("-m", "benchmark", *options, **environment)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +93,7 @@ def test_believes_no_wrong_answer(
 ) -> None:
     """An answer that is not the right one, byte for byte, ends it."""
     path = tmp_path / "socket"
-    with answering(path, *replies):
+    with serving(path, then(saying(ANNOUNCEMENT, *replies), hang)):
         result = drive(load, path, "count=1")
     assert result.returncode == 1
     assert complaint in result.stderr
@@ -136,28 +103,15 @@ def test_wants_the_descriptor(load: Path, tmp_path: Path) -> None:
     """The byte that ought to carry a descriptor does not do without."""
     path = tmp_path / "socket"
 
-    def serve() -> None:
-        client, _ = listener.accept()
-        with client:
-            client.sendall(ANNOUNCEMENT)
-            client.recv(65536)
-            client.sendall(b"dummy\0\0\0")
-            client.recv(1)
-            client.sendall(b"status\x000\0\0")
-            request = client.recv(65536)
-            label = request.split(b"\0")[3]
-            client.sendall(b"status\x000\0property\0" + label[-20:] + b"\0\0")
-            client.recv(65536)
-            client.sendall(b"\0")
-            client.recv(65536)
+    def answer(client: socket.socket) -> None:
+        saying(ANNOUNCEMENT, b"dummy\0\0\0", b"status\x000\0\0")(client)
+        label = hear(client).split(b"\0")[3]
+        client.sendall(b"status\x000\0property\0" + label[-20:] + b"\0\0")
+        saying(b"", b"\0")(client)
+        hang(client)
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        server = threading.Thread(target=serve)
-        server.start()
+    with serving(path, answer):
         result = drive(load, path, "count=1")
-        server.join()
     assert "0 descriptors came instead of 1" in result.stderr
 
 

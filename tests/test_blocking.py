@@ -30,22 +30,15 @@ from tests.support.histories import save_endp
 from tests.support.hostile import HELLO
 from tests.support.opened import read
 from tests.support.parked import Parked
+from tests.support.rig import FakeDescriptors, Rig, rigged
 from tests.support.snapshots import snapshot
 from tests.support.wire import encode
-from tests.test_cache import FakeDescriptors, Rig, rigged
 
 MANY = MAX_THREADS + 4
 """Files that keep every thread for files busy."""
 
 STUCK = "close(2) of a descriptor does not return (stuck: "
 CLOSED = "every descriptor that waited to be closed is closed"
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """Close at the end of the test what it opened."""
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,97 +22,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from scache.cache import Cache, cache
+from scache.cache import Cache
 from scache.cache.agenda import GRAIN
 from scache.cache.limits import Limits
 from scache.clock import STEP
-from scache.closing import Closer
 from scache.model import Loan, Peer, Status
 from scache.store import MEMORY
-from tests.support.clocks import HandClock
 from tests.support.opened import NOW, Opened, locked, read
-
-TTL_LIMIT = 10
-
-
-class FakeDescriptors(Closer):
-    """Numbers that stand for open descriptors; closing one that is not open is an error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: set[int] = set()
-        self._last = 1_000_000
-
-    def new(self) -> int:
-        """Return a descriptor that was never there before."""
-        self._last += 1
-        self.open.add(self._last)
-        return self._last
-
-    def close(self, descriptors: Iterable[int], **_: bool) -> None:
-        """Close numbers of which nobody else makes use."""
-        for descriptor in descriptors:
-            self.open.remove(descriptor)
-
-    def close_shared(self, descriptor: int, **_: bool) -> None:
-        """Close a number that its finder uses too."""
-        self.open.remove(descriptor)
-
-
-class Rig:
-    """A cache with everything around it in a test's hands."""
-
-    def __init__(
-        self,
-        path: Path | str,
-        opened: Opened,
-        limits: Limits,
-    ) -> None:
-        self.path = path
-        self.opened = opened
-        self.batch = opened.database.batch
-        self.clock = opened.clock
-        self.descriptors = FakeDescriptors()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cache, "Closer", lambda: self.descriptors)
-            self.cache = Cache(opened.database, self.clock, limits)
-
-    def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
-        """Save a connection; return its descriptor, None if it was refused."""
-        descriptor = self.descriptors.new()
-        status = self.cache.save_endp(ttl, endpoint, properties, descriptor, 1)
-        return descriptor if status is Status.OK else None
-
-    def bind(self, ttl: float = 5, destination: bytes = b"d", endpoint: bytes = b"e") -> Status:
-        """Save a binding."""
-        return self.cache.save_dest(ttl, destination, b"q", endpoint, 1)
-
-    def sweep(self) -> float:
-        """Do what the daemon does about expiry until nothing is left to do now."""
-        for _ in range(100):
-            due = self.cache.expire()
-            if due > self.clock.time:
-                return due
-        raise AssertionError("expiry goes round in circles")
-
-
-@contextmanager
-def rigged(
-    path: Path | str,
-    audit_rows: int = 1000,
-    now: float | HandClock = NOW,
-    limits: Limits = Limits(TTL_LIMIT),  # noqa: B008 - it never changes
-) -> Iterator[Rig]:
-    """Yield a cache on a database; whatever it does not close in the end is an error."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        Opened(path, now, audit_rows=audit_rows) as opened,
-    ):
-        patch.setattr(cache, "EXPIRY_SLICE", 2)
-        rig = Rig(path, opened, limits)
-        yield rig
-        rig.cache.close()
-        assert rig.descriptors.open == set()
+from tests.support.rig import TTL_LIMIT, Rig, rigged
 
 
 class ModelConnection(NamedTuple):
@@ -403,20 +320,6 @@ def test_the_cache_does_what_the_model_does(machine: type[Machine]) -> None:
     )
 
 
-@pytest.fixture
-def rig(database: str) -> Iterator[Rig]:
-    """Work on each kind of database."""
-    with rigged(database) as rig:
-        yield rig
-
-
-@pytest.fixture
-def file_rig(tmp_path: Path) -> Iterator[Rig]:
-    """Work on a file, which can be locked."""
-    with rigged(tmp_path / "cache.db") as rig:
-        yield rig
-
-
 def counters(rig: Rig) -> dict[str, int]:
     """Return what has been counted so far, after a commit."""
     assert rig.batch.commit()
@@ -584,14 +487,21 @@ def test_expiry_goes_on_while_the_database_is_locked(file_rig: Rig) -> None:
     assert read(file_rig.path, "SELECT * FROM binding") == []
 
 
+@contextmanager
+def put_back_while_locked(rig: Rig) -> Iterator[Loan]:
+    """Put a connection back while another program writes to the file."""
+    rig.save(ttl=5)
+    loan = rig.cache.find_endp(b"e", 1)
+    assert loan is not None
+    assert rig.batch.commit()
+    with locked(rig.path):
+        rig.cache.put_back(loan)
+        yield loan
+
+
 def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> None:
     """A connection whose row has to wait expires like any other."""
-    file_rig.save(ttl=5)
-    loan = file_rig.cache.find_endp(b"e", 1)
-    assert loan is not None
-    assert file_rig.batch.commit()
-    with locked(file_rig.path):
-        file_rig.cache.put_back(loan)
+    with put_back_while_locked(file_rig):
         assert file_rig.sweep() <= NOW + 5 + GRAIN
         file_rig.clock.time += 5 + GRAIN
         file_rig.sweep()
@@ -602,12 +512,7 @@ def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> 
 
 def test_a_connection_put_back_while_locked_is_not_lost(file_rig: Rig) -> None:
     """Its row is back as soon as the database can be written, by itself."""
-    file_rig.save(ttl=5)
-    loan = file_rig.cache.find_endp(b"e", 1)
-    assert loan is not None
-    assert file_rig.batch.commit()
-    with locked(file_rig.path):
-        file_rig.cache.put_back(loan)
+    with put_back_while_locked(file_rig) as loan:
         assert file_rig.cache.find_endp(b"e", 1) is None
     assert file_rig.cache.find_endp(b"e", 1) == loan
 

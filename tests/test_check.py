@@ -19,8 +19,8 @@ from scache.store.image import Image
 from tests.support.cached import NOW, Cached, filling
 from tests.support.daemon import Daemon
 from tests.support.parked import Parked
+from tests.support.rig import rigged
 from tests.support.wire import Wire
-from tests.test_cache import rigged
 from tests.test_surroundings import overwrite_the_middle, take
 
 Capture = pytest.CaptureFixture[str]

@@ -28,11 +28,8 @@ Run = Callable[[Settings], int]
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let no test see another's variables or log level."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
+def _own_log_level(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no test see another's log level."""
     monkeypatch.setattr(logging, "raiseExceptions", True)
     logger = logging.getLogger("scache")
     level = logger.level

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,13 @@ from scache.store.image import Image
 from scache.store.inside import instance, remembers, statistics
 from tests.support.clocks import HandClock
 from tests.support.opened import NOW, locked, no_space, read
-from tests.test_cache import Rig, rigged
+from tests.support.rig import Rig, rigged
 
 NIGHT = 8 * 3600
 YEAR = 365 * 86400
 PEER = Peer(1, 2, 3)
 
 BOTH_WAYS = pytest.mark.parametrize("step", [3600, -3600, YEAR, -YEAR, 1.25, -1.25])
-
-
-@pytest.fixture
-def rig(database: str) -> Iterator[Rig]:
-    """Work on each kind of database."""
-    with rigged(database) as rig:
-        yield rig
-
-
-@pytest.fixture
-def file_rig(tmp_path: Path) -> Iterator[Rig]:
-    """Work on a file, which can be locked."""
-    with rigged(tmp_path / "cache.db") as rig:
-        yield rig
 
 
 def set_wall_clock(rig: Rig, seconds: float) -> None:

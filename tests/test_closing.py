@@ -19,13 +19,6 @@ from tests.support.dialogue import DEADLINE, eventually
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """Close at the end of the test what it opened."""
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 def closer() -> Iterator[Closer]:
     """Make a closer that has closed everything in the end."""
     closer = Closer()

@@ -21,7 +21,7 @@ from scache.cache.agenda import GRAIN
 from scache.model import Connection, Loan, Peer, Status
 from scache.store import MEMORY, Binding, trail
 from tests.support.opened import NOW, locked, no_space, read
-from tests.test_cache import TTL_LIMIT, Rig, rigged
+from tests.support.rig import TTL_LIMIT, Rig, rigged
 
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +18,6 @@ Capture = pytest.CaptureFixture[str]
 ENDPOINT = b"smtp\n203.0.113.5\n587\n0\n"
 OTHER = b"smtp\n203.0.113.55\n25\n0\n"
 DESTINATION = b"smtp\n[mx1.example.org]:587\n"
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see another's variables."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

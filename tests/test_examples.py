@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import socket
 import sqlite3
@@ -46,14 +45,6 @@ SHELL = [
     if words[0] == "scache"
 ]
 ENDLESS = {"--follow", "--watch"}
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no example see variables of the tests' surroundings."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

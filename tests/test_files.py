@@ -21,7 +21,7 @@ from scache.errors import DatabaseError
 from scache.model import Event, Status
 from scache.store import Database, LiveRows, complete, database, files, load
 from scache.store.image import Image
-from tests.commands import SCACHE, clean_environment, listening
+from tests.commands import SCACHE, listening, run_command
 from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import NOW, Opened, locked, no_space, read
@@ -414,14 +414,8 @@ class TestLost:
 
 def stats(path: Path) -> str | None:
     """Return what `scache stats` says is wrong with the database of a daemon."""
-    done = subprocess.run(
-        [*SCACHE, "stats", "--socket", str(path), "--format", "json"],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    done = run_command(*SCACHE, "stats", "--socket", path, "--format", "json")
+    done.check_returncode()
     fault: str | None = json.loads(done.stdout)["database"]["fault"]
     return fault
 

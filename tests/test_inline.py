@@ -81,13 +81,6 @@ def identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-@pytest.fixture
-def daemon(path: Path, database: str) -> Iterator[Daemon]:
-    """Run the daemon."""
-    with Daemon(path, database=database) as daemon:
-        yield daemon
-
-
 @contextmanager
 def in_inline_mode(path: Path) -> Iterator[Wire]:
     """Connect, and be in inline mode."""

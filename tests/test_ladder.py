@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.commands import ROOT
+
 PACKAGE = ROOT / "scache"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

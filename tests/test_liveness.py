@@ -7,7 +7,7 @@ import os
 import pty
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -21,13 +21,6 @@ from scache.store import snapshot
 from scache.store.image import Image
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """Close at the end of the test what it opened."""
-    with ExitStack() as stack:
-        yield stack
 
 
 def opened(stack: ExitStack, *descriptors: int) -> int:

@@ -52,11 +52,8 @@ EMPTY = {"descriptor", "clock_step"}
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see another's variables."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tables be as wide as this."""
     monkeypatch.setenv("COLUMNS", "60")
 
 

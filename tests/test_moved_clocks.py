@@ -43,13 +43,6 @@ def daemon(path: Path, database: str, clocks: MovedClocks) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    """Be its client."""
-    with Client(daemon.path, timeout=DEADLINE) as client:
-        yield client
-
-
 def await_step(client: Client, count: int = 1) -> None:
     """Wait until the daemon has noticed so many steps."""
     eventually(lambda: snapshot(client, "SELECT count(*) FROM clock_step") == [(count,)])

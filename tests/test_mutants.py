@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.commands import clean_environment
+from tests.commands import ROOT, run_tool
 
-ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tools" / "mutations.toml"
 MUTATIONS: list[dict[str, Any]] = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutation"]
-
-
-def mutants(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run tools/mutants."""
-    path = os.pathsep.join(map(str, (ROOT / "tools", ROOT)))
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "mutating", *arguments],
-        env=clean_environment(PYTHONPATH=path),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_list_has_forty_mutations() -> None:
@@ -67,7 +50,7 @@ def test_mutants_tells_killed_from_survivors_and_stale_entries(tmp_path: Path) -
         )
         tests = 'tests = ["test_codec.py"]\n'
         path.write_text("".join(f"{entry}{tests}" for entry in entries).replace("'", '"'))
-        done = mutants("--list", path)
+        done = run_tool("-m", "mutating", "--list", path)
         assert done.returncode == code, done.stdout + done.stderr
     words = [line.split()[0] for line in done.stdout.splitlines()]
     assert words[1:5] == ["killed", "SURVIVED", "STALE", "STALE"]
@@ -78,5 +61,5 @@ def test_mutants_tells_killed_from_survivors_and_stale_entries(tmp_path: Path) -
 @pytest.mark.timeout(3600)
 def test_every_mutant_is_killed() -> None:
     """The quick tests notice each mutation of the list."""
-    done = mutants()
+    done = run_tool("-m", "mutating")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from scache.cli.commands import execute
 from scache.errors import EXIT_DATABASE, EXIT_OK, DatabaseError
 from scache.store import LiveRows, files, names
 from scache.store.image import Image
-from tests.commands import SCACHE, clean_environment
+from tests.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.opened import Opened, read
@@ -184,13 +183,8 @@ def test_a_bind_mount_is_refused(path: Path, file: Path, other: Path) -> None:
     other.touch()
     with Daemon(path, database=file):
         command = f'mount --bind "{file}" "{other}" && exec "$@"'
-        done = subprocess.run(
-            [*NAMESPACE, "sh", "-c", command, "sh", *SCACHE, "check", "--database", str(other)],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        check = (*SCACHE, "check", "--database", other)
+        done = run_command(*NAMESPACE, "sh", "-c", command, "sh", *check)
     assert done.returncode == EXIT_DATABASE, done.stderr
     assert done.stderr == f"scache: the database {other}{SENTENCE}\n"
 

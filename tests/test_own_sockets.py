@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, chdir
 from pathlib import Path
 
@@ -64,13 +63,6 @@ class Listening:
 
     def _new(self) -> socket.socket:
         return self._stack.enter_context(socket.socket(socket.AF_UNIX))
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    """Close everything at the end."""
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(params=["diagnosis", "address"])

@@ -6,7 +6,6 @@ import errno
 import os
 import pwd
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from scache.daemon import listener, ownership, privileges
 from scache.daemon.ownership import left_out, why_not_given
 from scache.errors import EXIT_DATABASE, EXIT_SETTINGS, EXIT_SOCKET, SocketError
 from scache.settings import UNCHANGED
-from tests.commands import SCACHE, clean_environment
+from tests.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.genuine import MAIL_OWNER, private_directory
 from tests.support.somebody import GID, UID
@@ -55,15 +54,7 @@ def refused(directory: Path, code: int, prefix: tuple[str, ...], *options: str) 
     It leaves no socket behind.
     """
     path = directory / "socket"
-    done = subprocess.run(
-        [*prefix, *SCACHE, "serve", "--socket", path, *options],
-        env=clean_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(*prefix, *SCACHE, "serve", "--socket", path, *options)
     assert done.returncode == code, done.stderr
     assert not path.exists()
     return done.stderr.splitlines()[-1].removeprefix("scache: ")
@@ -176,15 +167,7 @@ class TestInItsPlace:
     def said(self, directory: Path, *prefix: str) -> str:
         """Start a daemon that leaves what is there; return its line."""
         path = directory / "socket"
-        done = subprocess.run(
-            [*prefix, *SCACHE, "serve", "--socket", path],
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(*prefix, *SCACHE, "serve", "--socket", path)
         assert done.returncode == EXIT_SOCKET, done.stderr
         return done.stderr
 

@@ -17,10 +17,8 @@ import pytest
 
 from scache import Client, errors
 from scache.settings import default_socket
-from tests.commands import clean_environment, listening, run_command
+from tests.commands import ROOT, clean_environment, listening, run_command
 from tests.support.manual import PAGES, README, blocks, section
-
-ROOT = Path(__file__).parents[1]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

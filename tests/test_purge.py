@@ -44,14 +44,6 @@ DESTINATIONS = [
 """Labels as smtp(8) makes them (tests/test_postfix.py), and one of another program."""
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see another's variables."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
-
-
 def save(client: Client, *endpoints: bytes) -> None:
     """Save a connection under each of these endpoints."""
     with open(os.devnull) as something:  # noqa: PTH123

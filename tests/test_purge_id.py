@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,28 +27,6 @@ Capture = pytest.CaptureFixture[str]
 
 HELLO = encode_request(Hello())
 """As clients send it that know no features: then the daemon lists none."""
-
-
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see another's variables."""
-    for name in os.environ:
-        if name.startswith("SCACHE_"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def daemon(path: Path, database: str) -> Iterator[Daemon]:
-    """Run a daemon."""
-    with Daemon(path, database=database) as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    """Make a client of the daemon."""
-    with Client(daemon.path) as client:
-        yield client
 
 
 def save(client: Client, *endpoints: str) -> list[int]:

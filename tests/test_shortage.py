@@ -28,11 +28,11 @@ from tests.support.genuine import private_directory
 from tests.support.histories import find_dest, find_endp
 from tests.support.hostile import HELLO
 from tests.support.opened import Opened
+from tests.support.rig import rigged
 from tests.support.slow import slow_session
 from tests.support.snapshots import snapshot
 from tests.support.somebody import GID, UID, as_somebody
 from tests.support.wire import Wire, encode
-from tests.test_cache import rigged
 
 OPEN_FILES = 256
 NOT_SENT = "no descriptor can be sent to a client now (Too many references"
@@ -87,9 +87,7 @@ def test_find_whose_descriptor_cannot_be_sent_is_a_miss(
         failed = [("find_endp", "e", None, DETAIL), ("find_dest", None, "d", DETAIL)]
         assert snapshot(admin, FAILED) == failed
         assert execute(["check", "--socket", str(daemon.path)]) == EXIT_OK
-        found = client.find_dest("d")
-        assert found is not None
-        expect_other_end(found, ours)
+        expect_other_end(client.find_dest("d"), ours)
 
 
 def test_pipeline_whose_descriptors_cannot_be_sent_keeps_its_order(
@@ -174,9 +172,7 @@ def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
         daemon.wait_for_log(NOT_SENT)
         assert snapshot(other, COUNTED) == [(1,)]
         assert execute(["check", "--socket", str(daemon.path)]) == EXIT_OK
-        found = other.find_endp("e")
-        assert found is not None
-        expect_other_end(found, ours)
+        expect_other_end(other.find_endp("e"), ours)
 
 
 def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(

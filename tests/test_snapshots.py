@@ -53,13 +53,6 @@ def daemon(path: Path, database: str) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
-    """Be a client."""
-    with Client(daemon.path) as client:
-        yield client
-
-
 def children_of(pid: int) -> str:
     """Return the process ids of its children."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text()

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scache import Client
 from scache.store.image import Image
-from tests.commands import clean_environment
+from tests.commands import ROOT, run_tool
 from tests.support.daemon import Daemon
 from tests.support.snapshots import opened
-
-ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / "tools"
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a Python that knows the tools."""
-    return subprocess.run(
-        [sys.executable, "-P", *arguments],
-        env=clean_environment(PYTHONPATH=f"{TOOLS}{os.pathsep}{ROOT}"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.slow
@@ -40,7 +21,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("minutes", [0.2, pytest.param(2, marks=pytest.mark.long)])
 def test_soak_holds_every_invariant(minutes: float) -> None:
     """Under good and hostile clients, restarts and clock steps everything holds."""
-    result = run("-m", "soaking", "--minutes", f"{minutes}")
+    result = run_tool("-m", "soaking", "--minutes", f"{minutes}")
     assert result.returncode == 0, result.stdout
     assert "FAILED" not in result.stdout
     rows = [re.split("  +", line) for line in result.stdout.splitlines()]
@@ -55,7 +36,7 @@ def test_soak_holds_every_invariant(minutes: float) -> None:
 @pytest.mark.parametrize("inputs", [4000, pytest.param(40000, marks=pytest.mark.long)])
 def test_fuzzing_finds_nothing(inputs: int) -> None:
     """Thousands of inputs, as the same seed always makes them, show no bug."""
-    result = run("-m", "fuzzing", "--engine", "hypothesis", "--inputs", f"{inputs}")
+    result = run_tool("-m", "fuzzing", "--engine", "hypothesis", "--inputs", f"{inputs}")
     assert result.returncode == 0, result.stdout
     assert f"{inputs} inputs" in result.stdout
     assert "no bug" in result.stdout
@@ -81,10 +62,10 @@ def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
     """It fails with 1, and keeps an input that shows the bug again."""
     script = tmp_path / "planted.py"
     script.write_text(f"{bug}\nfrom fuzzing.__main__ import main\nmain()\n")
-    result = run(script, "--engine", "hypothesis", "--inputs", "20000", "--keep", tmp_path)
+    result = run_tool(script, "--engine", "hypothesis", "--inputs", "20000", "--keep", tmp_path)
     assert result.returncode == 1, result.stdout
-    assert run(script, tmp_path / "scache-fuzz-failure").returncode == 1
-    assert run("-m", "fuzzing", tmp_path / "scache-fuzz-failure").returncode == 0
+    assert run_tool(script, tmp_path / "scache-fuzz-failure").returncode == 1
+    assert run_tool("-m", "fuzzing", tmp_path / "scache-fuzz-failure").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -105,7 +86,7 @@ def test_the_books_are_read_with_care(
     path: Path, tamper: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trail that does not account for every connection is noticed."""
-    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.syspath_prepend(ROOT / "tools")
     trail = importlib.import_module("soaking.trail")
     ours, theirs = socket.socketpair()
     with ours, theirs, Daemon(path), Client(path) as client:

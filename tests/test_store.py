@@ -43,12 +43,6 @@ LABELS = [b"", b"\n", b"two\nlines\n", b"\xff\xfe\x80", bytes(range(1, 256)), b"
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Name a database file that does not exist yet."""
-    return tmp_path / "cache.db"
-
-
-@pytest.fixture
 def opened(database: str) -> Iterator[Opened]:
     """Open a new database of each kind."""
     with Opened(database) as opened:

@@ -23,7 +23,7 @@ from scache.daemon import listener
 from scache.daemon.readiness import Readiness
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
-from tests.commands import SCACHE, clean_environment, listening
+from tests.commands import SCACHE, clean_environment, listening, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.opened import NOW, Opened, locked, read
@@ -43,15 +43,7 @@ NAMESPACE = ("unshare", "--mount", *(() if AS_ROOT else ("--map-root-user",)))
 def refused(socket_path: Path, database: Path | str, code: int, *prefix: str | Path) -> str:
     """Start a daemon that must not start; return its one line."""
     options = ("--socket", socket_path, "--database", database)
-    done = subprocess.run(
-        [*prefix, *SCACHE, "serve", *options],
-        env=clean_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(*prefix, *SCACHE, "serve", *options)
     assert done.stdout == ""
     assert done.stderr.startswith("scache: ")
     assert done.stderr.count("\n") == 1

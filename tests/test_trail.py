@@ -12,13 +12,7 @@ from scache.model import Event, Loan, Status
 from scache.store import trail
 from scache.store.trail import ROWS_AT_ONCE
 from tests.support.opened import NOW, Opened, locked, no_space, read
-from tests.test_cache import Rig, rigged
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Name a database file that does not exist yet."""
-    return tmp_path / "cache.db"
+from tests.support.rig import Rig, rigged
 
 
 @pytest.fixture

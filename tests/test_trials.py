@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.commands import clean_environment
-
-ROOT = Path(__file__).parents[1]
+from tests.commands import run_tool
 
 
 @pytest.mark.slow
@@ -20,16 +13,7 @@ ROOT = Path(__file__).parents[1]
 )
 def test_all_holds(name: str, facts: int) -> None:
     """Every fact is as it must be, or told for comparison, and the exit code says so."""
-    path = os.pathsep.join(map(str, (ROOT / "tools", ROOT)))
-    command = (sys.executable, "-P", "-m", "trying", name, "--scale", "0.03")
-    result = subprocess.run(
-        command,
-        env=clean_environment(PYTHONPATH=path),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_tool("-m", "trying", name, "--scale", "0.03")
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == facts

@@ -40,12 +40,6 @@ def trigger(raises: str, moment: str, action: str, condition: str = "") -> str:
     return f"CREATE TRIGGER guard {moment} {action} {when} BEGIN SELECT RAISE({raising}); END"
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Name a database file."""
-    return tmp_path / "cache.db"
-
-
 @contextmanager
 def opening(file: Path) -> Iterator[Opened]:
     """Run on a file with connection 1, binding 2 and client 3, all of them committed."""

@@ -9,7 +9,6 @@ import pickle
 import signal
 import socket
 import sqlite3
-import subprocess
 import threading
 from contextlib import closing
 from contextvars import ContextVar
@@ -22,7 +21,7 @@ from scache import AsyncClient, Client, ClientInUse, Found
 from scache.errors import EXIT_DATABASE
 from scache.store import snapshot
 from scache.store.image import Image
-from tests.commands import SCACHE, clean_environment
+from tests.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.descriptors import is_asking
 
@@ -248,14 +247,7 @@ def test_serve_refuses_database_that_is_not_utf8(
         ("serve", "--socket", str(path), "--database", str(file)),
         ("check", "--database", str(file)),
     ):
-        done = subprocess.run(
-            [*SCACHE, *command],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(*SCACHE, *command)
         assert done.returncode == EXIT_DATABASE
         assert "UTF-8" in done.stderr or (not ours and "another program" in done.stderr)
         assert len(done.stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ import sys
 from signal import SIGINT, Signals
 from typing import NamedTuple
 
-from tests.commands import clean_environment, default_signals, ignoring
+from tests.commands import default_signals, ignoring, run_command
 
 _PROGRAM = """
 import os, sys
@@ -81,11 +81,4 @@ def interrupted(
     words = (str(number.value), str(moment.nth), moment.code, *command)
     start = ignoring(number) if ignored else ()
     with default_signals():
-        return subprocess.run(
-            (*start, sys.executable, "-c", program, *words),
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command(*start, sys.executable, "-c", program, *words)
