@@ -31,10 +31,13 @@ from tests.support.opened import Opened
 from tests.support.rig import rigged
 from tests.support.slow import slow_session
 from tests.support.snapshots import snapshot
-from tests.support.somebody import GID, UID, as_somebody
+from tests.support.somebody import GID, as_somebody
 from tests.support.wire import Wire, encode
 
 OPEN_FILES = 256
+UID = 20_000 + os.getpid() % 20_000
+"""A user of this process alone: others that run tests at the same time need descriptors, too."""
+
 NOT_SENT = "no descriptor can be sent to a client now (Too many references"
 FAILED = "SELECT kind, endpoint, destination, detail FROM event WHERE status = 2 ORDER BY id"
 COUNTED = "SELECT value FROM counter WHERE name = 'connections_not_sent'"
