@@ -40,7 +40,7 @@ from tests.support.genuine import private_directory
 from tests.support.opened import Opened
 from tests.support.slow import slow_session
 from tests.support.snapshots import opened, snapshot
-from tests.support.somebody import GID, GROUP, MAY_GO_AHEAD, UID, as_somebody
+from tests.support.somebody import GID, GROUP, MAY_RAISE_PRIORITY, UID, as_somebody
 from tests.support.wire import Wire, encode
 
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
@@ -317,7 +317,7 @@ def test_a_child_that_dies_costs_one_refusal(daemon: Daemon, client: Client, sto
         assert snapshot(client, asked) == [(2, "see the log")]
 
 
-@pytest.mark.skipif(not MAY_GO_AHEAD, reason="the child is not in SCHED_IDLE then")
+@pytest.mark.skipif(not MAY_RAISE_PRIORITY, reason="the child is not in SCHED_IDLE then")
 def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor(
     daemon: Daemon, client: Client
 ) -> None:
@@ -341,7 +341,7 @@ def test_a_child_that_has_waited_for_long_gets_its_share_of_the_processor(
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not MAY_GO_AHEAD, reason="this needs CAP_SYS_NICE")
+@pytest.mark.skipif(not MAY_RAISE_PRIORITY, reason="this needs CAP_SYS_NICE")
 @pytest.mark.parametrize(
     ("own", "user", "expected"),
     [

@@ -304,18 +304,19 @@ def _hand_out(image: int | None, asker: Asker) -> None:
 
 
 def _stand_back(own: int, more: int) -> None:
-    """In the child, which goes before nobody: let others go first.
+    """In the child: run at a low priority, so that the daemon and its clients run first.
 
-    ``own`` is the daemon's niceness. One that may be urged needs no ``more``, but to do this again.
+    ``own`` is the daemon's niceness. A child that may raise its priority again runs as SCHED_IDLE,
+    until `_urge` changes that; any other adds ``more`` to the niceness.
     """
-    may_come_back = _may_come_forward()
-    os.setpriority(os.PRIO_PROCESS, 0, max(own, 0) + (0 if may_come_back else more))
-    if may_come_back:
+    may_raise_priority = _may_raise_priority()
+    os.setpriority(os.PRIO_PROCESS, 0, max(own, 0) + (0 if may_raise_priority else more))
+    if may_raise_priority:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _may_come_forward() -> bool:
-    """Whether this process may raise its priority, which takes more than to be root."""
+def _may_raise_priority() -> bool:
+    """Return True if this process may raise its priority: root without CAP_SYS_NICE may not."""
     try:
         os.nice(-1)
     except PermissionError:

@@ -15,12 +15,12 @@ UID, GID, GROUP = 54321, 54322, 54323
 """Of nobody whom this machine knows."""
 
 CAP_SYS_NICE = 23
-MAY_GO_AHEAD = bool(
+MAY_RAISE_PRIORITY = bool(
     int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
     >> CAP_SYS_NICE
     & 1
 )
-"""Whether this process may raise its priority."""
+"""True if this process may raise its priority."""
 
 
 def as_somebody(

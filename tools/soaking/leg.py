@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import time
 from collections import Counter
@@ -14,7 +13,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from common import descriptors, resident
 
@@ -198,9 +196,10 @@ class Leg:
     # The daemon
 
     def _start_daemon(self) -> None:
-        self._daemon = Daemon(self._path, *OPTIONS, database=self._database)
-        with patch.dict(os.environ, self._clocks.environment):
-            self._daemon.__enter__()
+        clocks = (f"{name}={value}" for name, value in self._clocks.environment.items())
+        prefix = ("env", *clocks)
+        self._daemon = Daemon(self._path, *OPTIONS, database=self._database, prefix=prefix)
+        self._daemon.__enter__()
         self._stack.callback(self._daemon.kill)
         with Client(self._path) as client:  # what is loaded when first needed is there
             self._check(client)
