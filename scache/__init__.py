@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from scache.version import __version__
+
 TYPE_CHECKING = False  # to import typing takes the command longer than all else before it starts
 if TYPE_CHECKING:
-    from scache.client.asynchronous import AsyncClient
-    from scache.client.blocking import Client
+    from scache.client.aio import AsyncClient
     from scache.client.found import Found
+    from scache.client.sync import Client
     from scache.errors import (
         ClientInUse,
         DescriptorLimit,
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
         TooOld,
         Unavailable,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "AsyncClient": "scache.client.asynchronous",
-    "Client": "scache.client.blocking",
+    "AsyncClient": "scache.client.aio",
+    "Client": "scache.client.sync",
     "Found": "scache.client.found",
 }
 

@@ -6,17 +6,17 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 
-from scache.cache.agenda import Agenda
 from scache.cache.descriptors import Descriptors, Parked
+from scache.cache.expiry import Agenda
 from scache.cache.limits import Limits
 from scache.cache.liveness import Kind, kind_of
 from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
-from scache.closing import Closer
 from scache.errors import DatabaseFault
 from scache.model import Connection, Event, Loan, Peer, Status
 from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
+from scache.unix.closing import Closer
 
 EXPIRY_SLICE = 64
 """What is cleared away or looked at in one go, at the most (see `slices`)."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scache.cache.liveness import Kind, has_ended, lost_state, poll
 from scache.cache.slices import in_time
-from scache.closing import Closer
+from scache.unix.closing import Closer
 
 _HUNG_UP = select.EPOLLRDHUP  # EPOLLHUP and EPOLLERR are always told
 _DATA = select.EPOLLIN

@@ -14,8 +14,8 @@ import stat
 from enum import Enum, auto
 from pathlib import Path
 
-from scache import sockopt
-from scache.statx import type_of
+from scache.unix import sockopt
+from scache.unix.statx import type_of
 
 _DOMAIN, _TYPE = int(socket.SO_DOMAIN), int(socket.SO_TYPE)
 _LISTENS = int(socket.SO_ACCEPTCONN)
@@ -27,12 +27,6 @@ _CONNECTED = frozenset({1, 4, 5, 6, 8, 9, 11})
 _NEVER_CONNECTED = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLIN
 _TERMINAL_MAJORS = frozenset({4, 5, *range(136, 144)})
 """Terminals, ptmx and pseudo-terminals (Linux, Documentation/admin-guide/devices.txt)."""
-
-TCP_STATES = (
-    *("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
-    *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
-)
-"""Names of the numbers (Linux, include/net/tcp_states.h)."""
 
 
 class Kind(Enum):
@@ -89,7 +83,7 @@ def lost_state(kind: Kind, descriptor: int) -> str | None:
     state = sockopt.tcp_state(descriptor)
     if state == _ESTABLISHED:
         return None
-    return TCP_STATES[state] if state and state < len(TCP_STATES) else "CLOSE"
+    return sockopt.TCP_STATES[state] if state and state < len(sockopt.TCP_STATES) else "CLOSE"
 
 
 def _is_pollable(descriptor: int) -> bool:

@@ -20,6 +20,6 @@ def main() -> int:
     # A reader of our output that has seen enough (scache --help | head) ends us, silently.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
-    from scache.cli.commands import run
+    from scache.cli.main import run
 
     return run()

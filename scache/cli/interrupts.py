@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final, Self
 
-from scache.cli.standard import STDIN, STDOUT
+from scache.cli.streams import STDIN, STDOUT
 
 _ENDING: Final = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
 

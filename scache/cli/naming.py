@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from scache.printed import one_line, shown
+from scache.escape import one_line, shown
 
 if TYPE_CHECKING:
-    from scache.store.image import Image
+    from scache.inspection.image import Image
 
 PATTERNS = r"""A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
 these, [[] for a bracket; case matters. It also fits the very same text, such as
@@ -96,7 +96,7 @@ def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> Non
 
     They were searched for in the trail, or in what is cached, and ``nothing`` was found.
     """
-    from scache.store.labels import any_has_fields, count_fits
+    from scache.inspection.labels import any_has_fields, count_fits
 
     for column, pattern in named.patterns():
         advice = None if pattern is None else bracket_hint(pattern)
@@ -146,7 +146,7 @@ def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterato
 
     Without a reason or a similar label, nothing is said of the trail: the command shows no event.
     """
-    from scache.store.labels import near
+    from scache.inspection.labels import near
 
     words = [word.strip(".-") for word in _WORD.findall(_ESCAPE.sub(" ", text))]
     word = max(words, key=len, default="")

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from scache import fdpass
 from scache.client.connection import Connection
 from scache.errors import Unavailable
+from scache.unix import fdpass
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a request may take, as Postfix's own client gives it."""

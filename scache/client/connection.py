@@ -12,10 +12,10 @@ from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 
-from scache import fdpass
 from scache.client.exchanges import HangupError
 from scache.errors import DescriptorLimit, Unavailable
 from scache.protocol.client import ClientConversation
+from scache.unix import fdpass
 
 _LONGEST_WAIT = 2**31 - 1
 """Milliseconds; the most that poll(2) takes."""

@@ -9,7 +9,7 @@ import anyio
 from scache.daemon.capacity import raise_open_files
 from scache.daemon.server import SIGNALS, serve
 from scache.errors import EXIT_OK
-from scache.settings import Settings
+from scache.settings.declarations import Settings
 
 __all__ = ["run"]
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from scache.errors import SettingsError
-from scache.settings import Settings
+from scache.settings.declarations import Settings
 
 MIN_OPEN_FILES = 32
 """Open files without which there is no daemon: with a database in a file it has 18 for itself, and

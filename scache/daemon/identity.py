@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from scache import sockopt
+from scache.unix import sockopt
 
 _UNIX = int(socket.AF_UNIX)
 _DOMAIN = int(socket.SO_DOMAIN)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scache.closing import Closer
 from scache.daemon.ownership import why_not_given
-from scache.daemon.readiness import READABLE, Readiness
+from scache.daemon.poller import READABLE, Readiness
 from scache.errors import SocketError
-from scache.namespace import unmapped
-from scache.settings import UNCHANGED
+from scache.settings.declarations import UNCHANGED
+from scache.unix.closing import Closer
+from scache.unix.namespace import unmapped
 
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""

@@ -9,8 +9,8 @@ import stat
 from pathlib import Path
 
 from scache.daemon.privileges import group_name, has_capability
-from scache.namespace import ROOT, user_name
-from scache.settings import UNCHANGED
+from scache.settings.declarations import UNCHANGED
+from scache.unix.namespace import ROOT, user_name
 
 
 def why_not_given(error: OSError, uid: int, gid: int) -> str:

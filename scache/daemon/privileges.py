@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from scache.errors import SettingsError
-from scache.namespace import user_name
-from scache.settings import UNCHANGED
+from scache.settings.declarations import UNCHANGED
+from scache.unix.namespace import user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
 """Numbers of the capabilities that the daemon may need (Linux, include/uapi/linux/capability.h)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from scache import fdpass
+from scache.unix import fdpass
 
 SHORTAGES = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """Errors of a sendmsg(2) with descriptors that are no fault of the receiver.

@@ -14,30 +14,31 @@ from operator import attrgetter
 import anyio
 from anyio.abc import TaskGroup
 
-from scache import __version__, fdpass, sockopt
 from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.clock import Clock
-from scache.daemon import upkeep
-from scache.daemon.administration import Administration, People
+from scache.daemon import maintenance
+from scache.daemon.access import Administration, People
 from scache.daemon.capacity import capacity, client_limit, shortage
-from scache.daemon.channel import Channel, client_logger
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
+from scache.daemon.poller import Readiness
 from scache.daemon.privileges import become
 from scache.daemon.probe import Probe
-from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots, bury_children
+from scache.daemon.transport import Channel, client_logger
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
-from scache.namespace import ROOT, described, unmapped
 from scache.protocol.server import ServerConversation
-from scache.settings import Settings
+from scache.settings.declarations import Settings
 from scache.store import CLIENTS_SERVED, Database, Start, open_database
+from scache.unix import fdpass, sockopt
+from scache.unix.namespace import ROOT, described, unmapped
+from scache.version import __version__
 
 MAX_REFUSED = 16
 """Clients that are answered though nothing is done for them; of more, the first are hung up on.
@@ -73,7 +74,7 @@ class Server:
         self._database = database
         self._cache = cache
         self._sessions: set[Session] = set()
-        self._connected_somebody = upkeep.Signal()
+        self._connected_somebody = maintenance.Signal()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._probe = Probe()
@@ -139,19 +140,21 @@ class Server:
                 session.abort()
             self._probe.close()
             self._readiness.close()
-            upkeep.log_statistics(self._cache)
+            maintenance.log_statistics(self._cache)
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
-        committed = upkeep.Signal()
-        tasks.start_soon(upkeep.watch, self._cache)
-        tasks.start_soon(upkeep.close, self._cache.closer, self._cache.counts)
-        tasks.start_soon(upkeep.expire, self._cache, self._clock)
-        tasks.start_soon(upkeep.commit, self._database, committed)
-        tasks.start_soon(upkeep.checkpoint, self._database, self._readiness, committed)
-        tasks.start_soon(upkeep.watch_files, self._database)
+        committed = maintenance.Signal()
+        tasks.start_soon(maintenance.watch, self._cache)
+        tasks.start_soon(maintenance.close, self._cache.closer, self._cache.counts)
+        tasks.start_soon(maintenance.expire, self._cache, self._clock)
+        tasks.start_soon(maintenance.commit, self._database, committed)
+        tasks.start_soon(maintenance.checkpoint, self._database, self._readiness, committed)
+        tasks.start_soon(maintenance.watch_files, self._database)
         watchdog: Watchdog[Session] = Watchdog(self._settings.exchange_timeout)
-        tasks.start_soon(upkeep.drop_overdue, watchdog, self._sessions, self._connected_somebody)
-        tasks.start_soon(upkeep.report, self._cache, self._settings.status_interval)
+        tasks.start_soon(
+            maintenance.drop_overdue, watchdog, self._sessions, self._connected_somebody
+        )
+        tasks.start_soon(maintenance.report, self._cache, self._settings.status_interval)
         tasks.start_soon(self._snapshots.run)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -162,7 +165,7 @@ class Server:
                 task_status.started()
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        upkeep.log_statistics(self._cache)
+                        maintenance.log_statistics(self._cache)
                     elif self._stop.is_set():
                         signal.signal(number, signal.SIG_DFL)
                         signal.raise_signal(number)

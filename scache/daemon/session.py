@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol
 
 from scache.cache import Cache
-from scache.daemon.channel import Channel, client_logger
 from scache.daemon.probe import Probe, shortage_message
+from scache.daemon.transport import Channel, client_logger
 from scache.errors import ProtocolError
 from scache.model import Loan, Peer, Status
 from scache.protocol.codec import NeedData
@@ -26,7 +26,7 @@ from scache.protocol.messages import (
     Snapshot,
     without_hits,
 )
-from scache.protocol.requests import Malformed
+from scache.protocol.request_parser import Malformed
 from scache.protocol.server import (
     Abandoned,
     Deliver,

@@ -32,14 +32,14 @@ from typing import NamedTuple, NoReturn, Protocol
 
 import anyio
 
-from scache import fdpass
 from scache.cache import Cache
-from scache.cache.facts import facts_of
-from scache.closing import is_file
-from scache.daemon.readiness import Readiness
-from scache.daemon.upkeep import Signal, clear_expired
+from scache.daemon.maintenance import Signal, clear_expired
+from scache.daemon.poller import Readiness
 from scache.model import Connection, Facts
 from scache.store import FAULT, Database, complete, load
+from scache.unix import fdpass
+from scache.unix.closing import is_file
+from scache.unix.socket_info import facts_of
 
 TIMEOUT = 10.0
 """Seconds that a snapshot may take."""

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from scache import __version__
 from scache.model import Status
 from scache.protocol.codec import NUL, decode_id, decode_ttl, encode
+from scache.version import __version__
 
 ANNOUNCEMENT = encode([(b"protocol", b"connection_cache_protocol")])
 """What the server says first (Postfix 3.6 and later expect it)."""

@@ -57,7 +57,7 @@ from scache.protocol.messages import (
     SaveEndp,
     encode_reply,
 )
-from scache.protocol.requests import (
+from scache.protocol.request_parser import (
     ATTRIBUTES,
     MESSAGES,
     REQUEST,

@@ -2,8 +2,8 @@
 
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
-from scache.store.live import Binding, Gone, LiveRows
-from scache.store.snapshot import CLIENTS_SERVED, FAULT, complete, load
+from scache.store.live_rows import Binding, Gone, LiveRows
+from scache.store.serialized import CLIENTS_SERVED, FAULT, complete, load
 
 __all__ = [
     "CLIENTS_SERVED",

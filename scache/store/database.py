@@ -21,13 +21,13 @@ import anyio.to_thread
 from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
+from scache.store.audit import TRIM, Trail
 from scache.store.batch import COUNT, FAULT_RETRY_INTERVAL, Batch, Parameters
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
 from scache.store.schema import ADDITIONS, Addition, additions, blamed
 from scache.store.steps import LATEST_BOOT, following
-from scache.store.trail import TRIM, Trail
 
 MEMORY = ":memory:"
 

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from scache import paths
 from scache.errors import DatabaseError
-from scache.namespace import user_name
+from scache.unix import paths
+from scache.unix.namespace import user_name
 
 APPLICATION_ID = 0x73636163
 """Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from tests.commands import SCACHE, clean_environment, default_signals
+from tests.support.commands import SCACHE, clean_environment, default_signals
 from tests.support.wire import DEADLINE
 
 _STOPPING_LATE = """

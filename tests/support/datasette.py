@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlencode
 
-from tests.commands import clean_environment
+from tests.support.commands import clean_environment
 from tests.support.wire import DEADLINE
 
 _ADDRESS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:([0-9]+) ")

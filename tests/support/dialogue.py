@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import anyio
 
-from scache import fdpass
 from scache.model import Status
 from scache.protocol.messages import (
     ANNOUNCEMENT,
@@ -25,6 +24,7 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
+from scache.unix import fdpass
 from tests.support.wire import DEADLINE as DEADLINE
 from tests.support.wire import Wire
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
-from tests.support.histories import (
+from tests.support.request_sequences import (
     find_dest,
     find_endp,
     random_steps,

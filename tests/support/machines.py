@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scache.model import Status
 from scache.protocol.codec import NEED_DATA, NeedData
 from scache.protocol.messages import FindDest, FindEndp, PurgeId, SaveDest
-from scache.protocol.requests import Malformed
+from scache.protocol.request_parser import Malformed
 from scache.protocol.server import Event, Save, ServerConversation
 
 Chunk = tuple[bytes, tuple[int, ...]]

@@ -15,11 +15,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.asking import Row
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.genuine import MAIL_OWNER, private_directory
 from tests.support.postfix import PrivatePostfix, Route
+from tests.support.sqlite_readers import Row
 from tests.support.wire import DUMMY, Wire, encode
 
 ROUTES = {

@@ -7,7 +7,7 @@ import sys
 from signal import SIGINT, Signals
 from typing import NamedTuple
 
-from tests.commands import default_signals, ignoring, run_command
+from tests.support.commands import default_signals, ignoring, run_command
 
 _PROGRAM = """
 import os, sys

@@ -10,10 +10,10 @@ import pytest
 
 from scache.cache import Cache, cache
 from scache.cache.limits import Limits
-from scache.closing import Closer
 from scache.model import Status
+from scache.unix.closing import Closer
 from tests.support.clocks import HandClock
-from tests.support.opened import NOW, Opened
+from tests.support.store_fixture import NOW, Opened
 
 TTL_LIMIT = 10
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scache import fdpass
 from scache.model import Status
 from scache.protocol.messages import EMPTY_REPLY, FindEndp, encode_reply
+from scache.unix import fdpass
 from tests.support.dialogue import DEADLINE
 
 Script = Callable[[socket.socket], None]

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.commands import clean_environment, default_signals
+from tests.support.commands import clean_environment, default_signals
 from tests.support.terminal import on_terminal
 from tests.support.wire import DEADLINE
 

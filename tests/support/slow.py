@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 
 from scache.cache import Cache
 from scache.cache.limits import Limits
-from scache.daemon.channel import Channel
+from scache.daemon.poller import Readiness
 from scache.daemon.probe import Probe
-from scache.daemon.readiness import Readiness
 from scache.daemon.session import Session
+from scache.daemon.transport import Channel
 from scache.model import Peer, Status
 from scache.protocol.server import ServerConversation
-from tests.support.opened import Opened
+from tests.support.store_fixture import Opened
 from tests.support.wire import DEADLINE
 
 

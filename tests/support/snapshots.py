@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from scache import Client
-from scache.store.snapshot import load, read
+from scache.store.serialized import load, read
 
 
 @contextmanager

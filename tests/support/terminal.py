@@ -13,7 +13,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.commands import clean_environment, default_signals
+from tests.support.commands import clean_environment, default_signals
 from tests.support.wire import DEADLINE
 
 

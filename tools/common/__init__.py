@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from scache.cli.tables import make_console, width_of
+from scache.cli.render.tables import make_console, width_of
 
 _WIDE = 1000
 """Columns of an output that is no terminal, so that no cell is cut or wrapped."""

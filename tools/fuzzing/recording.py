@@ -13,12 +13,13 @@ from pathlib import Path
 from random import Random
 
 from fuzzing.target import ANNOUNCE, CLIENT, NUMBERS, PERMIT, STRETCH, STRETCHED, write
-from scache import Client, Found, fdpass
+from scache import Client, Found
 from scache.errors import ProtocolError
 from scache.protocol.messages import HELLO_REPLY_WITH_FEATURES
+from scache.unix import fdpass
 from tests.support.daemon import Daemon
-from tests.support.histories import TTL_LIMIT, random_steps
-from tests.support.players import InlinePlayer, Player, Supply
+from tests.support.replay import InlinePlayer, Player, Supply
+from tests.support.request_sequences import TTL_LIMIT, random_steps
 
 Sent = tuple[bytes, int]
 """What one recvmsg(2) brought: bytes, and how many descriptors."""

@@ -36,7 +36,7 @@ from scache.protocol.messages import (
     Snapshot,
     encode_reply,
 )
-from scache.protocol.requests import Malformed
+from scache.protocol.request_parser import Malformed
 from scache.protocol.server import Event, Save, ServerConversation
 
 # An input is one byte of flags, one byte that says how many pairs of bytes follow, these pairs,

@@ -18,7 +18,7 @@ from common import descriptors, resident
 
 from scache import Client, Refused, Unavailable
 from scache.errors import ProtocolError
-from scache.store.labels import select
+from scache.inspection.labels import select
 from soaking import clients, foes, probe, trail
 from soaking.probe import Latency
 from tests.support.clocks import MovedClocks

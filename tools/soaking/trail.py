@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from scache import Client
 from scache.clock import wall_time
-from scache.store.check import WRONG
-from scache.store.check import check as check_image
-from scache.store.image import Image
-from scache.store.inside import WAYS_OUT, statistics
-from scache.store.snapshot import read
+from scache.inspection.checks import WRONG
+from scache.inspection.checks import check as check_image
+from scache.inspection.image import Image
+from scache.inspection.reports import statistics
+from scache.store.serialized import read
+from scache.vocabulary import WAYS_OUT
 
 LATE = 2.0
 """Seconds after its end by which a connection must have expired, on however busy a machine."""

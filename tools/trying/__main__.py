@@ -21,9 +21,9 @@ from benchmark.servers import genuine
 from common import descriptors, prepare, print_table, progress
 
 from scache import Client, ProtocolError, Unavailable
-from tests.commands import SCACHE, run_command
+from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
-from tests.support.parked import Parked
+from tests.support.peer import Parked
 
 OPEN_FILES = 160
 SAVES = 2_000

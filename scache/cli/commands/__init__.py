@@ -1,0 +1,1 @@
+"""The subcommands, one a module, each a function of the same name."""

@@ -1,0 +1,244 @@
+"""``scache events``: the audit trail, and what is added to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+import click
+
+from scache.cli.naming import LARGEST_ID, PATTERNS, Named, field_option, give_hints, id_option
+from scache.cli.render.formats import (
+    Format,
+    format_option,
+    json_objects,
+    write,
+    write_csv,
+    write_csv_rows,
+)
+from scache.cli.target import Origin, origin_options, repeated
+
+if TYPE_CHECKING:
+    from scache.inspection.image import Image, Result
+    from scache.inspection.reports import Filter, Instance
+
+EPILOG = f"""They are in the order of time. Ids are in the order of writing: within one
+write, of 50 ms or so, they may be in another.
+
+Whoever looks at a live daemon takes a snapshot, which is an event: those that
+succeeded are left out, unless --kind snapshot asks for them.
+
+{PATTERNS}
+
+\b
+Examples:
+  scache events --limit 20
+  scache events --kind find_dest --since 10m
+  scache events --field example.org --follow
+  scache events --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
+  scache events --id 4711
+  scache events --client smtp --format jsonl
+"""
+
+FOLLOWED = 10
+"""Earlier events that ``--follow`` begins with, unless told otherwise."""
+
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command(epilog=EPILOG)
+@origin_options
+@format_option
+@click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
+@click.option("--destination", metavar="GLOB", help="Of these destinations.")
+@field_option("Of endpoints or destinations with this field; repeatable.")
+@id_option("Of the connection or binding with this id, its whole life; repeatable.")
+@click.option("--client", metavar="PID|GLOB", help="Of this process, or of programs so called.")
+@click.option("--kind", "kinds", metavar="KIND", multiple=True, help="Of this kind; repeatable.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
+)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="The last N of them."
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on with what happens next, until Ctrl-C. JSON is a line for each event then.",
+)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How often --follow looks.",
+)
+def events(
+    *,
+    origin: Origin,
+    layout: Format,
+    endpoint: str | None,
+    destination: str | None,
+    fields: Sequence[str],
+    ids: Sequence[int],
+    client: str | None,
+    kinds: Sequence[str],
+    since: str | None,
+    limit: int | None,
+    follow: bool,
+    interval: float,
+) -> None:
+    """Tell what happened, the oldest first.
+
+    That is every request, and every way out: a line for each on a terminal, with
+    labels in their printed form, and JSON to a pipe or a file (see --format).
+    """
+    from scache.inspection.reports import Filter
+
+    named = Named(endpoint, destination, fields, ids)
+    pid = None if client is None else _pid(client)
+    wanted = Filter(
+        endpoint=None if endpoint is None else os.fsencode(endpoint),
+        destination=None if destination is None else os.fsencode(destination),
+        fields=list(map(os.fsencode, fields)),
+        ids=ids,
+        pid=pid,
+        program=None if client is None or pid is not None else os.fsencode(client),
+        kinds=_known(kinds),
+        since=None if since is None else moment(since),
+    )
+    if follow:
+        if limit is None and since is None:
+            limit = FOLLOWED
+        _Follower(origin, layout, wanted, interval).run(limit, named)
+        return
+    with origin.image() as image:
+        found = _write(image, wanted, layout, limit)
+        give_hints(image, named, trail=True, nothing=not found)
+        _warn(image)
+
+
+def _warn(image: Image) -> None:
+    from scache.inspection.reports import records_events
+
+    if not records_events(image):
+        click.echo("scache: no event is recorded while audit_rows is 0", err=True)
+
+
+def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> bool:
+    """Write the events that fit; return whether there were any."""
+    from scache.inspection.reports import events as ask
+
+    result = ask(image, wanted, last=limit)
+    first = list(islice(result.rows, 1))
+    result = result._replace(rows=chain(first, result.rows))
+    if layout == "table":
+        from scache.cli.render.event_lines import Trail
+
+        if not Trail().write(result.columns, result.rows):
+            click.echo("(no events)")
+    else:
+        write(result, layout)
+    return bool(first)
+
+
+class _Follower:
+    """Looks again and again, and tells what it has not told yet."""
+
+    def __init__(self, origin: Origin, layout: Format, wanted: Filter, interval: float) -> None:
+        from scache.cli.render.event_lines import Trail
+
+        self._origin = origin
+        self._layout = layout
+        self._wanted = wanted
+        self._interval = interval
+        self._trail = Trail()
+        self._told = 0
+        """The highest id of an event that was looked at."""
+        self._instance: Instance | None = None
+        self._begun = False
+
+    def run(self, limit: int | None, named: Named) -> None:
+        """Tell the last ``limit`` events, and then each new one; return never."""
+        with self._origin.image() as image:
+            give_hints(image, named, trail=True, nothing=False)
+            self._tell(image, limit)
+            _warn(image)
+        for _ in repeated(self._look, self._interval):
+            pass
+
+    def _look(self) -> None:
+        with self._origin.image() as image:
+            self._tell(image, None)
+
+    def _tell(self, image: Image, limit: int | None) -> None:
+        from scache.inspection.reports import events as ask
+        from scache.inspection.reports import instance, latest_event, remembers
+
+        if self._instance is not None and not remembers(image, self._instance):
+            self._told = 0  # another database: its ids begin anew
+        self._instance = instance(image)
+        latest = latest_event(image)
+        self._write(ask(image, self._wanted, self._told, limit))
+        self._told = latest
+        sys.stdout.flush()
+
+    def _write(self, result: Result) -> None:
+        match self._layout:
+            case "table":
+                self._trail.write(result.columns, result.rows)
+            case "csv":
+                if self._begun:
+                    write_csv_rows(result.rows)
+                else:
+                    write_csv(result.columns, result.rows)
+                self._begun = True
+            case _:  # an array that never ends is of no use: a line for each
+                sys.stdout.writelines(f"{row}\n" for row in json_objects(result))
+
+
+def _known(kinds: Sequence[str]) -> Sequence[str]:
+    from scache.vocabulary import KINDS
+
+    for kind in kinds:
+        if kind not in KINDS:
+            raise click.UsageError(f"there is no kind {kind!r}: there are {', '.join(KINDS)}")
+    return kinds
+
+
+def _pid(client: str) -> int | None:
+    if not (client.isascii() and client.isdecimal()):
+        return None
+    if len(client) > len(str(LARGEST_ID)) or int(client) > LARGEST_ID:
+        raise click.UsageError("--client takes the id of a process or a GLOB: no id is that large")
+    return int(client)
+
+
+def moment(text: str) -> float:
+    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now.
+
+    Nothing happened before the epoch: it stands for all earlier times, which
+    SQLite may not know.
+    """
+    from scache.clock import wall_time
+
+    if span := _SPAN.fullmatch(text):
+        return max(wall_time() - float(span[1]) * _UNITS[span[2]], 0)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"--since takes a time such as 2026-11-24T20:45:00Z or a span such as 10m, not {text!r}"
+        ) from None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    return max(time.timestamp(), 0)

@@ -1,0 +1,102 @@
+"""``scache help``: the pages of the manual."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import click
+
+from scache.cli.interrupts import left_to_pager
+from scache.cli.streams import accept_any_text
+from scache.settings.loading import did_you_mean
+
+TOPICS = (
+    "postfix",
+    "python",
+    "commands",
+    "sql",
+    "settings",
+    "limits",
+    "security",
+    "faults",
+    "on-call",
+    "exit-codes",
+    "datasette",
+    "protocol",
+    "differences",
+    "architecture",
+)
+"""The pages, each a file of ``scache/manual``, in the order of the list."""
+
+EPILOG = """\b
+Examples:
+  scache help
+  scache help postfix
+  scache help sql | less
+"""
+
+WIDEST = 100
+"""Columns of a page on a terminal that has more: longer lines are hard to read."""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("topic", required=False)
+@click.pass_context
+def help(context: click.Context, /, *, topic: str | None) -> None:  # noqa: A001 - its name
+    """Show a page of the manual; without TOPIC, list the pages.
+
+    A page is shown in a pager (PAGER) on a terminal, and is Markdown elsewhere.
+    """
+    accept_any_text()
+    if topic is None:
+        click.echo(_contents())
+        return
+    if topic not in TOPICS:
+        raise click.UsageError(_no_such_topic(topic, context))
+    text = page(topic)
+    if sys.stdout.isatty():
+        _show(text)
+    else:
+        click.echo(text, nl=False)
+
+
+def page(topic: str) -> str:
+    """Return a page of the manual, as Markdown."""
+    from importlib.resources import files
+
+    return files("scache").joinpath("manual", f"{topic}.md").read_text(encoding="utf-8")
+
+
+def summary(text: str) -> str:
+    """Return the line below the title of a page, which says what the page is about."""
+    return text.split("\n", 3)[2]
+
+
+def _contents() -> str:
+    width = max(map(len, TOPICS))
+    lines = [f"  {topic:{width}}  {summary(page(topic))}" for topic in TOPICS]
+    return "\n".join(["`scache help TOPIC` shows a page of the manual:", "", *lines])
+
+
+def _no_such_topic(topic: str, context: click.Context) -> str:
+    group = context.find_root().command
+    if isinstance(group, click.Group) and topic in group.list_commands(context):
+        return f"{topic} is a command: see `scache {topic} --help`, or `scache help commands`"
+    hint = did_you_mean(topic, TOPICS) or f": there are {', '.join(TOPICS)}"
+    return f"the manual has no page {topic!r}{hint}"
+
+
+def _show(text: str) -> None:
+    """Show Markdown to a person."""
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    laid_out = StringIO()
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    console = Console(file=laid_out, force_terminal=True, width=width)
+    console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
+    with left_to_pager():
+        click.echo_via_pager(laid_out.getvalue())

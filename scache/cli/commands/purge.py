@@ -1,0 +1,170 @@
+"""``scache purge``: close connections of a live daemon before their time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
+from scache.cli.streams import accept_any_text
+from scache.cli.target import Origin, inside, socket_option
+from scache.errors import TooOld
+from scache.escape import one_line, shown
+
+if TYPE_CHECKING:
+    from scache.client.exchanges import Purged
+    from scache.client.sync import Client
+    from scache.inspection.image import Image
+    from scache.inspection.labels import Selection
+
+EPILOG = f"""{PATTERNS}
+
+\b
+Examples:
+  scache purge --field 203.0.113.5
+  scache purge --field 203.0.113.5 --field 587 --dry-run
+  scache purge --field '[mx1.example.org]:587'
+  scache purge --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
+  scache purge --destination '*example.org\\n' --yes
+  scache purge --id 4711 --id 4712
+  scache purge --all
+"""
+
+_SHOWN_BEFORE_A_QUESTION = 20
+"""Connections, and bindings, so that the question stays on the screen."""
+
+
+@click.command(epilog=EPILOG)
+@socket_option
+@click.option("--endpoint", metavar="GLOB", help="What belongs to these endpoints.")
+@click.option("--destination", metavar="GLOB", help="What belongs to these destinations.")
+@field_option("What belongs to endpoints and destinations with this field; repeatable.")
+@id_option("The connection with this id, as live_connection shows it; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="All that is cached.")
+@click.option("--dry-run", is_flag=True, help="List what would be purged, and purge nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(
+    *,
+    socket: Path,
+    endpoint: str | None,
+    destination: str | None,
+    fields: Sequence[str],
+    ids: Sequence[int],
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Close connections and remove bindings of a live daemon.
+
+    What belongs to an endpoint are its connections; what belongs to a
+    destination are its bindings, and the connections of the endpoints that they
+    lead to. On a terminal it lists them and asks first. Lists are text, with
+    labels in their printed form, also to a pipe.
+    """
+    given = [endpoint is not None, destination is not None, bool(fields), bool(ids), everything]
+    if sum(given) != 1:
+        raise click.UsageError(
+            "say exactly one of --endpoint, --destination, --field, --id and --all"
+        )
+    named = Named(endpoint, destination, fields, ids)
+    # What fits is found in an image, at our cost. The daemon is told which connections it was, on
+    # the connection that gave the image: after a restart their ids may name others.
+    with inside(socket) as client:
+        with Origin(socket, database=None).image_for(client) as image:
+            chosen = _chosen(image, named)
+        if dry_run:
+            accept_any_text()
+            sys.stdout.writelines(f"{line}\n" for line in _listed(chosen))
+            click.echo(f"{_counted(chosen)} would be purged")
+            return
+        if not yes and any(chosen) and sys.stdin.isatty():
+            what = "everything" if everything else f"what fits {named}"
+            if not _agreed(chosen, f"Purge {what}", f"from the daemon at {one_line(str(socket))}?"):
+                click.echo("nothing was purged")
+                return
+        purged = _purge(client, chosen, labels_may_do=not ids)
+    click.echo(
+        f"{_number(purged.connections, 'connection')} closed, "
+        f"{_number(purged.bindings, 'binding')} removed"
+    )
+
+
+def _chosen(image: Image, named: Named) -> Selection:
+    """Return what fits; give hints on stderr."""
+    from scache.inspection.labels import select
+
+    chosen = select(
+        image,
+        endpoint=None if named.endpoint is None else os.fsencode(named.endpoint),
+        destination=None if named.destination is None else os.fsencode(named.destination),
+        fields=list(map(os.fsencode, named.fields)),
+        ids=named.ids,
+    )
+    give_hints(image, named, trail=False, nothing=not any(chosen))
+    _hint_at_ids(image, named.ids, chosen)
+    return chosen
+
+
+def _agreed(chosen: Selection, begin: str, end: str) -> bool:
+    """List what is to be purged, and ask; return whether the answer is yes."""
+    for line in _listed(chosen, _SHOWN_BEFORE_A_QUESTION):
+        click.echo(line, err=True)
+    return click.confirm(f"{begin}: {_counted(chosen)}, {end}", err=True)
+
+
+def _purge(client: Client, chosen: Selection, *, labels_may_do: bool) -> Purged:
+    """Close these very connections; all of their endpoints if the daemon knows no ids."""
+    try:
+        ids = [number for number, _ in chosen.connections]
+        return client.purge((), chosen.destinations, ids)
+    except TooOld:
+        if not labels_may_do:
+            raise
+        say(
+            "the daemon is too old to purge by id: connections that were saved under these "
+            "endpoints meanwhile are closed as well"
+        )
+        return client.purge(chosen.endpoints, chosen.destinations)
+
+
+def _hint_at_ids(image: Image, ids: Sequence[int], chosen: Selection) -> None:
+    """Say on stderr which of these ids are no connections."""
+    from scache.inspection.labels import binding_of
+
+    for number in sorted({*ids} - {number for number, _ in chosen.connections}):
+        destination = binding_of(image, number)
+        if destination is None:
+            say(f"no connection {number} is cached: scache events --id {number} may tell why")
+        else:
+            say(f"{number} is a binding, of the destination {shown(destination)}")
+
+
+def _listed(chosen: Selection, most: int | None = None) -> Iterator[str]:
+    """Yield a line for each connection and binding, ``most`` of each."""
+    connections = [f"  {number}  {shown(endpoint)}" for number, endpoint in chosen.connections]
+    bindings = [
+        f"  {number}  {shown(destination)} > {shown(endpoint)}"
+        for number, destination, endpoint in chosen.bindings
+    ]
+    for title, lines in (("connections:", connections), ("bindings:", bindings)):
+        if lines:
+            yield title
+            yield from lines[:most]
+        if most is not None and len(lines) > most:
+            yield f"  and {len(lines) - most} more, which --dry-run lists"
+
+
+def _counted(chosen: Selection) -> str:
+    return (
+        f"{_number(len(chosen.connections), 'connection')} and "
+        f"{_number(len(chosen.bindings), 'binding')}"
+    )
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

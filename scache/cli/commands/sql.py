@@ -1,0 +1,99 @@
+"""``scache sql``: any SQL, on a private copy of the cache."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from scache.cli.render.formats import Format, format_option
+from scache.cli.statements import execute
+from scache.cli.target import Origin, origin_options
+from scache.errors import QueryError
+
+if TYPE_CHECKING:
+    from scache.inspection.image import Value
+
+EPILOG = """A VALUE that is not UTF-8 is a BLOB, which equals no text: compare labels with
+CAST(:NAME AS TEXT).
+
+\b
+Examples:
+  scache sql "SELECT * FROM saved_never_found"
+  scache sql "SELECT * FROM live_connection WHERE remaining < :s" -p s=10
+  scache sql --database /var/lib/postfix/scache.db < report.sql
+  scache sql
+"""
+
+_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]{0,18})")
+_INTEGER_LIMIT = 2**63
+_REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?")
+"""Decimal digits with a point, an exponent or both; no zero before other digits."""
+
+
+@click.command(epilog=EPILOG)
+@origin_options
+@format_option
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What :NAME stands for in the statement: a number if it is written as one, else text.",
+)
+@click.argument("statement", required=False)
+def sql(
+    *, origin: Origin, layout: Format, parameters: Sequence[str], statement: str | None
+) -> None:
+    """Carry out SQL on a copy of the cache as it is now.
+
+    The copy is private and ends with the command: nothing that a statement
+    does reaches the cache, its database or any file. Without a statement there
+    is a prompt on a terminal, and elsewhere statements are read from standard
+    input. What each of several statements returns is written after the other.
+    """
+    bound = dict(map(_parameter, parameters))
+    if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
+        from scache.cli.sql_prompt import converse
+
+        converse(origin, layout, bound)
+        return
+    text = _standard_input() if statement is None else statement
+    with origin.image() as image:
+        execute(image, text, layout, bound)
+
+
+def _parameter(given: str) -> tuple[str, Value | str]:
+    name, equals, value = given.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"-p takes NAME=VALUE, not {given!r}")
+    return name.lstrip(":@$"), _value(value)
+
+
+def _value(text: str) -> Value | str:
+    """Return a number for what is written as a decimal one; else the text, or its exact bytes.
+
+    What is too large for SQLite, and what begins with needless zeros, is text: an id of something.
+    """
+    if _INTEGER.fullmatch(text) and -_INTEGER_LIMIT <= int(text) < _INTEGER_LIMIT:
+        return int(text)
+    if _REAL.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise QueryError(f"the statements on standard input are not UTF-8: {error}") from None

@@ -1,0 +1,110 @@
+"""``scache stats``: the figures of the cache on one screen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scache.cli.render.formats import Format, flat, format_option, write_csv, write_csv_rows
+from scache.cli.target import Origin, origin_options, repeated
+
+if TYPE_CHECKING:
+    from scache.inspection.image import Value
+
+EPILOG = """\b
+Examples:
+  scache stats
+  scache stats --watch 2
+  scache stats --format json | jq .requests.find_dest.hit_rate
+"""
+
+
+@click.command(epilog=EPILOG)
+@origin_options
+@format_option
+@click.option(
+    "--watch",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Repeat it so often, with rates per second, until Ctrl-C.",
+)
+def stats(*, origin: Origin, layout: Format, watch: float | None) -> None:
+    """Tell how much is cached, how well it serves, and its limits."""
+    meter = Meter(origin)
+    first = meter.read()
+    if layout == "table" and watch is not None and sys.stdout.isatty():
+        from scache.cli.render.stats_screen import live
+
+        live(origin, first, repeated(meter.read, watch))
+        return
+    _write(first, origin, layout, header=True)
+    if watch is not None:
+        for figures in repeated(meter.read, watch):
+            _write(figures, origin, layout, header=False)
+
+
+class Meter:
+    """Reads the figures again and again, and how fast the counters go."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._counters: Mapping[str, int] | None = None
+        self._read_at = 0.0
+
+    def read(self) -> dict[str, Any]:
+        """Return the figures of this moment (`inside.statistics`), ``at`` which, and rates.
+
+        ``per_second`` has each counter that has grown since the last time, by
+        how much it grew in a second; it is absent at the first time, and when
+        the counters have begun anew.
+        """
+        from scache.clock import wall_time
+        from scache.inspection.reports import statistics
+
+        live = self._origin.database is None
+        with self._origin.image() as image:
+            read_at = time.monotonic()
+            now = wall_time()
+            at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+            figures = {"at": at.replace("+00:00", "Z"), **statistics(image, now, live=live)}
+        before, self._counters = self._counters, figures["counters"]
+        elapsed, self._read_at = read_at - self._read_at, read_at
+        if before is not None:
+            grown = {
+                name: value - before.get(name, 0) for name, value in figures["counters"].items()
+            }
+            if min(grown.values(), default=0) >= 0 and before.keys() <= grown.keys():
+                figures["per_second"] = {
+                    name: round(more / elapsed, 2) for name, more in grown.items() if more
+                }
+        return figures
+
+
+def _write(figures: dict[str, Any], origin: Origin, layout: Format, *, header: bool) -> None:
+    match layout:
+        case "table":
+            from scache.cli.render.stats_screen import show
+
+            show(origin, figures)
+        case "csv":
+            at = figures["at"].encode()
+            rows = ((at, name.encode(), _field(value)) for name, value in flat(figures))
+            if header:
+                write_csv(["at", "name", "value"], rows)
+            else:
+                write_csv_rows(rows)
+        case _:
+            import json
+
+            indent = 2 if layout == "json" else None
+            sys.stdout.write(json.dumps(figures, indent=indent) + "\n")
+    sys.stdout.flush()
+
+
+def _field(value: Any) -> Value:  # noqa: ANN401 - of the figures, a text or a number
+    return value.encode() if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""How results are written: tables, JSON, CSV, and screens for a terminal."""

@@ -1,0 +1,202 @@
+"""The figures of the cache as people read them: one screen, 60 columns or more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from textwrap import wrap
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Column, Table
+from rich.text import Text
+
+from scache.cli.render.tables import make_console, shortened, span, width_of
+from scache.cli.target import Origin
+from scache.escape import one_line
+
+_ABOUT = ("open_files_limit",)
+"""Limits that an image does not tell exactly how close they are."""
+
+_ROOM = 500
+"""Characters of the widest line, before it is shortened to the terminal."""
+
+_FEWEST_LIMITS = 3
+"""Limits that stay on a screen that has no room for all."""
+
+_Row = tuple[str, ...]
+
+
+def show(origin: Origin, figures: dict[str, Any]) -> None:
+    """Write the screen to standard output."""
+    console = make_console()
+    console.print(screen(origin, figures, width_of(console) or 80), soft_wrap=True)
+
+
+class _Console(Console):
+    """A console that never hides the cursor: a signal that ends the process leaves it visible."""
+
+    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT - rich's signature
+        """Leave the cursor as it is."""
+        return False
+
+
+def live(origin: Origin, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
+    """Show the screen, and again in its place with each of the figures that follow.
+
+    The cursor rests on the line below it, where a shell's prompt may begin at any moment.
+    """
+    console = make_console(_Console)
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
+        for figures in chain([first], rest):
+            text = screen(origin, figures, console.width, console.height - 1)
+            display.update(text.append("\n"), refresh=True)
+
+
+def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | None = None) -> Text:
+    """Return the figures as text, no line of which is wider than ``width``.
+
+    If they do not fit into ``height`` lines, what is 0 goes first, then blank
+    lines, and then the limits that are the farthest.
+    """
+    fault = figures["database"]["fault"]
+    alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
+    room = None if height is None else height - len(alarm) - bool(alarm)
+    sections = _sections(origin, figures)
+    lines = _joined(sections, blank=True)
+    if room is not None and len(lines) > room:
+        sections = _sections(origin, figures, brief=True)
+        lines = _joined(sections, blank=True)
+    if room is not None and len(lines) > room:
+        lines = _joined(sections, blank=False)
+    if room is not None and len(lines) > room:
+        most = max(len(figures["limits"]) - (len(lines) - room), _FEWEST_LIMITS)
+        lines = _joined(_sections(origin, figures, brief=True, limits=most), blank=False)
+    text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
+    if not alarm:
+        return text
+    return Text(no_wrap=True).append("\n".join(alarm), "bold red").append("\n\n").append(text)
+
+
+def _sections(
+    origin: Origin, figures: dict[str, Any], *, brief: bool = False, limits: int | None = None
+) -> list[list[str]]:
+    rates = figures.get("per_second")
+    speed = () if rates is None else ("/s",)
+    tables: list[tuple[_Row, Iterable[_Row]]] = [
+        (("", "now", "in all"), _populations(figures)),
+        (
+            ("requests", "ok", "fail", "bad", "hit rate", *speed),
+            _requests(figures["requests"], rates),
+        ),
+        (
+            ("ways out", "connections", "bindings", *speed),
+            _ways_out(figures, rates, brief=brief),
+        ),
+        (("limits", "now", "limit", "used"), _limits(figures["limits"], limits)),
+        (("limits reached", "times"), _limits_reached(figures["limits_reached"])),
+    ]
+    sections = [list(_heading(origin, figures))]
+    for header, rows in tables:
+        if there := list(rows):
+            sections.append(_table(header, there))
+    return sections
+
+
+def _joined(sections: Iterable[list[str]], *, blank: bool) -> list[str]:
+    lines: list[str] = []
+    for section in sections:
+        lines += [*[""] * (blank and bool(lines)), *section]
+    return lines
+
+
+def _heading(origin: Origin, figures: dict[str, Any]) -> Iterator[str]:
+    daemon = figures["daemon"]
+    if daemon:
+        yield f"scache {daemon['version']}, process {daemon['pid']}, {_state(daemon)}"
+    yield one_line(f"{origin}, {figures['at']}")
+    kept = f"image {figures['database']['bytes'] / 1e6:,.1f} MB"
+    if "database" in figures["settings"]:
+        kept += f", database {figures['settings']['database']}"
+    yield one_line(kept)
+
+
+def _state(daemon: dict[str, Any]) -> str:
+    if daemon["running"] is None:
+        return "running or crashed"
+    return f"{'up' if daemon['running'] else 'stopped; was up'} {span(daemon['uptime'])}"
+
+
+def _populations(figures: dict[str, Any]) -> Iterator[_Row]:
+    clients, connections = figures["clients"], figures["connections"]
+    bindings, events = figures["bindings"], figures["events"]
+    saved = figures["requests"]["save_endp"]["ok"]
+    endpoints = connections["endpoints"]
+    note = f"{endpoints:,} endpoint{'s' * (endpoints != 1)}"
+    if connections["oldest"] is not None:
+        note += f", oldest {span(connections['oldest'])}"
+    yield "clients", f"{clients['connected']:,}", f"{clients['total']:,}", ""
+    yield "connections", f"{connections['cached']:,}", f"{saved:,}", note
+    yield "bindings", f"{bindings['live']:,}", "", f"{bindings['destinations']:,} destinations"
+    note = f"{events['dropped']:,} dropped" if events["dropped"] else ""
+    if events["oldest"] is not None:
+        note = f"back {span(events['oldest'])}" + (f", {note}" if note else "")
+    yield "events", f"{events['kept']:,}", "", note
+
+
+def _requests(requests: dict[str, Any], rates: dict[str, float] | None) -> Iterator[_Row]:
+    for kind, outcomes in requests.items():
+        counts = [outcomes[each] for each in ("ok", "fail", "bad")]
+        if not any(counts):
+            continue
+        hit_rate = outcomes.get("hit_rate")
+        shown_rate = "" if hit_rate is None else f"{hit_rate:.1%}"
+        rate = _rate(rates, *(f"{kind}_{each}" for each in ("ok", "fail", "bad")))
+        yield kind, *(f"{count:,}" for count in counts), shown_rate, *rate
+
+
+def _ways_out(
+    figures: dict[str, Any], rates: dict[str, float] | None, *, brief: bool
+) -> Iterator[_Row]:
+    bindings = figures["bindings_out"]
+    for way, count in figures["ways_out"].items():
+        if brief and not count and not bindings.get(way):
+            continue
+        of_bindings = f"{bindings[way]:,}" if way in bindings else ""
+        yield way, f"{count:,}", of_bindings, *_rate(rates, f"connections_{way}", f"bindings_{way}")
+
+
+def _limits(limits: dict[str, Any], most: int | None) -> Iterator[_Row]:
+    closest = sorted(limits, key=lambda name: -limits[name]["now"] / limits[name]["limit"])[:most]
+    for name, each in limits.items():
+        if name in closest:
+            now, limit = each["now"], each["limit"]
+            about = "about " if name in _ABOUT else ""
+            yield name, f"{about}{now:,.0f}", f"{limit:,.0f}", f"{now / limit:.0%}"
+
+
+def _limits_reached(reached: dict[str, int]) -> Iterator[_Row]:
+    for name, count in reached.items():
+        if count:
+            yield name, f"{count:,}"
+
+
+def _rate(rates: dict[str, float] | None, *counters: str) -> _Row:
+    """Return by how much these grew in a second; nothing if that is not known."""
+    if rates is None:
+        return ()
+    return (f"{sum(rates.get(counter, 0) for counter in counters):,.1f}",)
+
+
+def _table(header: _Row, rows: Iterable[_Row]) -> list[str]:
+    """Return lines: names on the left, figures on the right, notes after them."""
+    name, *figures = header
+    columns = [Column(name, min_width=11), *(Column(each, justify="right") for each in figures)]
+    table = Table(*columns, "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    paper = Console(width=_ROOM, color_system=None, markup=False, highlight=False, emoji=False)
+    with paper.capture() as lines:
+        paper.print(table)
+    return list(map(str.rstrip, lines.get().splitlines()))

@@ -1,0 +1,146 @@
+"""The prompt of ``scache sql``: statements one after another, on one copy of the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, WordCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from scache.cli.interrupts import Interrupts, terminal_restored
+from scache.cli.render.formats import Format
+from scache.cli.statements import execute
+from scache.cli.target import Origin
+from scache.errors import ScacheError
+from scache.escape import one_line
+from scache.inspection.image import Image, Value, is_complete
+
+HELP = """\
+A statement ends with a semicolon and may have many lines. It works on a private copy
+of the cache: nothing that it does reaches the cache itself.
+  .tables   the tables and views, with their columns
+  .refresh  take a new copy of the cache as it is now
+  .help     this text
+  .quit     the end; Ctrl-D does the same
+Tab completes names and SQL; the arrows bring back earlier statements."""
+
+COMMANDS = (".tables", ".refresh", ".help", ".quit")
+
+SQL = """
+    ALL AND AS ASC AVG BETWEEN BY CASE CAST COUNT CREATE CROSS DELETE DESC DISTINCT DROP ELSE END
+    EXCEPT EXISTS EXPLAIN FROM FULL GLOB GROUP GROUP_CONCAT HAVING IN INNER INSERT INTERSECT INTO
+    IS JOIN LEFT LENGTH LIKE LIMIT MAX MIN NOT NULL OFFSET ON OR ORDER OVER PARTITION PLAN QUERY
+    ROUND ROW_NUMBER SELECT SET STRFTIME SUM TABLE THEN UNION UPDATE USING VALUES VIEW WHEN WHERE
+    WINDOW WITH
+"""
+"""Words that Tab completes, besides the names of what there is."""
+
+PROMPT = "scache> "
+CONTINUATION = "   ...> "
+
+
+def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+    """Carry out what a person types, until Ctrl-D; what goes wrong is one line, and no end.
+
+    Ctrl-C drops the line, or the statement that takes too long. While a copy is taken it ends the
+    process, as it does with every other command.
+    """
+    image = origin.image()
+    with Interrupts() as interrupts:
+        try:
+            image.stop_if(interrupts.came)
+            click.echo(f"A copy of the {one_line(str(origin))}, as it is now. .help helps.")
+            session = make_session()
+            while True:
+                # Here, and not before the statement: Ctrl-C may come as soon as Enter was typed.
+                interrupts.clear()
+                try:
+                    with terminal_restored():
+                        text = session.prompt(PROMPT, completer=SqlCompleter(image)).strip()
+                    match text.rstrip(";"):
+                        case ".quit" | ".exit":
+                            break
+                        case ".refresh":
+                            with interrupts.ending():
+                                fresh = origin.image()
+                            image.close()
+                            image = fresh
+                            image.stop_if(interrupts.came)
+                        case command if command.startswith("."):
+                            _say(image, command)
+                        case _:
+                            execute(image, text, layout, parameters)
+                except EOFError:
+                    break
+                except KeyboardInterrupt:
+                    continue
+                except ScacheError as error:
+                    click.echo(one_line(str(error)), err=True)
+        finally:
+            image.close()
+
+
+def make_session() -> PromptSession[str]:
+    """Return a prompt that takes lines until they are a statement, and remembers them."""
+    return PromptSession(
+        history=_history(),
+        multiline=Condition(lambda: not is_whole(get_app().current_buffer.text)),
+        prompt_continuation=CONTINUATION,
+        complete_while_typing=False,
+    )
+
+
+def is_whole(text: str) -> bool:
+    """Return whether Enter ends the text: a statement with its semicolon, a command, nothing."""
+    text = text.strip()
+    return not text or text.startswith(".") or is_complete(text)
+
+
+def _say(image: Image, command: str) -> None:
+    match command:
+        case ".help":
+            click.echo(HELP)
+        case ".tables":
+            for relation in image.relations():
+                click.echo(one_line(f"{relation.name}({', '.join(relation.columns)})"))
+        case _:
+            click.echo(one_line(f"there is no command {command}: .help says which there are"))
+
+
+class SqlCompleter(Completer):
+    """Completes a command, or within a statement the names of an image and the words of SQL."""
+
+    def __init__(self, image: Image) -> None:
+        relations = image.relations()
+        words = dict.fromkeys(relation.name for relation in relations)
+        words |= dict.fromkeys(column for relation in relations for column in relation.columns)
+        words |= dict.fromkeys(SQL.split())
+        self._words = WordCompleter(list(words), ignore_case=True)
+        self._commands = WordCompleter(COMMANDS, sentence=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield what the text before the cursor may go on with."""
+        is_command = document.text_before_cursor.startswith(".")
+        completer = self._commands if is_command else self._words
+        return completer.get_completions(document, event)
+
+
+def _history() -> History:
+    """Return what was typed before, if there is a place to keep it (XDG base directories)."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+        directory = base / "scache"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = directory / "sql-history"
+        file.touch(mode=0o600)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return InMemoryHistory()
+    return FileHistory(file)

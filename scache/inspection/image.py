@@ -1,0 +1,396 @@
+"""A private copy of the whole cache in memory, for whoever looks inside.
+
+However long somebody's query takes, and whatever it changes, it works on an
+image: neither the daemon nor its database notices.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from scache.errors import DatabaseError, QueryError
+from scache.store.files import APPLICATION_ID, check_companions, is_held
+from scache.store.migrations import migrations
+from scache.store.names import check_name
+from scache.store.replacing import replace
+from scache.store.serialized import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
+from scache.unix.paths import check_ours, followed
+
+Value = int | float | bytes | None
+"""What a query gives: text and blobs are their exact bytes."""
+
+READ_TIMEOUT = 5.0
+"""Seconds to wait for a database file that another program keeps locked."""
+
+INTERRUPT_STEPS = 10_000
+"""Instructions of SQLite's machine between two looks at `Image.stop_if`: about 1 ms."""
+
+_MAGIC = b"SQLite format 3\0"
+_APPLICATION_ID = slice(68, 72)
+_HEADER_SIZE = 100
+
+_RELATIONS = """
+    SELECT name, type FROM sqlite_schema
+    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    ORDER BY type, rowid
+"""
+_COLUMNS = "SELECT name FROM pragma_table_info(CAST(:name AS TEXT))"
+
+_WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
+"""What sqlite3 says of a parameter that it was given no value for; Python 3.13 as 3.11 does."""
+
+_WITHOUT_NAME = re.compile(r"Binding \d+ has no name")
+"""What it says of a parameter that is a mere question mark."""
+
+_NO_ATTACH = (
+    "ATTACH and VACUUM are not allowed: a statement works on a private copy of the cache "
+    "(scache dump --output writes one to a file)"
+)
+
+
+class Result(NamedTuple):
+    """What a statement gave."""
+
+    columns: list[str]
+    """None of them if the statement returns no rows."""
+    rows: Iterator[tuple[Value, ...]]
+    """To be read once, before the next statement; raises QueryError if that fails half-way."""
+    changed: int
+    """How many rows were inserted, updated or deleted; -1 if the statement does not do that."""
+
+
+class Relation(NamedTuple):
+    """A table or a view."""
+
+    name: str
+    """Bytes of it that are not UTF-8 are surrogates, as in the arguments of a command."""
+    is_view: bool
+    columns: list[str]
+    """None of them if it is a view of what is gone."""
+
+
+class Image:
+    """A database in memory that holds what the cache held at one moment.
+
+    Any SQL may be asked of it, and change it; it reaches no file and no other
+    database. As a context manager it closes itself.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Take over a connection to a database in memory."""
+        self._connection = connection
+        self._refusal = ""
+        self._asked_to_stop: Callable[[], bool] | None = None
+        connection.text_factory = bytes
+        connection.set_authorizer(self._authorize)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "the image") -> Self:
+        """Make an image of the bytes of a database file.
+
+        Raises DatabaseError, which calls them ``what``, if they are none of ours.
+        """
+        try:
+            connection = load(data)
+        except sqlite3.Error as error:
+            raise _explain(what, error) from error
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            _check(connection, what)
+            return cls(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise _explain(what, error) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, sound: bool = True) -> Self:
+        """Make an image of a database file, which a daemon may be using.
+
+        The file is read in one short transaction and closed at once: it holds
+        up no writer, and no checkpoint once this returns. Raises DatabaseError,
+        also for a file that is corrupt, unless it need not be ``sound``.
+        """
+        what = f"the database {path}"
+        file = _readable(Path(path), what)
+        check_name(file, what)
+        try:
+            data = _copy(file, what)
+        except sqlite3.Error as error:
+            raise _explain(what, error) from error
+        image = cls.from_bytes(data, what)
+        try:
+            if sound:
+                image.check(what)
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+    def check(self, what: str = "the image") -> None:
+        """Raise DatabaseError, which calls it ``what``, if SQLite finds it corrupt."""
+        try:
+            ((verdict,),) = self._connection.execute("PRAGMA quick_check(1)")
+        except sqlite3.Error as error:
+            raise _explain(what, error) from error
+        if verdict != b"ok":
+            raise _corrupt(what, verdict.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Forget it all."""
+        self._connection.close()
+
+    def execute(self, sql: str, parameters: Mapping[str, Value | str] | None = None) -> Result:
+        """Carry out one statement with named parameters; raise QueryError if that fails."""
+        self._refusal = ""
+        cursor = self._connection.cursor()
+        with self._faults_explained():
+            cursor.execute(sql, parameters or {})
+        columns = [column[0] for column in cursor.description or ()]
+        return Result(columns, self._rest(cursor), cursor.rowcount)
+
+    def define(self, name: str, function: Callable[[Any], Value | str]) -> None:
+        """Let statements call a function of one value, which depends on nothing else.
+
+        Text must be cast to a BLOB for it, because text may be no UTF-8.
+        """
+        self._connection.create_function(name, 1, function, deterministic=True)
+
+    def stop_if(self, asked: Callable[[], bool]) -> None:
+        """Let KeyboardInterrupt end every statement, or the reading of its rows, once this is true.
+
+        It is asked every `INTERRUPT_STEPS`, and at each row.
+        """
+        self._asked_to_stop = asked
+        self._connection.set_progress_handler(asked, INTERRUPT_STEPS)
+
+    def relations(self) -> list[Relation]:
+        """Return the tables and then the views, each in the order of making."""
+        found = []
+        for name, kind in list(self.execute(_RELATIONS).rows):
+            assert isinstance(name, bytes)
+            columns = []
+            with suppress(QueryError):
+                for (column,) in self.execute(_COLUMNS, {"name": name}).rows:
+                    assert isinstance(column, bytes)
+                    columns.append(_name(column))
+            found.append(Relation(_name(name), kind == b"view", columns))
+        return found
+
+    def all_of(self, relation: str) -> Result:
+        """Return the rows of a table or view; raise QueryError if its name is not UTF-8."""
+        try:
+            relation.encode()
+        except UnicodeEncodeError:
+            raise QueryError(
+                f"the name {relation} is not UTF-8 and cannot be asked for: name others"
+            ) from None
+        return self.execute('SELECT * FROM "{}"'.format(relation.replace('"', '""')))
+
+    def write_to(self, path: Path) -> None:
+        """Write it to a database file that any SQLite tool opens, for its owner alone to read.
+
+        The file is there whole or not at all. An earlier one that was made
+        here is replaced; any other is refused. Raises DatabaseError.
+        """
+        try:
+            _check_replaceable(followed(str(path)))
+            replace(path, self._connection.serialize())
+        except OSError as error:
+            raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
+
+    def _authorize(self, action: int, *_: object) -> int:
+        # VACUUM attaches as well: its target, or a database of its own.
+        if action == sqlite3.SQLITE_ATTACH:
+            self._refusal = _NO_ATTACH
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    def _rest(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Value, ...]]:
+        with self._faults_explained():
+            # Not "yield from", which closes a cursor that is given up, the image perhaps before it.
+            for row in cursor:
+                if self._asked_to_stop is not None and self._asked_to_stop():
+                    raise KeyboardInterrupt
+                yield row
+
+    @contextmanager
+    def _faults_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+            match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+                case sqlite3.SQLITE_INTERRUPT:
+                    raise KeyboardInterrupt from None
+                case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+                    raise _explain("the image", error) from error
+            raise QueryError(self._refusal or _sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return why a statement fails, with what to do where sqlite3 does not say that."""
+    text = str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return "the statement is not UTF-8: write such bytes as CAST(x'ff' AS TEXT)"
+    if isinstance(error, sqlite3.ProgrammingError):
+        if missing := _WITHOUT_VALUE.search(text):
+            return f"the parameter {missing[1]} has no value: add -p {missing[1]}=..."
+        if _WITHOUT_NAME.match(text):
+            return "a parameter needs a name: write :name instead of ?, and add -p name=..."
+    return text
+
+
+def _name(value: bytes) -> str:
+    return value.decode(errors="surrogateescape")
+
+
+def is_complete(sql: str) -> bool:
+    """Return whether the text ends with a whole statement, its semicolon included."""
+    try:
+        return sqlite3.complete_statement(sql)
+    except ValueError:  # what is no UTF-8, or has a NUL, is refused when it is executed
+        return True
+
+
+def statements(sql: str) -> Iterator[str]:
+    """Yield the statements of a text one by one; the last may be without its semicolon."""
+    begin = end = 0
+    while (end := sql.find(";", end) + 1) > 0:
+        if is_complete(sql[begin:end]):
+            if sql[begin:end].strip(" \t\r\n;"):
+                yield sql[begin:end]
+            begin = end
+    if sql[begin:].strip():
+        yield sql[begin:]
+
+
+def _readable(path: Path, what: str) -> Path:
+    """Return the file that the path leads to; SQLite looks for the log beside that one."""
+    try:
+        file = Path(os.path.abspath(followed(str(path))))  # noqa: PTH100 - which has no links
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode):
+            check_ours(str(file), status, status.st_uid)
+    except FileNotFoundError:
+        raise DatabaseError(f"{what} does not exist: name the file of a daemon") from None
+    except OSError as error:
+        raise DatabaseError(f"{what} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DatabaseError(f"{what} is no regular file: name the file of a daemon")
+    if not status.st_size and not _has_log(file):
+        raise DatabaseError(f"{what} is empty: no daemon has used it yet")
+    if not os.access(file, os.R_OK):
+        raise DatabaseError(
+            f"{what} cannot be read, permission denied: ask as the user of the daemon, or as root"
+        )
+    check_companions(str(file), status.st_uid)
+    return file
+
+
+def _copy(file: Path, what: str) -> bytes:
+    # Whoever opens a WAL database as usual leaves a log beside it, of his own, that the user of
+    # the daemon may not be able to write. While there is none, nobody has the database open: a
+    # daemon makes it before it writes anything, so what was read without it is whole if there
+    # still is none.
+    if not _has_log(file):
+        with suppress(sqlite3.Error):
+            data = _read(file, "mode=ro&immutable=1", what)
+            if not _has_log(file):
+                check_name(file, what)
+                return data
+    return _read(file, "mode=ro", what)
+
+
+def _has_log(file: Path) -> bool:
+    return any(Path(f"{file}-{suffix}").exists() for suffix in ("wal", "journal"))
+
+
+def _read(file: Path, options: str, what: str) -> bytes:
+    uri = f"{file.as_uri()}?{options}"
+    with closing(
+        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=READ_TIMEOUT)
+    ) as connection:
+        connection.execute("BEGIN")
+        _check(connection, what)
+        return connection.serialize()
+
+
+def _check(connection: sqlite3.Connection, what: str) -> None:
+    """Raise DatabaseError unless this is one of ours, with the tables and views that we know."""
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # fails if that is damaged
+    ((application_id,),) = connection.execute("PRAGMA application_id")
+    ((version,),) = connection.execute("PRAGMA user_version")
+    newest = migrations()[-1].version
+    if application_id != APPLICATION_ID:
+        raise DatabaseError(f"{what} is of another program: name the file of a daemon")
+    ((encoding,),) = connection.execute("PRAGMA encoding")
+    if encoding not in ("UTF-8", b"UTF-8"):
+        raise DatabaseError(f"{what} is not encoded in UTF-8: no daemon can use it")
+    if version > newest:
+        raise DatabaseError(f"{what} was made by a newer version of scache: upgrade this one")
+    if version < newest:
+        raise DatabaseError(
+            f"{what} was made by an older version of scache: restart its daemon with this version"
+        )
+
+
+def _check_replaceable(path: str) -> None:
+    """Raise DatabaseError if there is a file that is no image of ours, or that is in use."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DatabaseError(f"{path} is no regular file: choose another name")
+        header = os.pread(descriptor, _HEADER_SIZE, 0)
+    finally:
+        os.close(descriptor)
+    # A daemon's own file has another journal.
+    if (
+        not header.startswith(_MAGIC)
+        or header[_APPLICATION_ID] != APPLICATION_ID.to_bytes(4, "big")
+        or header[FORMAT_VERSIONS] != ROLLBACK_JOURNAL
+        or _has_log(Path(path))
+    ):
+        raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")
+    if is_held(path):
+        raise DatabaseError(f"{path} is in use by a daemon: choose another name")
+
+
+def _corrupt(what: str, detail: object) -> DatabaseError:
+    return DatabaseError(f"{what} is corrupt ({detail}): see what sqlite3's .recover can save")
+
+
+def _explain(what: str, error: Exception) -> DatabaseError:
+    """Return the one sentence for why SQLite cannot read."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_NOTADB:
+            problem = "is not a SQLite database: name the file of a daemon"
+        case sqlite3.SQLITE_CORRUPT:
+            return _corrupt(what, error)
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            problem = "is locked by another program: try again when that is done"
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            problem = f"cannot be read ({error}): ask as the user of the daemon, or as root"
+        case sqlite3.SQLITE_NOMEM:
+            problem = "cannot be read: there is not enough memory"
+        case _:
+            problem = f"cannot be read ({error}): check its disk"
+    return DatabaseError(f"{what} {problem}")

@@ -1,0 +1,186 @@
+r"""Labels as a person names them: by a pattern, in the form that tables print, or by whole fields.
+
+Postfix's labels consist of fields that end with a newline, such as ``smtp\n203.0.113.5\n587\n0\n``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scache.escape import shown
+from scache.inspection.image import Image, Value
+
+_NEWLINE = b"\n"
+_BACKSLASH = b"\\"
+
+_CONNECTIONS = "SELECT id, endpoint FROM connection WHERE {0} ORDER BY endpoint, id"
+_BINDINGS = "SELECT id, destination, endpoint FROM binding WHERE {0} ORDER BY destination, id"
+_ENDPOINTS_BOUND = "endpoint IN (SELECT endpoint FROM binding WHERE {0})"
+_COUNT = "SELECT count(*), count(*) FILTER (WHERE {2}) FROM {0} WHERE {1}"
+_ANY = "SELECT EXISTS (SELECT 1 FROM ({0}) WHERE {1})"
+_BINDING = "SELECT destination FROM binding WHERE id = :id"
+_TABLES = {"endpoint": "connection", "destination": "binding"}
+_NEAR = """
+    SELECT label FROM ({0}) WHERE label LIKE '%' || CAST(:word AS TEXT) || '%'
+    ORDER BY label LIMIT :limit
+"""
+_CACHED = "SELECT endpoint AS label FROM connection UNION SELECT destination FROM binding"
+_RECORDED = "SELECT endpoint AS label FROM event UNION SELECT destination FROM event"
+
+
+class Selection(NamedTuple):
+    """What is to be purged."""
+
+    connections: list[tuple[int, bytes]]
+    """Id and endpoint."""
+    bindings: list[tuple[int, bytes, bytes]]
+    """Id, destination and endpoint."""
+
+    @property
+    def endpoints(self) -> list[bytes]:
+        """The endpoints of the connections, each once."""
+        return list(dict.fromkeys(endpoint for _, endpoint in self.connections))
+
+    @property
+    def destinations(self) -> list[bytes]:
+        """The destinations of the bindings, each once."""
+        return list(dict.fromkeys(destination for _, destination, _ in self.bindings))
+
+
+def fits(column: str, parameter: str, pattern: bytes) -> str:
+    """Return a condition: a label fits the pattern, or is the very same text.
+
+    A pattern with a backslash may also name the label as tables print it. The pattern is SQLite's
+    GLOB, and is to be given as this parameter to an image that `prepare` has seen.
+    """
+    text = f"CAST(:{parameter} AS TEXT)"
+    readings = _readings(column, pattern)
+    return "(" + " OR ".join(f"{each} = {text} OR {each} GLOB {text}" for each in readings) + ")"
+
+
+def is_exactly(column: str, parameter: str, pattern: bytes) -> str:
+    """Return a condition: a label is the very same text, or printed so."""
+    readings = _readings(column, pattern)
+    return "(" + " OR ".join(f"{each} = CAST(:{parameter} AS TEXT)" for each in readings) + ")"
+
+
+def has_field(column: str, parameter: str, field: bytes) -> str:
+    """Return a condition: a field of a label is the very same text, or printed so."""
+    fields = [column]
+    if _BACKSLASH in field:
+        fields.append(f"printed_fields(CAST({column} AS BLOB))")
+    end = "char(10)"
+    searched = f"{end} || CAST(:{parameter} AS TEXT) || {end}"
+    found = (f"instr({end} || {each} || {end}, {searched}) > 0" for each in fields)
+    return "(" + " OR ".join(found) + ")"
+
+
+def is_one_of(column: str, ids: Sequence[int]) -> str:
+    """Return a condition: an id is one of these."""
+    return f"{column} IN ({', '.join(map(str, ids))})"
+
+
+def prepare(image: Image) -> None:
+    """Let statements of an image use the conditions of this module."""
+    image.define("printed", _printed)
+    image.define("printed_fields", _printed_fields)
+
+
+def select(
+    image: Image,
+    *,
+    endpoint: bytes | None = None,
+    destination: bytes | None = None,
+    fields: Sequence[bytes] = (),
+    ids: Sequence[int] = (),
+) -> Selection:
+    """Return what is cached for labels that fit a pattern, or have all of these fields.
+
+    Or the connections with these ids. To a destination belong the connections of the endpoints
+    that it is bound to. Nothing given stands for all that is cached.
+    """
+    prepare(image)
+    parameters: dict[str, Value | str] = {}
+    if endpoint is not None:
+        parameters["endpoint"] = endpoint
+        connections, bindings = fits("endpoint", "endpoint", endpoint), "0"
+    elif destination is not None:
+        parameters["destination"] = destination
+        bindings = fits("destination", "destination", destination)
+        connections = _ENDPOINTS_BOUND.format(bindings)
+    elif fields:
+        parameters |= field_parameters(fields)
+        bindings = has_fields("destination", fields)
+        connections = f"{has_fields('endpoint', fields)} OR {_ENDPOINTS_BOUND.format(bindings)}"
+    elif ids:
+        connections, bindings = is_one_of("id", ids), "0"
+    else:
+        connections = bindings = "1"
+    return Selection(
+        list(image.execute(_CONNECTIONS.format(connections), parameters).rows),  # type: ignore[arg-type]
+        list(image.execute(_BINDINGS.format(bindings), parameters).rows),  # type: ignore[arg-type]
+    )
+
+
+def has_fields(column: str, fields: Sequence[bytes]) -> str:
+    """Return a condition: a label has all of these fields, given as `field_parameters`."""
+    each = (has_field(column, f"field{number}", field) for number, field in enumerate(fields))
+    return "(" + " AND ".join(each) + ")"
+
+
+def field_parameters(fields: Sequence[bytes]) -> dict[str, Value | str]:
+    """Return the parameters of `has_fields`."""
+    return {f"field{number}": field for number, field in enumerate(fields)}
+
+
+def count_fits(image: Image, column: str, pattern: bytes, *, trail: bool) -> tuple[int, int]:
+    """Return how many rows of what is cached, or of the trail, fit a pattern, and how many exactly.
+
+    The column is ``endpoint`` or ``destination``.
+    """
+    prepare(image)
+    table = "event" if trail else _TABLES[column]
+    conditions = fits(column, "text", pattern), is_exactly(column, "text", pattern)
+    sql = _COUNT.format(table, *conditions)
+    ((fitting, exact),) = image.execute(sql, {"text": pattern}).rows
+    assert isinstance(fitting, int)
+    assert isinstance(exact, int)
+    return fitting, exact
+
+
+def any_has_fields(image: Image, fields: Sequence[bytes], *, trail: bool) -> bool:
+    """Return whether a label that is cached, or in the trail, has all of these fields."""
+    prepare(image)
+    source = _RECORDED if trail else _CACHED
+    sql = _ANY.format(source, has_fields("label", fields))
+    ((found,),) = image.execute(sql, field_parameters(fields)).rows
+    return found == 1
+
+
+def binding_of(image: Image, binding_id: int) -> bytes | None:
+    """Return the destination of a binding; None if there is no binding with this id."""
+    for (destination,) in image.execute(_BINDING, {"id": binding_id}).rows:
+        assert isinstance(destination, bytes)
+        return destination
+    return None
+
+
+def near(image: Image, word: bytes, limit: int, *, trail: bool) -> list[bytes]:
+    """Return some labels that are cached, or in the trail, and contain a word in any case."""
+    sql = _NEAR.format(_RECORDED if trail else _CACHED)
+    rows = image.execute(sql, {"word": word, "limit": limit}).rows
+    return [label for (label,) in rows if isinstance(label, bytes)]
+
+
+def _readings(column: str, pattern: bytes) -> list[str]:
+    printed = f"printed(CAST({column} AS BLOB))"
+    return [column, printed] if _BACKSLASH in pattern else [column]
+
+
+def _printed(label: bytes | None) -> str | None:
+    return None if label is None else shown(label)
+
+
+def _printed_fields(label: bytes | None) -> str | None:
+    return None if label is None else "\n".join(map(shown, label.split(_NEWLINE)))

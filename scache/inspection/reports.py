@@ -1,0 +1,267 @@
+"""What the commands ask of an image: the trail, filtered, and the figures of ``scache stats``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from scache.inspection import labels
+from scache.inspection.image import Image, Result, Value
+from scache.store.serialized import CLIENTS_SERVED, FAULT
+from scache.vocabulary import BINDING_WAYS_OUT, COUNTERS, REQUESTS, WAYS_OUT
+
+_LIMIT: Final = "limit_"
+"""What the names of those begin with that count how often a limit was reached."""
+
+_FINDS = ("find_endp", "find_dest")
+
+_NOW = """
+    SELECT
+        (SELECT count(*) FROM client WHERE disconnected_at IS NULL),
+        (SELECT count(*) FROM connection),
+        (SELECT count(DISTINCT endpoint) FROM connection),
+        (SELECT min(saved_at) FROM connection),
+        (SELECT min(expires_at) FROM connection),
+        (SELECT max(expires_at - saved_at) FROM connection),
+        (SELECT count(*) FROM binding),
+        (SELECT count(DISTINCT destination) FROM binding),
+        (SELECT count(*) FROM event),
+        (SELECT min(at) FROM event),
+        (SELECT max(n) FROM (SELECT count(*) AS n FROM connection GROUP BY endpoint)),
+        (SELECT max(n) FROM (SELECT count(*) AS n FROM binding GROUP BY destination)),
+        (SELECT count(*) FROM descriptor)
+"""
+_INSTANCE = """
+    SELECT id, version, pid, started_at, stopped_at, started_at - coalesce(booted_at, 0)
+    FROM instance ORDER BY id DESC LIMIT 1
+"""
+_SAME_INSTANCE = """
+    SELECT count(*) FROM instance WHERE id = :id AND pid = :pid
+        AND abs(started_at - coalesce(booted_at, 0) - :since_boot) < 0.001
+"""
+_COUNTERS = "SELECT name, value FROM counter ORDER BY name"
+_SETTINGS = "SELECT name, value FROM setting ORDER BY name"
+_TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
+_MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
+"""The time of a row of ``event_log``, which has it as text, to the millisecond."""
+_SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+
+
+class Instance(NamedTuple):
+    """A run of the daemon: the latest that an image knows."""
+
+    id: int
+    version: str
+    pid: int
+    started_at: float
+    stopped_at: float | None
+    """None while it runs, and for ever if it crashed."""
+    since_boot: float
+    """Seconds from the start of the machine to that of the daemon: both move with the clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which events to tell of: those that fit everything that is given.
+
+    Patterns are those of `scache.inspection.labels.fits`.
+    """
+
+    endpoint: bytes | None = None
+    """A pattern."""
+    destination: bytes | None = None
+    """A pattern."""
+    fields: Sequence[bytes] = ()
+    """Each is a whole field of the endpoint, or each is one of the destination."""
+    ids: Sequence[int] = ()
+    """Of connections and bindings: any of these."""
+    pid: int | None = None
+    """Of the client."""
+    program: bytes | None = None
+    """A pattern for the name of the client's program."""
+    kinds: Sequence[str] = ()
+    """Any of these; none given stands for all but `snapshot` that was done: looking is no news."""
+    since: float | None = None
+    """Seconds since the epoch."""
+
+
+def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
+    """Return rows of the view ``event_log``, the oldest first, of events with a higher id.
+
+    If ``last`` is given, no more than the latest so many. Ids are in the order
+    of writing, which is not that of time within one write.
+    """
+    labels.prepare(image)
+    conditions = ["id > :after"]
+    parameters: dict[str, Value | str] = {"after": after}
+    for name in ("endpoint", "destination", "program"):
+        pattern = getattr(wanted, name)
+        if pattern is not None:
+            conditions.append(labels.fits(name, name, pattern))
+            parameters[name] = pattern
+    if wanted.fields:
+        columns = ("endpoint", "destination")
+        either = " OR ".join(labels.has_fields(each, wanted.fields) for each in columns)
+        conditions.append(f"({either})")
+        parameters |= labels.field_parameters(wanted.fields)
+    if wanted.ids:
+        columns = ("connection_id", "binding_id")
+        either = " OR ".join(labels.is_one_of(each, wanted.ids) for each in columns)
+        conditions.append(f"({either})")
+    if wanted.pid is not None:
+        conditions.append("pid = :pid")
+        parameters["pid"] = wanted.pid
+    if wanted.since is not None:
+        conditions.append("at >= strftime('%Y-%m-%dT%H:%M:%fZ', :since, 'unixepoch')")
+        parameters["since"] = wanted.since
+    if wanted.kinds:
+        names = {f"kind{number}": kind for number, kind in enumerate(wanted.kinds)}
+        conditions.append(f"kind IN ({', '.join(f':{name}' for name in names)})")
+        parameters |= names
+    else:
+        conditions.append("(kind <> 'snapshot' OR outcome IS NOT 'ok')")
+    fits = " AND ".join(conditions)
+    if last is not None:
+        fits = f"""
+            id IN (
+                SELECT id FROM event_log WHERE {fits} ORDER BY {_MOMENT} DESC, id DESC LIMIT :last
+            )
+        """
+        parameters["last"] = last
+    sql = f"SELECT * FROM event_log WHERE {fits} ORDER BY {_MOMENT}, id"
+    return image.execute(sql, parameters)
+
+
+def instance(image: Image) -> Instance | None:
+    """Return the latest run of the daemon; None if there never was one."""
+    for row in image.execute(_INSTANCE).rows:
+        number, version, *rest = row
+        assert isinstance(version, bytes)
+        return Instance(number, version.decode(), *rest)  # type: ignore[arg-type]
+    return None
+
+
+def remembers(image: Image, earlier: Instance) -> bool:
+    """Return whether the image goes on from this run: if not, event ids began anew."""
+    known = {"id": earlier.id, "pid": earlier.pid, "since_boot": earlier.since_boot}
+    return next(image.execute(_SAME_INSTANCE, known).rows)[0] == 1
+
+
+def latest_event(image: Image) -> int:
+    """Return the id of the latest event; 0 if there is none."""
+    ((latest,),) = image.execute("SELECT coalesce(max(id), 0) FROM event").rows
+    assert isinstance(latest, int)
+    return latest
+
+
+def records_events(image: Image) -> bool:
+    """Return whether the daemon of the image keeps an audit trail."""
+    return next(image.execute(_TRAIL_IS_OFF).rows)[0] == 0
+
+
+def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
+    """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
+
+    ``live`` is whether the daemon gave it just now. A section is a dictionary;
+    ages and times to come are seconds, and None where there is nothing of that
+    age. Counters that are absent are 0, and limits that are 0 are none.
+    """
+    (row,) = image.execute(_NOW).rows
+    clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
+    bindings, destinations, kept, oldest_event, of_endpoint, of_destination, files = rest
+    counters = dict.fromkeys(COUNTERS, 0) | _texts(image.execute(_COUNTERS).rows)
+    settings = _texts(image.execute(_SETTINGS).rows)
+    ((size,),) = image.execute(_SIZE).rows
+    # A file does not tell which of the connected clients are refused.
+    served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
+    in_use = {
+        "max_clients": min(served, _number(settings.get("max_clients", ""))),
+        "max_connections": connections,
+        # Of the fullest.
+        "max_connections_per_endpoint": of_endpoint,
+        "max_bindings_per_destination": of_destination,
+        "max_bindings": bindings,
+        # About: what else the daemon has open is not in an image, and a file has no descriptors.
+        "open_files_limit": max(connections, files) + clients,  # type: ignore[type-var, operator]
+        "ttl_limit": ttl,
+        "audit_rows": kept,
+    }
+    return {
+        "daemon": _daemon(instance(image), now, live=live),
+        "clients": {"connected": clients, "total": counters.get("clients_connected", 0)},
+        "connections": {
+            "cached": connections,
+            "endpoints": endpoints,
+            "oldest": _age(saved_at, now),
+            "next_expiry": None if expires_at is None else round(expires_at - now, 3),  # type: ignore[operator]
+        },
+        "bindings": {"live": bindings, "destinations": destinations},
+        "events": {
+            "kept": kept,
+            "oldest": _age(oldest_event, now),
+            "dropped": counters.get("events_dropped", 0),
+        },
+        "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
+        "ways_out": {way: counters.get(f"connections_{way}", 0) for way in WAYS_OUT},
+        "bindings_out": {way: counters.get(f"bindings_{way}", 0) for way in BINDING_WAYS_OUT},
+        "limits": {
+            name: {"now": _whole(now_used or 0), "limit": limit}
+            for name, now_used in in_use.items()
+            if (limit := _number(settings.get(name, "")))
+        },
+        "limits_reached": {
+            name.removeprefix(_LIMIT): count
+            for name, count in counters.items()
+            if name.startswith(_LIMIT)
+        },
+        "settings": settings,
+        # The daemon alone knows: a file of which something is wrong does not say so.
+        "database": {"bytes": size, "fault": settings.pop(FAULT, None)},
+        "counters": counters,
+    }
+
+
+def _daemon(latest: Instance | None, now: float, *, live: bool) -> dict[str, Any]:
+    if latest is None:
+        return {}
+    _, version, pid, started_at, stopped_at, _ = latest
+    daemon: dict[str, Any] = {"version": version, "pid": pid, "uptime": None, "running": None}
+    if live or stopped_at is not None:
+        daemon["uptime"] = _age(started_at, now if stopped_at is None else stopped_at)
+        daemon["running"] = stopped_at is None
+    return daemon  # whether a run without an end goes on or has crashed, a file does not tell
+
+
+def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
+    done, failed, bad = (counters.get(f"{kind}_{each}", 0) for each in ("ok", "fail", "bad"))
+    outcomes = {"ok": done, "fail": failed, "bad": bad}
+    if kind in _FINDS:
+        outcomes["hit_rate"] = round(done / (done + failed), 4) if done + failed else None
+    return outcomes
+
+
+def _age(moment: Any, now: float) -> float | None:  # noqa: ANN401 - of a row
+    """Return how long ago it was; 0 if the clock was set back since."""
+    return None if moment is None else round(max(now - moment, 0), 3)
+
+
+def _texts(rows: Iterable[tuple[Value, ...]]) -> dict[str, Any]:
+    return {_text(name): _text(value) for name, value in rows}
+
+
+def _text(value: Value) -> Any:  # noqa: ANN401 - whatever it is, bytes alone become text
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+
+
+def _number(text: str) -> float:
+    """Return the number in a text; 0 if it is none."""
+    try:
+        return _whole(float(text))
+    except ValueError:
+        return 0
+
+
+def _whole(number: Any) -> float:  # noqa: ANN401 - of a row
+    number = round(number, 3)
+    return int(number) if number == int(number) else float(number)

@@ -1,0 +1,1 @@
+"""The settings: declared once, and loaded from options, environment and file."""

@@ -1,0 +1,128 @@
+"""Where settings come from: the command line, the environment, a configuration file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from scache.errors import SettingsError
+from scache.settings.declarations import RETIRED, SETTINGS, Setting, Settings
+from scache.unix.paths import open_ours
+
+CONFIG_VARIABLE = "SCACHE_CONFIG"
+"""Names the configuration file, as the option ``--config`` does."""
+
+DEFAULT = "default"
+
+_VARIABLE_PREFIX = "SCACHE_"
+
+RETIRED_OPTIONS: Final = {name: "--" + name.replace("_", "-") for name in RETIRED}
+"""The options of retired settings, by name."""
+
+
+class Given(NamedTuple):
+    """A value that was given for a setting."""
+
+    setting: Setting | None
+    """None for a retired one."""
+    value: object
+    spelled: str
+    """What the setting is called there; errors begin with it."""
+    origin: str
+    """Where that is; ``--show-config`` says it."""
+
+
+class Sourced(NamedTuple):
+    """The settings, and where each of them came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    """By the name of the setting."""
+    retired: Sequence[str]
+    """What retired settings are called where they were given."""
+
+
+def gather(*sources: Iterable[Given]) -> Sourced:
+    """Return the settings that these sources make: a later source goes before an earlier one.
+
+    Raises SettingsError for any value that makes no sense, even one that
+    another source would override.
+    """
+    values: dict[str, Any] = {}
+    origins = {setting.name: DEFAULT for setting in SETTINGS}
+    retired = []
+    for setting, value, spelled, origin in chain(*sources):
+        if setting is None:
+            retired.append(spelled)
+            continue
+        values[setting.name] = setting.check(value, spelled)
+        origins[setting.name] = origin
+    return Sourced(Settings(**values), origins, retired)
+
+
+def from_command_line(options: Mapping[str, str | bool | None]) -> Iterator[Given]:
+    """Yield what was given as options; None stands for an option that was not."""
+    for setting in SETTINGS:
+        value = options[setting.name]
+        if isinstance(value, str):
+            yield Given(setting, setting.kind.read(value), setting.option, "command line")
+        elif value is not None:
+            yield Given(setting, value, setting.option, "command line")
+    for name, option in RETIRED_OPTIONS.items():
+        if options[name] is not None:
+            yield Given(None, options[name], option, "command line")
+
+
+def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
+    """Yield what was given as ``SCACHE_*`` variables, all of which must be ours."""
+    known = {setting.variable: setting for setting in SETTINGS}
+    retired = [_VARIABLE_PREFIX + name.upper() for name in RETIRED]
+    for variable in environment:
+        if not variable.startswith(_VARIABLE_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable in retired:
+            yield Given(None, environment[variable], variable, "environment")
+            continue
+        if variable not in known:
+            hint = did_you_mean(variable, [*known, CONFIG_VARIABLE])
+            raise SettingsError(f"there is no environment variable {variable}{hint}")
+        setting = known[variable]
+        value = setting.kind.read(environment[variable])
+        yield Given(setting, value, variable, f"environment variable {variable}")
+
+
+def from_file(path: Path | None) -> Iterator[Given]:
+    """Yield what was given in a configuration file (TOML), all keys of which must be ours."""
+    if path is None:
+        return
+    known = {setting.name: setting for setting in SETTINGS}
+    for key, value in _read_toml(path).items():
+        if key in RETIRED:
+            yield Given(None, value, f"{path}: {key}", f"file {path}")
+            continue
+        if key not in known:
+            raise SettingsError(f"{path}: there is no setting {key!r}{did_you_mean(key, known)}")
+        yield Given(known[key], value, f"{path}: {key}", f"file {path}")
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    import tomllib
+
+    try:
+        with os.fdopen(open_ours(str(path)), encoding="utf-8") as file:
+            return tomllib.loads(file.read())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+        raise SettingsError(f"{path}: is not TOML: {error}") from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that suggests the nearest known name; empty if none is near."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -1,0 +1,287 @@
+"""The live rows: what is cached now, read and written on the event loop's thread.
+
+Every statement is constant and finds its rows through an index: nothing here
+scans, sorts or waits for a disk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from scache.errors import DatabaseFault
+from scache.model import Connection, Peer
+from scache.store.batch import Batch, Parameters, text
+from scache.store.serialized import MAX_DISCONNECTED_CLIENTS
+from scache.store.steps import following
+
+# CAST keeps any bytes exact in a TEXT column, where people's tools show them as text.
+_SAVE_CONNECTION = """
+    INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
+    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
+"""
+# A SELECT and a DELETE by key: together faster than one DELETE ... RETURNING with a subquery.
+_OLDEST_OF_ENDPOINT = """
+    SELECT id, endpoint, properties, saved_at, expires_at, client_id FROM connection
+    WHERE endpoint = CAST(? AS TEXT) AND expires_at > ? ORDER BY id LIMIT 1
+"""
+_OLDEST_OF_DESTINATION = """
+    SELECT c.id, c.endpoint, c.properties, c.saved_at, c.expires_at, c.client_id,
+        b.properties, b.id
+    FROM binding AS b CROSS JOIN connection AS c ON c.endpoint = b.endpoint
+    WHERE b.destination = CAST(?1 AS TEXT) AND b.expires_at > ?2 AND c.expires_at > ?2
+    ORDER BY b.id, c.id LIMIT 1
+"""
+_REMOVE_CONNECTION = "DELETE FROM connection WHERE endpoint = CAST(? AS TEXT) AND id = ?"
+_REFRESH_BINDING = """
+    UPDATE binding SET expires_at = ? WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT) AND expires_at > ?
+    RETURNING id
+"""
+_ADD_BINDING = """
+    INSERT INTO binding (id, destination, endpoint, properties, saved_at, expires_at, client_id)
+    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
+    ON CONFLICT (destination, endpoint, properties) DO NOTHING
+"""
+_SAME_BINDING = """
+    SELECT id, saved_at, expires_at > ? FROM binding WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
+"""
+_REPLACE_BINDING = """
+    UPDATE binding SET id = ?, saved_at = ?, expires_at = ?, client_id = ?
+    WHERE destination = CAST(? AS TEXT)
+    AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
+"""
+_REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND id = ?"
+_CONNECTIONS_OF_ENDPOINT = """
+    SELECT id FROM connection WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
+"""
+_BINDINGS_OF_DESTINATION = """
+    SELECT id, destination, endpoint, saved_at FROM binding
+    WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
+"""
+_EXPIRED_BINDINGS = """
+    SELECT id, destination, endpoint, saved_at FROM binding
+    WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+"""
+_NEXT_BINDING_EXPIRY = "SELECT min(expires_at) FROM binding"
+_DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
+_ADD_CLIENT = """
+    INSERT INTO client (id, pid, uid, gid, connected_at, program)
+    VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT))
+"""
+_END_CLIENT = "UPDATE client SET disconnected_at = ? WHERE id = ?"
+_FORGET_CLIENT = """
+    DELETE FROM client
+    WHERE id = (SELECT min(id) FROM client WHERE disconnected_at IS NOT NULL)
+"""
+_COUNT_DISCONNECTED = "SELECT count(*) FROM client WHERE disconnected_at IS NOT NULL"
+
+
+class Binding(NamedTuple):
+    """A row of the table ``binding``: an endpoint that serves a destination."""
+
+    id: int
+    destination: bytes
+    endpoint: bytes
+    properties: bytes
+    saved_at: float
+    expires_at: float
+    client_id: int
+
+
+class Gone(NamedTuple):
+    """A binding that is removed, or about to be."""
+
+    id: int
+    destination: bytes
+    endpoint: bytes
+    saved_at: float
+
+
+class Saved(NamedTuple):
+    """What saving a binding came to."""
+
+    binding_id: int
+    """Of the binding that is there now: the one given, or the one that was there already."""
+    added: bool
+    """Whether there was none."""
+    replaced: Gone | None = None
+    """The same binding, which had expired already and was still there."""
+
+
+def as_row(row: Connection, offset: float) -> Parameters:
+    """Return the row of the table, with stamps, for a connection as the process knows it."""
+    row_id, endpoint, properties, saved_at, expires_at, client_id = row
+    stamps = saved_at + offset, expires_at + offset
+    return row_id, text(endpoint), text(properties), *stamps, client_id
+
+
+class LiveRows:
+    """The tables ``connection``, ``binding`` and ``client`` of a running daemon.
+
+    A method raises DatabaseFault when the database says no, and then has
+    changed nothing. Those that record what has happened already do not: their
+    writes wait for the database.
+
+    Times are those of `Clock.now`, in and out; the tables have stamps.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._clock = batch.clock
+        self._unrecorded: set[int] = set()
+        ((self._disconnected,),) = batch.query(_COUNT_DISCONNECTED, ())
+
+    def follow_clock(self) -> None:
+        """Move the stamps of what is live as far as the wall clock was set. Never refused."""
+        for operation in following(self._clock):
+            self._batch.execute_eventually(*operation)
+
+    def save_connection(self, row: Connection) -> None:
+        """Add a connection."""
+        if not self._batch.add(_SAVE_CONNECTION, as_row(row, self._clock.offset)).rowcount:
+            raise self._batch.ignored()
+
+    def restore_connection(self, row: Connection) -> None:
+        """Bring back a connection that was taken, in its old place. Never refused."""
+        taken = (_REMOVE_CONNECTION, (text(row.endpoint), row.id))
+        self._batch.undo(taken, (_SAVE_CONNECTION, as_row(row, self._clock.offset)))
+
+    def oldest_of_endpoint(self, endpoint: bytes, now: float) -> Connection | None:
+        """Return the oldest connection of an endpoint that has not expired."""
+        self._batch.begin()
+        stamp = now + self._clock.offset
+        for row in self._batch.query(_OLDEST_OF_ENDPOINT, (text(endpoint), stamp)):
+            return self._connection(*row)
+        return None
+
+    def oldest_of_destination(
+        self, destination: bytes, now: float
+    ) -> tuple[Connection, bytes, int] | None:
+        """Return the connection to use for a destination, its binding's properties and id.
+
+        That is the oldest connection of the first endpoint that has one, the
+        endpoints in the order in which they were bound.
+        """
+        self._batch.begin()
+        stamp = now + self._clock.offset
+        for *row, properties, binding_id in self._batch.query(
+            _OLDEST_OF_DESTINATION, (text(destination), stamp)
+        ):
+            return self._connection(*row), properties, binding_id
+        return None
+
+    def _connection(
+        self,
+        row_id: int,
+        endpoint: bytes,
+        properties: bytes,
+        saved_at: float,
+        expires_at: float,
+        client_id: int,
+    ) -> Connection:
+        offset = self._clock.offset
+        times = saved_at - offset, expires_at - offset
+        return Connection(row_id, endpoint, properties, *times, client_id)
+
+    def take_connection(self, row: Connection) -> None:
+        """Remove a connection that is about to be handed out."""
+        if not self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id)).rowcount:
+            raise self._batch.ignored()
+
+    def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
+        """Remove a connection whose descriptor is gone. Never refused."""
+        self._batch.execute_eventually(_REMOVE_CONNECTION, (text(endpoint), connection_id))
+
+    def save_binding(self, row: Binding, *, may_add: bool = True) -> Saved | None:
+        """Move the expiry of a binding that is there already, or else add it.
+
+        None if it would have to be added, and may not be.
+        """
+        offset = self._clock.offset
+        identity = (text(row.destination), text(row.endpoint), text(row.properties))
+        saved_at, expires_at = row.saved_at + offset, row.expires_at + offset
+        refresh = (expires_at, *identity, saved_at)
+        for (binding_id,) in self._batch.add(_REFRESH_BINDING, refresh).fetchall():
+            return Saved(binding_id, added=False)
+        if not may_add:
+            return None
+        adding = (row.id, *identity, saved_at, expires_at, row.client_id)
+        if self._batch.execute(_ADD_BINDING, adding).rowcount:
+            return Saved(row.id, added=True)
+        same = self._batch.query(_SAME_BINDING, (saved_at, *identity))
+        if not same:
+            raise self._batch.ignored()
+        ((old_id, old_saved_at, is_live),) = same
+        if is_live:
+            raise self._batch.ignored(writes=2)
+        replacing = (row.id, saved_at, expires_at, row.client_id, *identity)
+        if not self._batch.execute(_REPLACE_BINDING, replacing).rowcount:
+            raise self._batch.ignored()
+        replaced = Gone(old_id, row.destination, row.endpoint, old_saved_at - offset)
+        return Saved(row.id, added=False, replaced=replaced)
+
+    def remove_binding(self, destination: bytes, binding_id: int) -> None:
+        """Remove a binding that is there."""
+        if not self._batch.execute(_REMOVE_BINDING, (text(destination), binding_id)).rowcount:
+            raise self._batch.ignored()
+
+    def expired_bindings(self, now: float, limit: int) -> list[Gone]:
+        """Return bindings that have expired, the first to expire first."""
+        self._batch.catch_up()  # a step of the clock may still wait to be written
+        return self._gone(_EXPIRED_BINDINGS, (now + self._clock.offset, limit))
+
+    def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[int]:
+        """Return the ids of up to ``limit`` connections of an endpoint, the oldest first."""
+        self._batch.begin()
+        rows = self._batch.query(_CONNECTIONS_OF_ENDPOINT, (text(endpoint), limit))
+        return [row_id for (row_id,) in rows]
+
+    def bindings_of_destination(self, destination: bytes, limit: int) -> list[Gone]:
+        """Return up to ``limit`` bindings of a destination, that are to be removed."""
+        self._batch.begin()
+        return self._gone(_BINDINGS_OF_DESTINATION, (text(destination), limit))
+
+    def _gone(self, sql: str, parameters: Parameters) -> list[Gone]:
+        offset = self._clock.offset
+        return [
+            Gone(row_id, destination, endpoint, saved_at - offset)
+            for row_id, destination, endpoint, saved_at in self._batch.query(sql, parameters)
+        ]
+
+    def next_binding_expiry(self) -> float:
+        """Return when the next binding expires; inf if there is none."""
+        self._batch.catch_up()
+        ((expires_at,),) = self._batch.query(_NEXT_BINDING_EXPIRY, ())
+        return math.inf if expires_at is None else float(expires_at) - self._clock.offset
+
+    def bindings_by_destination(self) -> dict[bytes, int]:
+        """Return how many bindings each destination has (reads all of them: for the start)."""
+        return dict(self._batch.query(_DESTINATIONS, ()))
+
+    def add_client(self, client_id: int, peer: Peer, now: float) -> None:
+        """Record that a client has connected. Never refused, but left out during a fault."""
+        try:
+            pid, uid, gid, program = peer
+            stamp = now + self._clock.offset
+            row = (client_id, pid, uid, gid, stamp, program and text(program))
+            if not self._batch.add(_ADD_CLIENT, row).rowcount:
+                raise self._batch.ignored()
+        except DatabaseFault:
+            self._unrecorded.add(client_id)
+            self._batch.counts["clients_not_recorded"] += 1
+
+    def end_client(self, client_id: int, now: float) -> None:
+        """Record that a client has disconnected, and forget the oldest if they are too many.
+
+        Never refused.
+        """
+        if client_id in self._unrecorded:
+            self._unrecorded.remove(client_id)
+            return
+        self._batch.execute_eventually(_END_CLIENT, (now + self._clock.offset, client_id))
+        self._disconnected += 1
+        if self._disconnected > MAX_DISCONNECTED_CLIENTS:
+            self._batch.execute_eventually(_FORGET_CLIENT, ())
+            self._disconnected -= 1

@@ -1,0 +1,1 @@
+"""Descriptors, sockets, paths and users, as Linux shows them."""

@@ -1,0 +1,111 @@
+"""Questions about a descriptor that the kernel answers at once, whatever the descriptor is.
+
+Another process can hold the lock of a TCP socket that it shares with us for as long as it likes,
+because recvmsg(2) keeps the lock while it reads a page of the receiver's buffer from a slow file
+system. getsockname(2), TCP_INFO, FIONREAD and MSG_PEEK wait for that lock, and Python's socket
+objects call getsockname(2) when they are made. fstat(2) of a file may wait for a file server. What
+is here waits for neither. It is for one thread only, and keeps the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import socket
+from collections.abc import Callable
+
+_SOL_SOCKET = int(socket.SOL_SOCKET)
+_TCP, _TCP_INFO = int(socket.IPPROTO_TCP), int(socket.TCP_INFO)
+_COOKIE = 57
+"""SO_COOKIE, which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
+
+TCP_STATES = (
+    *("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
+    *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
+)
+"""Names of the numbers (Linux, include/net/tcp_states.h)."""
+
+
+class _PollEntry(ctypes.Structure):
+    """struct pollfd, poll(2)."""
+
+    _fields_ = (
+        ("descriptor", ctypes.c_int),
+        ("events", ctypes.c_short),
+        ("revents", ctypes.c_short),
+    )
+
+
+# Looked up and allocated once: a question costs half a microsecond more than its system call.
+_libc = ctypes.PyDLL(None)
+_getsockopt = ctypes.PYFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)(("getsockopt", _libc))
+_ASK_NAME = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_getsockname = _ASK_NAME(("getsockname", _libc))
+_getpeername = _ASK_NAME(("getpeername", _libc))
+_poll = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)(
+    ("poll", _libc)
+)
+_FAMILY_SIZE = 2
+_MAX_ADDRESS_SIZE = 128
+_name = ctypes.create_string_buffer(_MAX_ADDRESS_SIZE)
+_name_at = ctypes.addressof(_name)
+_answer = (ctypes.c_int * 3)()
+_answer_at = ctypes.addressof(_answer)
+_number = ctypes.c_int.from_buffer(_answer)
+_size = ctypes.c_uint(ctypes.sizeof(_answer))
+_size_at = ctypes.addressof(_size)
+_cookie = ctypes.c_uint64()
+_cookie_size = ctypes.c_uint(ctypes.sizeof(_cookie))
+_entry = _PollEntry(0, select.POLLIN, 0)
+_entry_at = ctypes.addressof(_entry)
+
+
+def option(descriptor: int, name: int) -> int | None:
+    """Return the first number of a socket option (SOL_SOCKET); None if this is no socket."""
+    _size.value = 12
+    if _getsockopt(descriptor, _SOL_SOCKET, name, _answer_at, _size_at):
+        return None
+    return _number.value
+
+
+def addresses(descriptor: int) -> tuple[bytes, bytes]:
+    """Return the addresses of a UNIX socket and of its peer (struct sockaddr_un).
+
+    Each is empty if there is none, or it has no name. Of other sockets, getsockname(2) may wait.
+    """
+    return _address(_getsockname, descriptor), _address(_getpeername, descriptor)
+
+
+def _address(ask: Callable[[int, int, int], int], descriptor: int) -> bytes:
+    _size.value = _MAX_ADDRESS_SIZE
+    if ask(descriptor, _name_at, _size_at) or _size.value <= _FAMILY_SIZE:
+        return b""
+    return ctypes.string_at(_name_at, _size.value)
+
+
+def cookie(descriptor: int) -> int | None:
+    """Return the number that no other socket has until the next boot; None if this is no socket."""
+    _cookie_size.value = 8
+    at, size_at = ctypes.addressof(_cookie), ctypes.addressof(_cookie_size)
+    if _getsockopt(descriptor, _SOL_SOCKET, _COOKIE, at, size_at):
+        return None
+    return _cookie.value
+
+
+def is_quiet(descriptor: int) -> bool:
+    """Return True if a UNIX socket has nothing to be read or accepted, and has not hung up."""
+    _entry.descriptor = descriptor
+    return not _poll(_entry_at, 1, 0)
+
+
+def tcp_state(descriptor: int) -> int | None:
+    """Return the state of a TCP socket (TCP_INFO, tcp(7)); None if this is none.
+
+    This one does take the socket's lock: nothing else tells that our side was shut down.
+    """
+    _size.value = 12
+    if _getsockopt(descriptor, _TCP, _TCP_INFO, _answer_at, _size_at):
+        return None
+    return _number.value & 0xFF

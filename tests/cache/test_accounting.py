@@ -1,0 +1,532 @@
+"""Conservation: whatever happens, each connection is live or has one way out, and all is on record.
+
+A ledger is kept by hand beside a cache under random traffic, faults, crashes and restarts. At
+every commit the trail has to say what the ledger says, to the last column.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from scache.cache.expiry import GRAIN
+from scache.model import Connection, Loan, Peer, Status
+from scache.store import MEMORY, Binding, audit
+from tests.support.rig import TTL_LIMIT, Rig, rigged
+from tests.support.store_fixture import NOW, locked, no_space, read
+
+WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
+
+
+class Entry(NamedTuple):
+    """An event that has to be on record: its columns, but for the id."""
+
+    at: float
+    kind: str
+    status: int | None = None
+    destination: bytes | None = None
+    endpoint: bytes | None = None
+    connection_id: int | None = None
+    binding_id: int | None = None
+    client_id: int | None = None
+    ttl: float | None = None
+    age: float | None = None
+    detailed: bool = False
+    """Whether there is a detail."""
+
+
+Kept = tuple[int, Entry]
+"""A row of the trail: its id, and the rest."""
+
+
+@dataclass
+class Ledger:
+    """What there is, and what has happened; a crash brings back the one of the last commit."""
+
+    live: dict[int, Connection] = field(default_factory=dict)
+    lent: dict[int, Connection] = field(default_factory=dict)
+    bindings: dict[int, Binding] = field(default_factory=dict)
+    clients: dict[int, Peer] = field(default_factory=dict)
+    """Those whose rows have to be there."""
+    left: dict[int, float] = field(default_factory=dict)
+    """Those of them that have disconnected, and when."""
+    counters: Counter[str] = field(default_factory=Counter)
+    saved: int = 0
+    kept: list[Kept] = field(default_factory=list)
+    """The trail at the last commit,"""
+    pending: list[Entry] = field(default_factory=list)
+    """and what has to come to it with the next."""
+    trimmed: int = 0
+    """Events that were in the audit, or should have been, and are not any more."""
+
+
+labels = st.sampled_from([b"", b"a", b"\xff\n"])
+ttls = st.integers(1, TTL_LIMIT + 2)
+ticks = st.sampled_from([0.001, 0.001, 0.3, 1, 2])
+limits = st.sampled_from([1000, 1000, 1000, 20, 3, 0])
+numbers = st.integers(0, 5)
+
+
+STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
+    "save_endp": (24, (ttls, labels, numbers, st.sampled_from([True, True, True, False]))),
+    "save_dest": (8, (ttls, labels, labels, numbers)),
+    "find_endp": (12, (labels, numbers)),
+    "find_dest": (12, (labels, numbers)),
+    "delivered": (10, (numbers,)),
+    "put_back": (4, (numbers,)),
+    "malformed": (2, (st.sampled_from(["save_endp", "find_dest", "unknown"]), numbers)),
+    "connect": (2, (st.integers(1, 1000),)),
+    "disconnect": (2, (numbers,)),
+    "wait": (4, (ticks,)),
+    "sweep": (4, (st.sampled_from([GRAIN, 1, 5]),)),
+    "commit": (5, ()),
+    "begin_fault": (2, (st.booleans(),)),
+    "end_fault": (2, ()),
+    "restart": (2, (limits, ticks, st.booleans())),
+}
+"""Methods of `Accounts`: how often they are called, among others, and with what."""
+
+steps = st.sampled_from([name for name, (often, _) in STEPS.items() for _ in range(often)]).flatmap(
+    lambda name: st.tuples(st.just(name), *STEPS[name][1])
+)
+
+
+class Accounts:
+    """A cache and its ledger, with everything that can happen to both."""
+
+    def __init__(self, path: str, audit_rows: int) -> None:
+        self.path = path
+        self.in_file = path != MEMORY
+        self.fault = ExitStack()
+        self.locked = self.full = False
+        self.time = NOW
+        self.ledger = self.committed = Ledger()
+        self.start(audit_rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fault.close()
+        self.run.close()
+
+    def start(self, audit_rows: int) -> None:
+        """Begin a run."""
+        self.audit_rows = audit_rows
+        if not audit_rows:
+            self.ledger.counters["runs_not_recorded"] += 1
+        self.run = ExitStack()
+        self.rig: Rig = self.run.enter_context(rigged(self.path, audit_rows, self.time))
+        self.cache, self.batch = self.rig.cache, self.rig.batch
+        self.loans: dict[int, Loan] = {}
+        self.descriptor_of: dict[int, int] = {}
+        self.lookups: Counter[str] = Counter()
+        self.connected: dict[int, Peer] = {}
+        self.connect(1)
+        self.commit()
+
+    # The ledger
+
+    @property
+    def now(self) -> float:
+        """The time."""
+        return self.rig.clock.time
+
+    def record(self, entry: Entry) -> None:
+        """Write into the ledger what the trail has to tell."""
+        if self.audit_rows:
+            self.ledger.pending.append(entry)
+
+    def left(self, kind: str, row: Connection, client_id: int | None = None) -> None:
+        """Write off a connection."""
+        self.ledger.counters[f"connections_{kind}"] += 1
+        age = self.now - row.saved_at
+        entry = Entry(self.now, kind, None, None, row.endpoint, row.id, None, client_id, age=age)
+        self.record(entry._replace(detailed=kind == "lost"))
+
+    def binding_expired(self, row: Binding) -> None:
+        """Write off a binding."""
+        del self.ledger.bindings[row.id]
+        self.ledger.counters["bindings_expired"] += 1
+        gone = Entry(self.now, "expired", None, row.destination, row.endpoint, binding_id=row.id)
+        self.record(gone._replace(age=self.now - row.saved_at))
+
+    def next_id(self) -> int:
+        """Return the id that is given out next."""
+        return self.rig.opened.database.ids.last + 1
+
+    def client(self, number: int) -> int:
+        """Return one of the clients."""
+        return list(self.connected)[number % len(self.connected)]
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the database may not grow."""
+        return self.locked or self.batch.commit_failed
+
+    # What clients do
+
+    def connect(self, pid: int) -> None:
+        """A client comes; its row is left out during a fault."""
+        row_id, peer = self.next_id(), Peer(pid, pid + 1, pid + 2, b"p%d" % pid)
+        refused = self.refusing
+        assert self.cache.client_connected(peer) == row_id
+        self.connected[row_id] = peer
+        self.ledger.counters["clients_connected"] += 1
+        if refused:
+            self.ledger.counters["clients_not_recorded"] += 1
+        else:
+            self.ledger.clients[row_id] = peer
+
+    def disconnect(self, number: int) -> None:
+        """A client goes, between two requests."""
+        client_id = self.client(number)
+        if len(self.connected) == 1 or client_id in {
+            loan.client_id for loan in self.loans.values()
+        }:
+            return
+        del self.connected[client_id]
+        self.cache.client_disconnected(client_id)
+        if client_id in self.ledger.clients:
+            self.ledger.left[client_id] = self.now
+
+    def save_endp(self, ttl: int, endpoint: bytes, number: int, with_descriptor: bool) -> None:
+        """A connection is taken, or refused and on record as that."""
+        client_id, refused = self.client(number), self.refusing or not with_descriptor
+        row_id, granted = self.next_id(), min(ttl, TTL_LIMIT)
+        descriptor = self.rig.descriptors.new() if with_descriptor else None
+        status = self.cache.save_endp(ttl, endpoint, b"p%d" % row_id, descriptor, client_id)
+        assert status is (Status.FAIL if refused else Status.OK)
+        if refused or descriptor is None:
+            self.ledger.counters["save_endp_fail"] += 1
+            refusal = Entry(self.now, "save_endp", 2, endpoint=endpoint, client_id=client_id)
+            self.record(refusal._replace(detailed=True))
+            return
+        row = Connection(row_id, endpoint, b"p%d" % row_id, self.now, self.now + granted, client_id)
+        self.ledger.live[row_id] = row
+        self.descriptor_of[row_id] = descriptor
+        self.ledger.counters["save_endp_ok"] += 1
+        self.ledger.saved += 1
+        entry = Entry(self.now, "save_endp", 0, None, endpoint, row_id, None, client_id, granted)
+        self.record(entry)
+
+    def save_dest(self, ttl: int, destination: bytes, endpoint: bytes, number: int) -> None:
+        """A binding is new, or refreshed, or takes the place of one that has expired."""
+        client_id, refused = self.client(number), self.refusing
+        row_id, granted = self.next_id(), min(ttl, TTL_LIMIT)
+        status = self.cache.save_dest(ttl, destination, b"q", endpoint, client_id)
+        assert status is (Status.FAIL if refused else Status.OK)
+        labels = (destination, endpoint)
+        entry = Entry(self.now, "save_dest", 0, *labels, None, None, client_id, granted)
+        if refused:
+            self.ledger.counters["save_dest_fail"] += 1
+            self.record(entry._replace(status=2, detailed=True))
+            return
+        expires_at = self.now + granted
+        row = Binding(row_id, destination, endpoint, b"q", self.now, expires_at, client_id)
+        for old in list(self.ledger.bindings.values()):
+            if (old.destination, old.endpoint) == (destination, endpoint):
+                if old.expires_at <= self.now:
+                    self.binding_expired(old)
+                else:
+                    row = old._replace(expires_at=expires_at)
+        self.ledger.bindings[row.id] = row
+        self.ledger.counters["save_dest_ok"] += 1
+        self.record(entry._replace(binding_id=row.id))
+
+    def find_endp(self, endpoint: bytes, number: int) -> None:
+        """The oldest of an endpoint is lent, or a miss is on record."""
+        client_id, expected = self.client(number), self.oldest(endpoint)
+        loan = self.cache.find_endp(endpoint, client_id)
+        self.lookups["address_hits" if loan else "address_misses"] += 1
+        if loan is None or expected is None:
+            assert (loan, expected) == (None, None)
+            self.ledger.counters["find_endp_fail"] += 1
+            miss = Entry(self.now, "find_endp", 2, endpoint=endpoint, client_id=client_id)
+            self.record(miss._replace(detailed=self.locked))
+            return
+        descriptor = self.descriptor_of[expected.id]
+        assert loan == Loan(expected, descriptor, client_id, self.now)
+        self.lend(loan)
+
+    def find_dest(self, destination: bytes, number: int) -> None:
+        """The oldest of the first endpoint that has one is lent, or a miss is on record."""
+        client_id, expected, binding = self.client(number), None, None
+        for _, binding in sorted(self.ledger.bindings.items()):
+            if binding.destination == destination and binding.expires_at > self.now:
+                expected = self.oldest(binding.endpoint)
+                if expected:
+                    break
+        loan = self.cache.find_dest(destination, client_id)
+        self.lookups["domain_hits" if loan else "domain_misses"] += 1
+        if loan is None or expected is None:
+            assert (loan, expected) == (None, None)
+            self.ledger.counters["find_dest_fail"] += 1
+            miss = Entry(self.now, "find_dest", 2, destination, client_id=client_id)
+            self.record(miss._replace(detailed=self.locked))
+            return
+        assert binding is not None
+        descriptor, led = self.descriptor_of[expected.id], (destination, b"q", binding.id)
+        assert loan == Loan(expected, descriptor, client_id, self.now, *led)
+        self.lend(loan)
+
+    def oldest(self, endpoint: bytes) -> Connection | None:
+        """Return which connection of an endpoint is to be found."""
+        if self.locked:
+            return None
+        for _, row in sorted(self.ledger.live.items()):
+            if row.endpoint == endpoint and row.expires_at > self.now:
+                return row
+        return None
+
+    def lend(self, loan: Loan) -> None:
+        """Note that a connection is on its way."""
+        row = loan.connection
+        self.loans[row.id] = loan
+        self.ledger.lent[row.id] = self.ledger.live.pop(row.id)
+
+    def malformed(self, kind: str, number: int) -> None:
+        """What could not be served is on record."""
+        client_id = self.client(number)
+        self.cache.malformed(kind, client_id)
+        self.ledger.counters[f"{kind}_bad"] += 1
+        self.record(Entry(self.now, kind, 1, client_id=client_id))
+
+    def delivered(self, number: int) -> None:
+        """A client has what it found."""
+        if not self.loans:
+            return
+        loan, row = self.return_loan(number)
+        self.cache.delivered(loan)
+        self.hit(loan)
+        self.left("found", row, loan.client_id)
+
+    def put_back(self, number: int) -> None:
+        """A client vanishes, and its connection is back, unless its time is over."""
+        if not self.loans:
+            return
+        loan, row = self.return_loan(number)
+        self.cache.put_back(loan)
+        self.hit(loan)
+        if row.expires_at <= self.now:
+            self.left("expired", row)
+            return
+        self.ledger.live[row.id] = row
+        entry = Entry(self.now, "put_back", None, None, row.endpoint, row.id)
+        self.record(entry._replace(client_id=loan.client_id, age=self.now - row.saved_at))
+
+    def return_loan(self, number: int) -> tuple[Loan, Connection]:
+        """Return one of the loans, which ends now."""
+        loan = self.loans.pop(list(self.loans)[number % len(self.loans)])
+        return loan, self.ledger.lent.pop(loan.connection.id)
+
+    def hit(self, loan: Loan) -> None:
+        """Note down the find that led to a loan: its end is known."""
+        row, kind = loan.connection, "find_endp" if loan.destination is None else "find_dest"
+        self.ledger.counters[f"{kind}_ok"] += 1
+        entry = Entry(loan.found_at, kind, 0, loan.destination, row.endpoint, row.id)
+        self.record(
+            entry._replace(
+                binding_id=loan.binding_id,
+                client_id=loan.client_id,
+                age=loan.found_at - row.saved_at,
+            )
+        )
+
+    # What time does
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and nobody sweeps yet."""
+        self.rig.clock.time += seconds
+
+    def sweep(self, seconds: float) -> None:
+        """What has expired leaves, and nothing else."""
+        self.rig.clock.time += seconds
+        self.rig.sweep()
+        kept = dict(self.cache.descriptors())
+        for row in list(self.ledger.live.values()):
+            if row.id not in kept:
+                assert row.expires_at <= self.now
+                del self.ledger.live[row.id]
+                self.left("expired", row)
+            else:
+                assert row.expires_at > self.now - GRAIN
+        for binding in list(self.ledger.bindings.values()):
+            if binding.expires_at <= self.now and not self.locked:
+                self.binding_expired(binding)
+
+    # Commits, faults and ends
+
+    def commit(self) -> None:
+        """A batch ends, and others see what the ledger says; or it does not, and they see none."""
+        if not self.batch.commit():
+            assert self.locked or self.full
+            assert self.trail() == self.committed.kept
+            return
+        self.check_trail()
+        self.check_rows()
+        self.committed = copy.deepcopy(self.ledger)
+
+    def begin_fault(self, lock: bool) -> None:
+        """Another program begins to write to the file, or else the disk is full."""
+        if self.locked or self.full or not self.in_file:
+            return
+        if lock:
+            self.commit()
+            self.fault.enter_context(locked(self.path))
+            self.locked = True
+        else:
+            self.fault.enter_context(no_space())
+            self.full = True
+
+    def end_fault(self) -> None:
+        """The database can be written again, and the next commit catches up."""
+        self.fault.close()
+        self.locked = self.full = False
+        self.commit()
+
+    def restart(self, audit_rows: int, seconds: float, crash: bool) -> None:
+        """The daemon stops as it should, or is killed, and starts again."""
+        if not self.in_file:
+            return
+        self.fault.close()
+        self.locked = self.full = False
+        if crash:
+            self.ledger = copy.deepcopy(self.committed)
+            self.start_again(audit_rows, seconds)
+            return
+        for number in range(len(self.loans)):
+            self.put_back(number)
+        self.rig.opened.run(self.rig.opened.database.stop(self.now))
+        self.lose()
+        self.check_trail()
+        self.start_again(audit_rows, seconds)
+
+    def start_again(self, audit_rows: int, seconds: float) -> None:
+        """Begin another run on the same file."""
+        self.time = self.now + seconds
+        self.rig.clock.time = self.time
+        self.run.close()
+        self.audit_rows = audit_rows
+        self.lose()
+        for binding in list(self.ledger.bindings.values()):
+            if binding.expires_at <= self.now:
+                self.binding_expired(binding)
+        self.start(audit_rows)
+
+    def lose(self) -> None:
+        """Note that all connections and clients end with their process."""
+        ledger = self.ledger
+        saves = [entry for _, entry in ledger.kept if entry.kind == "save_endp"]
+        traced = {entry.connection_id for entry in saves}
+        for row in ledger.live.values():
+            self.left("lost", row)
+        for row in ledger.lent.values():
+            if row.id in traced:
+                self.left("lost", row)
+            else:
+                ledger.counters["connections_lost"] += 1
+        ledger.live, ledger.lent = {}, {}
+        for client_id in ledger.clients:
+            ledger.left.setdefault(client_id, self.now)
+
+    # What has to be true
+
+    def select(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return what others see, in so far as there can be others."""
+        return read(self.path, sql) if self.in_file else self.rig.opened.rows(sql)
+
+    def trail(self) -> list[Kept]:
+        """Return the trail as it stands in the database."""
+        rows = self.select("SELECT * FROM event ORDER BY id")
+        return [
+            (row_id, Entry(at, kind.decode(), *rest)._replace(detailed=detail is not None))
+            for row_id, at, kind, *rest, detail in rows
+        ]
+
+    def check_trail(self) -> None:
+        """The trail has what had to come to it, in place of the oldest rows above the limit."""
+        ledger, actual = self.ledger, self.trail()
+        latest = ledger.kept[-1][0] if ledger.kept else 0
+        old = [each for each in actual if each[0] <= latest]
+        new = Counter(entry for _, entry in actual[len(old) :])
+        assert old == ledger.kept[len(ledger.kept) - len(old) :]
+        missing = Counter(ledger.pending) - new
+        assert not new - Counter(ledger.pending)
+        assert not (old and missing)
+        everything = len(ledger.kept) + len(ledger.pending)
+        assert len(actual) == (min(self.audit_rows, everything) if self.audit_rows else everything)
+        ledger.trimmed += everything - len(actual)
+        counted = self.select("SELECT value FROM counter WHERE name = 'events_trimmed'")
+        assert counted == ([(ledger.trimmed,)] if ledger.trimmed else [])
+        ledger.kept, ledger.pending = actual, []
+
+    def check_rows(self) -> None:
+        """Rows are those of the ledger."""
+        ledger = self.ledger
+        rows = self.select("SELECT * FROM connection ORDER BY id")
+        assert [Connection(*row) for row in rows] == [row for _, row in sorted(ledger.live.items())]
+        rows = self.select("SELECT * FROM binding ORDER BY id")
+        assert [Binding(*row) for row in rows] == [
+            row for _, row in sorted(ledger.bindings.items())
+        ]
+        rows = self.select("SELECT id, pid, uid, gid, program, disconnected_at FROM client")
+        assert {row_id: (Peer(*peer), left) for row_id, *peer, left in rows} == {
+            row_id: (peer, ledger.left.get(row_id)) for row_id, peer in ledger.clients.items()
+        }
+
+    def check_descriptors(self) -> None:
+        """The cache has what is live and what is on its way, and nothing else is open."""
+        held = dict(self.cache.descriptors())
+        rows = [*self.ledger.live, *self.ledger.lent]
+        assert held == {row: self.descriptor_of[row] for row in rows}
+        assert self.rig.descriptors.open == set(held.values())
+
+    def check_counters(self) -> None:
+        """Each request and each way out is counted once, and the ways out account for all.
+
+        A commit that failed has taken counts out of the table: they are there with the next one.
+        """
+        if self.batch.commit_failed:
+            return
+        total = Counter(dict(self.rig.opened.rows("SELECT CAST(name AS BLOB), value FROM counter")))
+        counted = Counter({name.decode(): value for name, value in total.items()})
+        counted += self.batch.counts
+        del counted["events_trimmed"]  # see `check_trail`
+        assert counted == +self.ledger.counters
+        left = sum(counted[f"connections_{way}"] for way in WAYS_OUT)
+        assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(self.ledger.lent)
+        statistics = self.cache.statistics
+        for name in ("address_hits", "address_misses", "domain_hits", "domain_misses"):
+            assert getattr(statistics, name) == self.lookups[name]
+
+
+@pytest.mark.parametrize(
+    "in_file", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["memory", "file"]
+)
+@settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
+@example(  # nothing but a count waits for the disk
+    history=[("find_endp", b"", 0), ("begin_fault", False), ("commit",), ("end_fault",)],
+    audit_rows=0,
+)
+@given(history=st.lists(steps, min_size=30, max_size=150), audit_rows=limits)
+def test_every_connection_is_accounted_for(
+    in_file: bool, history: list[tuple[Any, ...]], audit_rows: int
+) -> None:
+    """Live rows, descriptors, counters and the trail agree, whatever happens in whatever order."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(audit, "ROWS_AT_ONCE", 2)
+        with Accounts(f"{directory}/cache.db" if in_file else MEMORY, audit_rows) as accounts:
+            for name, *arguments in history:
+                getattr(accounts, name)(*arguments)
+                accounts.check_descriptors()
+                accounts.check_counters()
+            accounts.end_fault()

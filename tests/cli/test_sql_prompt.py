@@ -1,0 +1,288 @@
+"""The prompt of ``scache sql``: typed into, on a terminal and without one."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from scache.cli import sql_prompt, statements
+from scache.cli.render.formats import Format
+from scache.cli.target import Origin
+from scache.errors import Unavailable
+from scache.inspection.image import Image
+from tests.support.commands import SCACHE
+from tests.support.daemon import Daemon
+from tests.support.sample_database import ODD, filling
+from tests.support.terminal import on_terminal
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT sum(i) FROM n"
+
+CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
+
+Capture = pytest.CaptureFixture[str]
+Converse = Callable[[str], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the history where nobody else's is."""
+    directory = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(directory))
+    monkeypatch.setenv("COLUMNS", "60")
+    return directory
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Make a database file with a connection or two."""
+    path = tmp_path / "cache.db"
+    with filling(path) as cached:
+        cached.connection(1, b"mx.example.org:25")
+        cached.connection(2, ODD["escape"])
+    return path
+
+
+@pytest.fixture
+def converse(file: Path, capsys: Capture) -> Iterator[Converse]:
+    """Yield a function that types keys and returns the lines that were said, after the first."""
+    with ExitStack() as stack:
+        keyboard = stack.enter_context(create_pipe_input())
+        stack.enter_context(create_app_session(input=keyboard, output=DummyOutput()))
+
+        def converse(typed: str, layout: Format = "csv") -> list[str]:
+            keyboard.send_text(typed)
+            sql_prompt.converse(Origin(Path("nowhere"), str(file)), layout, {"one": 1})
+            output = capsys.readouterr()
+            first, *rest = (output.out + output.err).splitlines()
+            assert first == f"A copy of the database {file}, as it is now. .help helps."
+            return rest
+
+        yield converse
+
+
+def test_a_statement_ends_with_a_semicolon(converse: Converse) -> None:
+    """It may have many lines; until its semicolon, Enter begins the next."""
+    assert converse(f"SELECT\r1\rAS ';';\r{CTRL_D}") == ['";"', "1"]
+
+
+def test_several_statements_share_the_copy(converse: Converse) -> None:
+    """What one changes the next one sees; parameters hold for all."""
+    typed = "DELETE FROM connection WHERE id = :one;\rSELECT count(*) AS n FROM connection;\r"
+    assert converse(typed + CTRL_D) == ['"n"', "1"]
+
+
+def test_an_error_ends_nothing(converse: Converse) -> None:
+    """What is wrong is a line, and the next statement is asked for."""
+    said = converse(f"SELEC;\rATTACH 'x' AS y;\rSELECT 1 AS x;\r{CTRL_D}")
+    assert said[:2] == ['"x"', "1"]
+    assert said[2] == 'near "SELEC": syntax error'
+    assert said[3].startswith("ATTACH and VACUUM are not allowed")
+
+
+def test_ctrl_c_drops_what_was_typed(converse: Converse) -> None:
+    """A line that was begun by mistake is gone, and the prompt is still there."""
+    assert converse(f"SELECT nonsense\r{CTRL_C}SELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
+
+
+@pytest.mark.parametrize("end", [CTRL_D, ".quit\r", ".exit;\r"])
+def test_ends(converse: Converse, end: str) -> None:
+    """Ctrl-D ends it, and so does saying so; an empty line does not."""
+    assert converse(f"\r;\r{end}") == []
+
+
+def test_tables_are_listed(converse: Converse) -> None:
+    """Tables and views stand there with their columns."""
+    said = converse(f".tables\r{CTRL_D}")
+    assert "counter(name, value)" in said
+    assert any(line.startswith("saved_never_found(endpoint, saved, found, ") for line in said)
+
+
+def test_help_is_there(converse: Converse) -> None:
+    """Commands begin with a dot; those that do not exist are told apart."""
+    said = converse(f".help\r.nonsense\r{CTRL_D}")
+    assert said == [
+        *sql_prompt.HELP.splitlines(),
+        "there is no command .nonsense: .help says which there are",
+    ]
+
+
+def test_refresh_takes_a_new_copy(
+    converse: Converse, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is asked for, nothing that happens is seen; if nobody answers, the old one stays."""
+    take = Image.from_file
+    taken: list[Image] = []
+
+    def from_file(path: str, *, sound: bool = True) -> Image:
+        if len(taken) == 2:
+            raise Unavailable("nobody\nanswers")
+        if taken:
+            with filling(file) as cached:
+                cached.connection(3)
+        taken.append(take(path, sound=sound))
+        return taken[-1]
+
+    monkeypatch.setattr(Image, "from_file", from_file)
+    count = "SELECT count(*) AS n FROM connection;\r"
+    said = converse(f"{count}.refresh\r{count}.refresh\r{count}{CTRL_D}")
+    assert said == ['"n"', "2", '"n"', "3", '"n"', "3", r"nobody\nanswers"]
+
+
+def test_statements_are_remembered(converse: Converse, state: Path) -> None:
+    """A later session brings back what an earlier one asked; nobody else can read it."""
+    assert converse(f"SELECT\r5 AS x;\r{CTRL_D}") == ['"x"', "5"]
+    assert converse(f"{UP}\r{CTRL_D}") == ['"x"', "5"]
+    history = state / "scache" / "sql-history"
+    assert "5 AS x" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
+
+
+def test_without_a_place_for_history_there_is_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be kept, nothing is."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert isinstance(sql_prompt.make_session().history, InMemoryHistory)
+
+
+def test_history_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a valid XDG_STATE_HOME it is kept where that points by default."""
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sql_prompt.make_session()
+    assert (tmp_path / ".local" / "state" / "scache" / "sql-history").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "become"),
+    [
+        ("SELECT * FROM saved_n", "SELECT * FROM saved_never_found"),
+        ("sel", "SELECT"),
+        ("SELECT descriptor.tcp", "SELECT descriptor.tcp_state"),
+        (".ta", ".tables"),
+        (".", ".tables .refresh .help .quit"),
+        ("SELECT connection.ref", ""),
+        ("SELECT connection.", ""),
+    ],
+)
+def test_names_are_completed(file: Path, typed: str, become: str) -> None:
+    """Tables, views, columns and SQL, in whatever case they are begun; commands at the beginning.
+
+    A table's point begins no command, and a command's is no end of a word.
+    """
+    with Image.from_file(file) as image:
+        found = sql_prompt.SqlCompleter(image).get_completions(Document(typed), CompleteEvent())
+        texts = [typed[: len(typed) + each.start_position] + each.text for each in found]
+    assert " ".join(texts) == become
+
+
+def test_on_a_terminal(file: Path, state: Path) -> None:
+    """The whole of it: a table that fits, an error, a label that drives nothing, Ctrl-D."""
+    command = (*SCACHE, "sql", "--database", str(file))
+    with on_terminal(*command, XDG_STATE_HOME=str(state)) as terminal:
+        terminal.read_until("scache>")
+        terminal.type("SELECT id,\r")
+        terminal.read_until("...>")
+        terminal.type("endpoint FROM connection ORDER BY id;\r")
+        shown = terminal.read_until(r"\x1b[2J\x1b]0;title\x07")
+        assert re.search(r"1 +mx\.example\.org:25", shown)
+        terminal.read_until("scache>")
+        terminal.type("SELECT;\r")
+        terminal.read_until("syntax error")
+        terminal.read_until("scache>")
+        terminal.type(CTRL_D)
+        terminal.read_to_end()
+        assert terminal.process.wait() == 0
+
+
+@pytest.mark.parametrize("what", ["sum(i)", "i"])
+def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path, what: str) -> None:
+    """Ctrl-C ends a statement that takes too long, or shows too much, and not the session."""
+    begin = "SELECT 'it has ' || 'begun';"
+    endless = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT {what} FROM n;"
+    command = (*SCACHE, "sql", "--database", str(file))
+    with on_terminal(*command, columns=200, XDG_STATE_HOME=str(state)) as terminal:
+        terminal.read_until("scache>")
+        terminal.type(f"{begin} {endless}\r")
+        terminal.read_until("it has begun")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until("scache>")
+        terminal.type("SELECT 'still ' || 'here';\r")
+        terminal.read_until("still here")
+        terminal.read_until("scache>")
+        terminal.type(CTRL_D)
+        terminal.read_to_end()
+        assert terminal.process.wait() == 0
+
+
+def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that comes between Enter and the statement is not forgotten."""
+
+    def execute(*arguments: Any) -> None:  # noqa: ANN401 - those of the original
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        statements.execute(*arguments)
+
+    monkeypatch.setattr(sql_prompt, "execute", execute)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert converse(f"{ENDLESS};\rSELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_ends_the_prompt_restores_the_terminal(
+    file: Path, state: Path, number: signal.Signals
+) -> None:
+    """The shell gets it back with its echo, its cursor and without bracketed paste."""
+    command = (*SCACHE, "sql", "--database", str(file))
+    with on_terminal(*command, XDG_STATE_HOME=str(state)) as terminal:
+        terminal.read_until("scache>")
+        terminal.type("SELECT 1")
+        terminal.read_until("1")
+        assert not terminal.is_cooked()
+        terminal.process.send_signal(number)
+        terminal.read_to_end()
+        assert terminal.process.wait() == -number
+        assert terminal.is_cooked()
+    for mode in ("?25", "?2004"):
+        switches = re.findall(rf"\x1b\[{re.escape(mode)}[hl]", terminal.shown)
+        assert switches[-1] == f"\x1b[{mode}{'h' if mode == '?25' else 'l'}"
+
+
+def test_ctrl_c_during_refresh_ends_the_command(path: Path, state: Path) -> None:
+    """A daemon that does not answer is not waited for."""
+    command = (*SCACHE, "sql", "--socket", str(path))
+    with ExitStack() as stack:
+        with Daemon(path):
+            terminal = stack.enter_context(on_terminal(*command, XDG_STATE_HOME=str(state)))
+            terminal.read_until("scache>")
+        silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+        path.unlink(missing_ok=True)
+        silent.bind(str(path))
+        silent.listen()
+        terminal.type(".refresh\r")
+        stack.enter_context(silent.accept()[0])
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_to_end()
+        assert terminal.process.wait() == -signal.SIGINT

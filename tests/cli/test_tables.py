@@ -1,0 +1,292 @@
+"""What people are shown, and what programs are given: tables, JSON, CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+import pytest
+from rich.cells import cell_len
+
+from scache.cli.render import tables
+from scache.cli.render.event_lines import line as event_line
+from scache.cli.render.formats import csv_line, flat, json_array, json_objects, json_value
+from scache.cli.render.tables import shortened, shortened_inside, span
+from scache.escape import shown
+from scache.inspection.image import Result, Value
+from tests.support.sample_database import ODD
+
+WIDTHS = [20, 40, 60, 80, 132]
+
+
+def result(columns: list[str], *rows: tuple[Value, ...]) -> Result:
+    """Return what a statement might have given."""
+    return Result(columns, iter(rows), -1)
+
+
+def table(columns: list[str], rows: Sequence[Sequence[Value]], width: int | None) -> str:
+    """Return a table as text."""
+    return "\n".join(piece.plain for piece in tables.tables(columns, rows, width))
+
+
+class TestShown:
+    @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
+    def test_nothing_that_is_shown_can_drive_a_terminal(self, label: bytes) -> None:
+        """Whatever a label holds, it is shown in one line of printable characters."""
+        assert shown(label).isprintable()
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (b"mx.example.org", "mx.example.org"),
+            (b"a\nb\x1b[2J", r"a\nb\x1b[2J"),
+            (b"\xff\xc3\xa9", r"\xffé"),
+            ("\u202eab\u200b".encode(), r"\u202eab\u200b"),
+            (b"[red]:smiley:", "[red]:smiley:"),
+            (None, ""),
+            (-5, "-5"),
+            (0.25, "0.25"),
+        ],
+    )
+    def test_odd_characters_are_visible(self, value: Value, text: str) -> None:
+        """Text stays text, and what is not printable is spelled out."""
+        assert shown(value) == text
+
+    @pytest.mark.parametrize("width", [1, 2, 5, 30])
+    @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
+    def test_shortened_text_fits(self, label: bytes, width: int) -> None:
+        """Wide characters are counted as the terminal counts them."""
+        text = shortened(shown(label), width)
+        assert cell_len(text) <= width
+        assert text == shown(label) or text.endswith("…")
+
+    @pytest.mark.parametrize("width", [1, 2, 5, 30])
+    @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
+    def test_text_shortened_inside_fits(self, label: bytes, width: int) -> None:
+        """Both its ends stay, of wide characters as well."""
+        text = shortened_inside(shown(label), width)
+        assert cell_len(text) <= width
+        assert text == shown(label) or "…" in text
+
+    @pytest.mark.parametrize(
+        ("destination", "endpoint", "expected"),
+        [
+            (r"smtp\n\nexample.org\n\n", r"smtp\n192.0.2.17\n25\n", "…example.org… > …192.0.2.17…"),
+            (r"", r"smtp\nmx1.example.org\n25\n", r"smtp\nmx1.example.org\n25\n"),
+            ("d.org", "mx1.one.example.org:25", "d.org > mx1.one.example.org:25"),
+            ("d.org", "mx1.one.two.three.example.org:25", "d.org > mx1.one.two…mple.org:25"),
+        ],
+    )
+    def test_labels_of_an_event_keep_what_tells_them_apart(
+        self, destination: str, endpoint: str, expected: str
+    ) -> None:
+        """In 60 columns one sees which destination and which endpoint it was."""
+        event = {"ttl": "60", "age": "", "pid": "7", "program": "smtp", "detail": ""} | {
+            "kind": "find_dest",
+            "outcome": "ok",
+            "destination": destination,
+            "endpoint": endpoint,
+        }
+        assert expected in event_line("22:22:20.000", event, 60)
+
+    @pytest.mark.parametrize(
+        ("width", "destination", "detail", "expected"),
+        [
+            (60, "", "no descriptor", "smtp mx1…e.org:25  no descriptor"),
+            (60, "", "limit: connections per endpoint", "limit: connect"),
+            (60, "smtp example.org", "no descriptor", "smt…org > smt…:25  no descriptor"),
+            (60, "smtp example.org", "limit: bindings per destination", "limit: bindi"),
+            (
+                80,
+                "",
+                "limit: connections per endpoint",
+                " mx1.…le.org:25  limit: connections per endpoint",
+            ),
+            (80, "smtp example.org", "limit: bindings", " > smtp mx…org:25  limit: bindings  s…"),
+            (
+                80,
+                "smtp example.org",
+                "limit: bindings per destination",
+                "  limit: bindings per destination",
+            ),
+        ],
+    )
+    def test_why_a_request_failed_is_seen(
+        self, width: int, destination: str, detail: str, expected: str
+    ) -> None:
+        """Labels and the client give way to the detail, and no ttl was granted."""
+        event = {
+            "kind": "save_dest" if destination else "save_endp",
+            "outcome": "fail",
+            "destination": destination,
+            "endpoint": "smtp mx1.example.org:25",
+            "detail": detail,
+            "ttl": "60.0",
+            "age": "",
+            "pid": "12345",
+            "program": "smtp",
+        }
+        text = event_line("22:22:20.000", event, width)
+        assert cell_len(text) <= width
+        assert expected in text
+        assert "ttl" not in text
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"),
+        [
+            (0, "0.00s"),
+            (9.5, "9.50s"),
+            (59, "59s"),
+            (123, "2m 03s"),
+            (18_000, "5h 00m"),
+            (1_051_200, "12d 04h"),
+        ],
+    )
+    def test_spans_are_short(self, seconds: float, text: str) -> None:
+        """A span of time has two units at the most."""
+        assert span(seconds) == text
+
+
+class TestTables:
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("count", [1, 3, 15])
+    def test_every_line_fits(self, width: int, count: int) -> None:
+        """Whatever there is to show, no line is wider than the terminal."""
+        columns = [f"column {number}" for number in range(count)]
+        rows = [[label] * count for label in ODD.values()]
+        for line in table(columns, rows, width).splitlines():
+            assert cell_len(line) <= width
+            assert line.isprintable()
+
+    def test_columns_stand_beside_each_other(self) -> None:
+        """Text stands on the left, numbers on the right, NULL is nothing."""
+        rows: list[list[Value]] = [[b"mx1", 5, None], [b"a.longer.name", 12345, 0.5]]
+        assert table(["endpoint", "n", "x"], rows, 60).splitlines() == [
+            "endpoint           n    x",
+            "─────────────  ─────  ───",
+            "mx1                5",
+            "a.longer.name  12345  0.5",
+        ]
+
+    def test_long_text_gives_way(self) -> None:
+        """What does not fit is shortened; numbers and times are not."""
+        at = b"2023-11-14T22:13:20.000Z"
+        text = table(["id", "endpoint", "at"], [[123456789, b"x" * 3000, at]], 60)
+        assert text.splitlines()[-1] == f"123456789  {'x' * 22}…  {at.decode()}"
+
+    def test_a_wide_table_becomes_blocks(self) -> None:
+        """Where columns do not fit beside each other, a row is a block of lines."""
+        columns = ["id", "saved_at", "expires_at", "label"]
+        at = b"2023-11-14T22:13:20.000Z"
+        text = table(columns, [[7, at, at, b"x" * 90], [8, at, at, b"y"]], 40)
+        block = text.split("\n\n")[0].splitlines()
+        assert block == [
+            "id          7",
+            "saved_at    2023-11-14T22:13:20.000Z",
+            "expires_at  2023-11-14T22:13:20.000Z",
+            f"label       {'x' * 27}…",
+        ]
+
+    def test_later_rows_keep_the_columns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rows are laid out as they come, and stand under the header of the first."""
+        monkeypatch.setattr(tables, "CHUNK", 2)
+        rows: list[list[Value]] = [[number, b"x" * number] for number in range(5)]
+        *_, last = table(["n", "label"], rows, 60).splitlines()
+        assert last == "4  xxxx"
+
+    @pytest.mark.parametrize("width", [30, 60, None])
+    def test_numbers_of_later_rows_are_whole(
+        self, width: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However much longer ids become, each is there and stands below its column's name."""
+        monkeypatch.setattr(tables, "CHUNK", 2)
+        ids = [10**digits for digits in range(9)]
+        lines = table(["id", "label"], [[each, b"x" * 50] for each in ids], width).splitlines()
+        assert [int(line.split()[0]) for line in lines if "x" in line] == ids
+        for line in lines:
+            assert width is None or cell_len(line) <= width
+            if "id" in line:
+                end = line.index("id") + len("id")
+            elif "x" in line:
+                assert line.index(" ", end - 1) == end
+
+    def test_the_text_of_later_rows_takes_the_room_that_there_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first rows do not keep a column narrow; what moves the columns repeats the header."""
+        monkeypatch.setattr(tables, "CHUNK", 1)
+        kinds = [b"expired", b"purge_endp", b"lost"]
+        text = table(["kind", "n"], [[kind, 1] for kind in kinds], 60)
+        assert text.splitlines() == [
+            *("kind     n", "───────  ─", "expired  1"),
+            *("kind        n", "──────────  ─", "purge_endp  1", "lost        1"),
+        ]
+
+    def test_a_number_among_text_is_whole(self) -> None:
+        """Where a column has both, text alone gives way."""
+        rows: list[list[Value]] = [[b"x" * 90, b"y" * 90], [2**62, b"y"]]
+        assert str(2**62) in table(["a", "b"], rows, 37)
+
+    def test_an_empty_table_says_so(self) -> None:
+        """No rows are told from no answer."""
+        assert table(["id"], [], 60) == "(no rows)"
+
+    def test_without_a_terminal_there_is_room(self) -> None:
+        """A table that goes to a file is as wide as it needs to be, within reason."""
+        assert len(table(["label"], [[b"x" * 150]], None).splitlines()[-1]) == 150
+        assert len(table(["label"], [[b"x" * 3000]], None).splitlines()[-1]) == 200
+
+
+class TestJson:
+    @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
+    def test_nothing_is_lost(self, label: bytes) -> None:
+        """Text is text; bytes that are none are an object that says so."""
+        text = json_value(label)
+        assert text.isascii()
+        value = json.loads(text)
+        if isinstance(value, dict):
+            assert value.pop("$base64") is True
+            assert base64.b64decode(value.pop("encoded")) == label
+            assert value == {}
+        else:
+            assert value.encode() == label
+
+    @pytest.mark.parametrize("value", [0, -(2**63), 0.1, 1e300, float("inf"), -float("inf"), None])
+    def test_numbers_are_numbers(self, value: Value) -> None:
+        """What is read is what was written."""
+        assert json.loads(json_value(value)) == value
+
+    @pytest.mark.parametrize("count", [0, 1, 3])
+    def test_an_array_has_an_object_a_line(self, count: int) -> None:
+        """It can be read as a whole, and line by line by people."""
+        rows = [(number, b"x") for number in range(count)]
+        text = "".join(json_array(result(["n", "label"], *rows)))
+        assert json.loads(text) == [{"n": number, "label": "x"} for number in range(count)]
+        assert text.count("\n") == (count + 1 if count else 0)
+
+    def test_columns_of_one_name_are_all_there(self) -> None:
+        """Later ones are numbered."""
+        (text,) = json_objects(result(["a", "b", "a"], (1, 2, 3)), table="t")
+        assert json.loads(text) == {"table": "t", "a": 1, "b": 2, "a_2": 3}
+
+
+class TestCsv:
+    def test_text_is_exact_and_quoted(self) -> None:
+        """What a reader of CSV gives is what was saved, newlines and bytes included."""
+        data = b"".join(csv_line([number, label]) for number, label in enumerate(ODD.values()))
+        rows = list(csv.reader(io.StringIO(data.decode("latin-1"), newline="")))
+        assert [(int(number), label.encode("latin-1")) for number, label in rows] == list(
+            enumerate(ODD.values())
+        )
+
+    def test_null_is_not_empty_text(self) -> None:
+        """Nothing at all stands for NULL, a pair of quotes for empty text."""
+        assert csv_line([None, b"", 1, 0.5]) == b',"",1,0.5\n'
+
+    def test_figures_have_names_with_dots(self) -> None:
+        """What is nested becomes rows."""
+        figures = {"a": 1, "b": {"c": {"d": 0.5}, "e": True}}
+        assert dict(flat(figures)) == {"a": 1, "b.c.d": 0.5, "b.e": 1}

@@ -1,0 +1,447 @@
+"""What every client does when there is no daemon, or one that dies, hangs or makes no sense.
+
+Each kind of client connects, sends, receives and waits by itself; what a conversation makes of a
+reply is the same for all, and is tested with the blocking client.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from scache import Client, Found, ProtocolError, Unavailable
+from scache.client.connection import Connection, send_courtesy
+from scache.model import Status
+from scache.protocol.messages import (
+    ANNOUNCEMENT,
+    DESCRIPTOR_BYTE,
+    DUMMY,
+    HELLO_REPLY,
+    STATUS_REPLY,
+    encode_reply,
+)
+from scache.unix import fdpass
+from tests.support.clients import Connect, Pair, expect_other_end
+from tests.support.daemon import Daemon
+from tests.support.dialogue import DEADLINE
+from tests.support.scripted import HIT, MISS, Script, by_turns, hang, hear, saying, serving, then
+
+TIMEOUT = 0.1
+"""Seconds, for clients whose time is to run out."""
+
+
+def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
+    """Insist that the timeout ends this, and not before it is over."""
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=f"did not answer within {timeout} seconds"):
+        ask()
+    assert timeout <= time.monotonic() - began
+
+
+# No daemon
+
+
+def test_no_daemon(tmp_path: Path, connect: Connect) -> None:
+    """Where no socket is, or can be, the daemon is unavailable."""
+    for name in ("nothing", "directory/nothing", "x" * 200):
+        client = connect(tmp_path / name)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=name):
+                client.find_endp("endpoint")
+            assert "not connected" in repr(client)
+
+
+def test_no_path(connect: Connect) -> None:
+    """A path that cannot be one is a ValueError, each time."""
+    client = connect("\ud800")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="surrogates"):
+            client.find_endp("endpoint")
+        assert "not connected" in repr(client)
+
+
+def test_nobody_listens(path: Path) -> None:
+    """Where nobody listens any more, the daemon is unavailable."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with Client(path) as client, pytest.raises(Unavailable, match="refused"):
+        client.find_endp("endpoint")
+
+
+# A daemon that was restarted
+
+
+def test_restart(path: Path, connect: Connect, inline: bool, pair: Pair) -> None:
+    """A client whose daemon was started anew goes on by itself, and says so when there is none."""
+    ours, theirs = pair
+    client = connect(path, inline=inline, timeout=DEADLINE)
+    with Daemon(path) as daemon:
+        assert client.find_endp("endpoint") is None
+        assert daemon.terminate() == 0
+    with Daemon(path):
+        assert client.save_many([(60, "endpoint", "", theirs)]) == [True]
+        expect_other_end(client.find_endp("endpoint"), ours)
+    with pytest.raises(Unavailable, match="no daemon answers"):
+        client.find_endp("endpoint")
+
+
+def test_unread_request(path: Path, connect: Connect) -> None:
+    """What the server hung up on without reading it is asked again."""
+
+    def leave_unread(client: socket.socket) -> None:
+        assert select.select([client], [], [], DEADLINE)[0]
+
+    script = by_turns(then(saying(b"", MISS), leave_unread), saying(b"", MISS))
+    with serving(path, script) as connections:
+        client = connect(path, inline=False, timeout=DEADLINE)
+        for _ in range(2):
+            assert client.find_endp("endpoint") is None
+        assert len(connections) == 2
+
+
+def test_one_reconnect(path: Path, connect: Connect, inline: bool) -> None:
+    """A client whose server hung up meanwhile connects once more, and no more than that."""
+    hello = [STATUS_REPLY[Status.BAD]] if inline else []
+    script = by_turns(saying(b"", *hello, MISS), saying())
+    with serving(path, script) as connections:
+        client = connect(path, inline=inline, timeout=DEADLINE)
+        assert client.find_endp("endpoint") is None
+        with pytest.raises(Unavailable, match="hung up"):
+            client.find_endp("endpoint")
+        assert len(connections) == 2
+
+
+@pytest.mark.parametrize(
+    "answers", [[], [STATUS_REPLY[Status.OK][:3]], [STATUS_REPLY[Status.OK], b""]]
+)
+def test_nothing_is_repeated(path: Path, connect: Connect, answers: list[bytes]) -> None:
+    """What the server has read and not answered may have been done: it is not asked again."""
+    saved = []
+
+    def read(client: socket.socket) -> None:
+        saved.append(hear(client))
+        for answer in answers:
+            client.sendall(answer)
+
+    script = by_turns(then(saying(b"", MISS), read), then(saying(b"", MISS), hang))
+    with serving(path, script) as connections:
+        client = connect(path, inline=False, timeout=DEADLINE)
+        assert client.find_endp("endpoint") is None
+        with pytest.raises(Unavailable, match="hung up"):
+            client.save_dest_many([(60, "a", "", "b"), (60, "c", "", "d")])
+        assert len(saved) == 1
+        assert client.find_endp("endpoint") is None
+        assert len(connections) == 2
+        client.close()
+
+
+def test_a_part_is_not_repeated(path: Path, connect: Connect) -> None:
+    """The same is true when the server went before all of it had been sent."""
+
+    def read_a_part(client: socket.socket) -> None:
+        hear(client)
+
+    with serving(path, then(saying(b"", MISS), read_a_part)) as connections:
+        client = connect(path, inline=False, timeout=DEADLINE)
+        assert client.find_endp("endpoint") is None
+        # More than fits into the socket at once: the client is still sending when the server goes.
+        with pytest.raises(Unavailable, match="hung up"):
+            client.save_dest(60, "x" * 2_000_000, "", "")
+        assert len(connections) == 1
+
+
+# Servers that die
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        saying(),
+        saying(ANNOUNCEMENT[:5]),
+        saying(ANNOUNCEMENT),
+        saying(ANNOUNCEMENT, HIT[:-1]),
+        saying(ANNOUNCEMENT, HIT),
+        saying(ANNOUNCEMENT, (HIT, 1)),
+        saying(ANNOUNCEMENT, HIT, b""),
+    ],
+)
+def test_server_that_dies(path: Path, script: Script) -> None:
+    """A server that hangs up in the middle of an exchange is unavailable."""
+    with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="hung up"):
+                client.find_endp("endpoint")
+            assert "not connected" in repr(client)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        saying(ANNOUNCEMENT, STATUS_REPLY[Status.BAD]),
+        saying(ANNOUNCEMENT, HELLO_REPLY),
+        saying(ANNOUNCEMENT, HELLO_REPLY, (HIT[:-1], 1)),
+    ],
+)
+def test_server_that_dies_after_hello(path: Path, script: Script) -> None:
+    """A server that hangs up after it was asked for inline mode is unavailable."""
+    with serving(path, script), Client(path, timeout=DEADLINE) as client:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="hung up"):
+                client.find_endp("endpoint")
+
+
+def test_server_that_wants_no_last_dummy(path: Path, connect: Connect) -> None:
+    """A descriptor that was received is found, although the server hears no more of it."""
+
+    def script(client: socket.socket) -> None:
+        saying(ANNOUNCEMENT, HIT)(client)
+        assert fdpass.receive(client)[0] == DUMMY
+        client.shutdown(socket.SHUT_RD)
+        saying((DESCRIPTOR_BYTE, 1))(client)
+
+    with serving(path, script):
+        client = connect(path, inline=False, timeout=DEADLINE)
+        for _ in range(2):
+            found = client.find_endp("endpoint")
+            assert found is not None
+            found.close()
+
+
+SECOND_HALVES = [
+    pytest.param(saying(b""), Unavailable, False, id="dies"),
+    pytest.param(then(saying((HIT[:-1], 1)), hang), Unavailable, True, id="hangs"),
+    pytest.param(saying((DUMMY, 1)), ProtocolError, False, id="makes no sense"),
+    pytest.param(saying(HIT), ProtocolError, False, id="sends no descriptor"),
+]
+
+
+@pytest.mark.parametrize(("second_half", "error", "hangs"), SECOND_HALVES)
+def test_half_of_many(
+    path: Path, connect: Connect, second_half: Script, error: type[Exception], hangs: bool
+) -> None:
+    """When many fail half-way, what was found already is closed."""
+    script = then(saying(ANNOUNCEMENT, HELLO_REPLY, (HIT, 1)), second_half)
+    with serving(path, script):
+        client = connect(path, timeout=TIMEOUT if hangs else DEADLINE)
+        for _ in range(2):
+            with pytest.raises(error):
+                client.find_many(["endpoint"] * 3)
+            assert "not connected" in repr(client)
+
+
+# Servers that make no sense
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        saying(ANNOUNCEMENT, encode_reply(Status.OK)),
+        saying(ANNOUNCEMENT, (encode_reply(Status.OK, b"", b""), 2)),
+        saying(ANNOUNCEMENT, (DUMMY, 1)),
+        saying(ANNOUNCEMENT, b"x" * 140_000),
+        saying(ANNOUNCEMENT, HIT, DESCRIPTOR_BYTE),
+    ],
+)
+def test_server_that_makes_no_sense(path: Path, script: Script) -> None:
+    """A reply that is none is a ProtocolError, and nothing of it is left behind."""
+    with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
+        for _ in range(2):
+            with pytest.raises(ProtocolError):
+                client.find_endp("endpoint")
+            assert "not connected" in repr(client)
+
+
+# Servers that take their time
+
+
+@pytest.mark.parametrize(
+    ("inline", "answers"),
+    [
+        (False, []),
+        (False, [ANNOUNCEMENT, HIT[:-1]]),
+        (False, [ANNOUNCEMENT, HIT]),
+        (True, [ANNOUNCEMENT]),
+        (True, [ANNOUNCEMENT, HELLO_REPLY]),
+    ],
+)
+def test_server_that_hangs(
+    path: Path, connect: Connect, inline: bool, answers: list[bytes]
+) -> None:
+    """A server that does not go on in time is unavailable; that is so for hello, too."""
+    with serving(path, then(saying(*answers), hang)):
+        client = connect(path, inline=inline, timeout=TIMEOUT)
+        for _ in range(2):
+            expect_late(lambda: client.find_endp("endpoint"))
+            assert "not connected" in repr(client)
+
+
+def test_server_that_reads_nothing(path: Path, connect: Connect, pair: Pair) -> None:
+    """A server that does not take a request in time is unavailable."""
+    over = threading.Event()
+
+    def wait(_: socket.socket) -> None:
+        over.wait(DEADLINE)
+
+    with serving(path, wait):
+        client = connect(path, inline=False, timeout=TIMEOUT)
+        expect_late(lambda: client.save_endp(60, "x" * 2_000_000, "", pair[1]))
+        over.set()
+
+
+def test_server_that_drips(path: Path, connect: Connect) -> None:
+    """A server that never pauses for long has no more time than any other."""
+
+    def drip(client: socket.socket) -> None:
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until:  # or until the client hangs up
+            client.send(b"x")
+            time.sleep(TIMEOUT / 20)
+
+    with serving(path, drip):
+        client = connect(path, inline=False, timeout=TIMEOUT)
+        expect_late(lambda: client.find_endp("endpoint"))
+
+
+def answering(pause: float) -> Script:
+    """Return a script that answers whatever it is asked after so many seconds."""
+
+    def script(client: socket.socket) -> None:
+        while client.recv(1000):
+            time.sleep(pause)
+            client.sendall(STATUS_REPLY[Status.OK])
+
+    return script
+
+
+def test_server_that_drips_replies(path: Path, connect: Connect) -> None:
+    """Many requests have one deadline together."""
+    with serving(path, answering(TIMEOUT / 4)):
+        client = connect(path, inline=False, timeout=TIMEOUT)
+        expect_late(lambda: client.save_dest_many([(60, "", "", "")] * 20))
+
+
+def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline holds although the server never lets the client wait."""
+    receive = Connection.receive
+
+    def receive_slowly(connection: Connection, buffer: memoryview) -> None:
+        time.sleep(TIMEOUT / 4)
+        receive(connection, buffer)
+
+    with serving(path, answering(0)):
+        client = connect(path, inline=False, timeout=TIMEOUT)
+        monkeypatch.setattr(Connection, "receive", receive_slowly)
+        expect_late(lambda: client.save_dest_many([(60, "", "", "")] * 20))
+        client.close()
+
+
+def test_server_that_accepts_nobody(path: Path, connect: Connect) -> None:
+    """A server whose queue is full is unavailable when the timeout is over."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        for client in (connect(path, timeout=TIMEOUT), connect(path, timeout=TIMEOUT)):
+            expect_late(lambda client=client: client.find_endp("endpoint"))  # type: ignore[misc]
+
+
+def test_server_that_accepts_late(path: Path, connect: Connect) -> None:
+    """A client waits until there is room in the server's queue."""
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+        listener.bind(str(path))
+        listener.listen(0)
+        other.connect(str(path))
+
+        def accept() -> None:
+            time.sleep(0.05)
+            for script in (saying(), saying(b"", MISS)):
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.settimeout(DEADLINE)
+                    script(accepted)
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            client = connect(path, inline=False, timeout=DEADLINE)
+            assert client.find_endp("endpoint") is None
+        finally:
+            accepting.join()
+
+
+def test_hit_at_the_last_moment(
+    path: Path, connect: Connect, inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose descriptor has come is found, although the time is over by then."""
+    receive, came_late = Connection.receive, False
+
+    def receive_late(connection: Connection, buffer: memoryview) -> None:
+        nonlocal came_late
+        receive(connection, buffer)
+        if connection.conversation.descriptors:
+            came_late = True
+            time.sleep(timeout + 0.1)
+
+    monkeypatch.setattr(Connection, "receive", receive_late)
+    hit = saying(b"", HELLO_REPLY, (HIT, 1)) if inline else saying(b"", HIT, (DESCRIPTOR_BYTE, 1))
+    with serving(path, then(hit, hang)):
+        for timeout in (0.3, 3, 30):
+            client = connect(path, inline=inline, timeout=timeout)
+            try:
+                found = client.find_endp("endpoint")
+            except Unavailable:
+                assert (
+                    not came_late
+                )  # the machine is too busy for so short a time: try a longer one
+                continue
+            assert isinstance(found, Found)
+            os.fstat(found.descriptor)
+            found.close()
+            client.close()
+            break
+    assert came_late
+
+
+def test_after_the_deadline(path: Path, connect: Connect) -> None:
+    """A reply that comes too late is not taken for that of the next request."""
+    late = threading.Event()
+
+    def answer_late(client: socket.socket) -> None:
+        hear(client)
+        late.wait(DEADLINE)
+        client.sendall(MISS)
+
+    with serving(path, by_turns(answer_late, saying(b"", encode_reply(Status.FAIL, b"", b"")))):
+        client = connect(path, inline=False, timeout=0.5)
+        expect_late(lambda: client.find_endp("endpoint"), 0.5)
+        late.set()
+        answered = False
+        while not answered:
+            with suppress(Unavailable):  # on a busy machine half a second may be too short
+                assert client.find_dest("destination") is None
+                answered = True
+
+
+def test_last_dummy_without_room() -> None:
+    """Where there is no room for the last dummy, the connection is of no more use: it ends."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while ours.send(bytes(65536)):
+                pass
+        send_courtesy(ours, DUMMY)
+        with pytest.raises(BrokenPipeError):
+            ours.send(b"next request")
+        rest = b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+        assert rest.strip(b"\0") == b""

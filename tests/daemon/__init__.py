@@ -1,0 +1,1 @@
+"""The running daemon, as its clients and its operator see it."""

@@ -1,0 +1,112 @@
+"""The limit on clients: the log names what raises it, and stats what is served against it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from scache.cli.main import execute
+from scache.daemon.capacity import capacity, client_limit, shortage
+from scache.errors import EXIT_OK
+from scache.settings.declarations import Settings
+from tests.support.as_user import UID
+from tests.support.daemon import Daemon
+from tests.support.genuine import private_directory
+from tests.support.sample_database import filling
+from tests.support.wire import Wire
+
+Capture = pytest.CaptureFixture[str]
+
+RAISE_OPEN_FILES = "(ulimit -n, or LimitNOFILE= in a unit of systemd)"
+
+
+@contextmanager
+def connected(path: Path, count: int) -> Iterator[None]:
+    """Be so many clients, each of which has been announced to."""
+    with ExitStack() as wires:
+        for _ in range(count):
+            assert wires.enter_context(Wire(path)).announcement()
+        yield
+
+
+def clients_in(capsys: Capture, *origin: str | Path) -> tuple[int, int, int]:
+    """Return how many clients stats calls connected, how many count against the limit, and it."""
+    assert execute(["stats", *map(str, origin), "--format", "json"]) == EXIT_OK
+    figures = json.loads(capsys.readouterr().out)
+    assert "clients_served" not in figures["settings"]
+    limit = figures["limits"]["max_clients"]
+    return figures["clients"]["connected"], limit["now"], limit["limit"]
+
+
+@pytest.mark.parametrize(
+    ("options", "open_files", "limit", "says"),
+    [
+        (("--max-clients", "3"), None, 3, "max_clients allows: raise it; further ones"),
+        (
+            ("--descriptor-reserve", "20"),
+            40,
+            5,
+            f"the limit on open files allows: raise it {RAISE_OPEN_FILES}; further ones",
+        ),
+    ],
+    ids=["max_clients", "open files"],
+)
+def test_log_names_the_limit_that_refuses_clients(
+    options: tuple[str, ...], open_files: int | None, limit: int, says: str, path: Path
+) -> None:
+    """What to raise is the setting, or the limit of the process that is lower than it."""
+    with Daemon(path, *options, open_files=open_files) as daemon, connected(path, limit + 1):
+        line = daemon.wait_for_log("further ones are told no")
+    assert f"{limit} clients are connected, as many as {says} are told no" in line
+
+
+def test_start_names_the_limit_on_open_files() -> None:
+    """A setting that does not fit into the open files is a line at the start; others are not."""
+    told = shortage(Settings(), capacity(Settings(), 160), 160)
+    assert told == (
+        "24 clients and 72 connections at the most: there are only 160 open files; "
+        f"raise the limit {RAISE_OPEN_FILES}"
+    )
+    few = Settings(max_clients=3, max_connections=50)
+    assert shortage(few, capacity(few, 160), 160) is None
+    assert client_limit(few, 3) == "max_clients allows: raise it"
+
+
+def test_stats_counts_served_clients_against_the_limit(path: Path, capsys: Capture) -> None:
+    """Clients that are refused are connected, and use up nothing of the limit."""
+    with Daemon(path, "--max-clients", "2"), connected(path, 5):
+        # The command is one more.
+        assert clients_in(capsys, "--socket", path) == (6, 2, 2)
+
+
+@pytest.mark.root
+def test_stats_counts_no_client_that_is_not_allowed(capsys: Capture) -> None:
+    """A client that allow_uids leaves out uses up nothing of the limit."""
+    with private_directory() as directory:
+        path = directory / "socket"
+        options = ("--socket-mode", "0666", "--allow-uids", "0", "--max-clients", "3")
+        with Daemon(path, *options), connected(path, 1), ExitStack() as stack:
+            os.seteuid(UID)
+            try:
+                stack.enter_context(connected(path, 2))
+            finally:
+                os.seteuid(0)
+            assert clients_in(capsys, "--socket", path) == (4, 2, 3)
+
+
+@pytest.mark.parametrize(("clients", "now"), [(3, 3), (12, 10)])
+def test_stats_of_a_file_never_exceeds_the_limit(
+    clients: int, now: int, tmp_path: Path, capsys: Capture
+) -> None:
+    """A file does not tell which clients are refused: as many as the limit are served."""
+    file = tmp_path / "cache.db"
+    with filling(file) as cached:
+        for number in range(clients):
+            cached.client(number)
+        cached.setting(max_clients="10")
+    assert clients_in(capsys, "--database", file) == (clients, now, 10)

@@ -1,0 +1,286 @@
+"""Purging connections by their ids: on the wire, with both clients, and with the command."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from scache import Client, ProtocolError, Refused, ScacheError, TooOld, Unavailable, errors
+from scache.cli.main import execute
+from scache.client.exchanges import Purged
+from scache.errors import EXIT_OK, EXIT_REFUSED, EXIT_SETTINGS, EXIT_SOCKET
+from scache.protocol import client as client_protocol
+from scache.protocol.messages import Hello, encode_request
+from tests.support.as_user import UID, as_somebody
+from tests.support.clients import Connect
+from tests.support.commands import SCACHE
+from tests.support.daemon import Daemon
+from tests.support.genuine import GenuineScache, private_directory
+from tests.support.snapshots import opened, snapshot
+from tests.support.terminal import on_terminal
+from tests.support.wire import Wire, encode
+
+Capture = pytest.CaptureFixture[str]
+
+HELLO = encode_request(Hello())
+"""As clients send it that know no features: then the daemon lists none."""
+
+
+def save(client: Client, *endpoints: str) -> list[int]:
+    """Save a connection under each of these endpoints; return their ids."""
+    with socket.socket() as something:
+        assert all(client.save_many([(60, label, "", something) for label in endpoints]))
+    rows = snapshot(client, "SELECT id FROM connection ORDER BY id")
+    return [number for (number,) in rows][-len(endpoints) :]
+
+
+def left(client: Client) -> list[str]:
+    """Return the endpoints that have connections, in the order of their ids."""
+    return [label for (label,) in snapshot(client, "SELECT endpoint FROM connection ORDER BY id")]
+
+
+class TestClient:
+    def test_purge_closes_exactly_the_connections_with_these_ids(
+        self, connect: Connect, daemon: Daemon
+    ) -> None:
+        """Others of the same endpoint stay; an id that names none, or names one again, is none."""
+        client = connect(daemon.path)
+        ids = save(client, *"aaabbb")
+        client.save_dest(60, "d", "", "a")
+        ((binding,), (own_id,)) = snapshot(
+            client, "SELECT id FROM binding UNION ALL SELECT max(id) FROM client"
+        )
+        others = [0, 2**63 - 1, ids[-1] + 1000, binding, own_id]
+        assert client.purge(ids=[ids[1], ids[5], *others, ids[1]]) == Purged(2, 0)
+        assert left(client) == ["a", "a", "b", "b"]
+        assert client.purge(["b"], ["d"], [ids[0]]) == Purged(3, 1)
+        assert left(client) == ["a"]
+
+    def test_purge_of_a_thousand_ids_is_one_call(self, client: Client) -> None:
+        """They are sent ahead of the replies."""
+        ids = save(client, *["a"] * 1000)
+        assert client.purge(ids=reversed(ids)) == Purged(1000, 0)
+        assert left(client) == []
+
+    def test_purge_leaves_a_connection_alone_that_somebody_has_found(
+        self, client: Client, daemon: Daemon
+    ) -> None:
+        """It belongs to its finder, even if that one has not taken its descriptor yet."""
+        (found,) = save(client, "a")
+        with Wire(daemon.path) as finder:
+            finder.announcement()
+            finder.send(encode([(b"request", b"find_endp"), (b"label", b"a")]))
+            assert finder.receive_message()[0] == (b"status", b"0")
+            assert client.purge(ids=[found]) == Purged(0, 0)
+            finder.send(encode([(b"dummy", b"")]))
+            os.close(finder.receive_descriptor())
+
+    @pytest.mark.parametrize("number", [-1, 2**63, 2**64 + 1])
+    def test_purge_refuses_what_is_no_id_before_anything_is_sent(self, number: int) -> None:
+        """A number that wrapped around would name another connection."""
+        with Client("/nowhere") as client:
+            with pytest.raises(ValueError, match="no connection has the id"):
+                client.purge(["a"], ids=[number])
+            with pytest.raises(TypeError):
+                client.purge(["a"], ids=["1"])  # type: ignore[list-item]
+
+    def test_purge_by_id_sends_nothing_to_a_daemon_that_does_not_list_it(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor what else was to be purged by the same call; the client stays usable."""
+        (number,) = save(client, "a")
+        client.close()
+        monkeypatch.setattr(client_protocol, "HELLO", HELLO)
+        with pytest.raises(TooOld, match="too old to purge a connection by its id"):
+            client.purge(["a"], ids=[number])
+        assert left(client) == ["a"]
+        assert snapshot(client, "SELECT count(*) FROM event WHERE kind GLOB 'purge*'") == [(0,)]
+        assert client.purge(["a"]) == Purged(1, 0)
+
+    @pytest.mark.postfix
+    def test_purge_by_id_is_refused_by_postfix_scache(self) -> None:
+        """It has no inline mode; it is not sent the request either."""
+        with GenuineScache() as genuine:
+            with (
+                Client(genuine.path) as client,
+                pytest.raises(ProtocolError, match="no inline mode"),
+            ):
+                client.purge(ids=[1])
+            genuine.stop()
+            # The hello is the one request that it does not know.
+            assert sum("purge" in line for line in genuine.log()) == 0
+
+    def test_purge_by_id_does_not_go_to_another_daemon(self, connect: Connect, path: Path) -> None:
+        """If one with a database in memory was restarted, an id names another connection."""
+        with Daemon(path):
+            client = connect(path)
+            (number,) = save(client, "a")
+        with Daemon(path), Client(path) as other:
+            assert save(other, "other") == [number]
+            with pytest.raises(Unavailable, match="hung up"):
+                client.purge(ids=[number])
+            assert left(other) == ["other"]
+
+    @pytest.mark.root
+    def test_purge_by_id_is_for_administrators(self) -> None:
+        """Another user is told no, and that is an event and a count."""
+
+        def ask() -> None:
+            with Client(path) as client:
+                client.purge(ids=[number])
+
+        with private_directory() as directory:
+            path = directory / "socket"
+            with Daemon(path, "--socket-mode", "0666"), Client(path) as root:
+                (number,) = save(root, "a")
+                with pytest.raises(Refused, match="not permitted"):
+                    as_somebody(ask)
+                assert left(root) == ["a"]
+                sql = "SELECT kind, detail FROM event JOIN client ON client.id = client_id"
+                refused = snapshot(root, f"{sql} WHERE uid = {UID}")
+                assert refused == [("purge_id", "not permitted")]
+                counted = "SELECT value FROM counter WHERE name = 'purge_id_fail'"
+                assert snapshot(root, counted) == [(1,)]
+
+
+def test_purge_by_id_is_on_record(daemon: Daemon, capsys: Capture) -> None:
+    """The request names the connection, if there was one; the counters and `check` agree."""
+    with Client(daemon.path) as client:
+        first, second = save(client, "a", "b")
+        client.save_dest(60, "d", "", "a")
+        client.purge(ids=[second, second, 2**63 - 1])
+        with opened(client.snapshot()) as connection:
+            assert connection.execute(
+                "SELECT kind, status, endpoint, connection_id, detail FROM event"
+                " WHERE kind GLOB 'purge*' ORDER BY id"
+            ).fetchall() == [
+                ("purged", None, "b", second, None),
+                ("purge_id", 0, "b", second, None),
+                ("purge_id", 0, None, None, f"no connection {second}"),
+                ("purge_id", 0, None, None, f"no connection {2**63 - 1}"),
+            ]
+            counters = dict(connection.execute("SELECT name, value FROM counter").fetchall())
+            assert (counters["purge_id_ok"], counters["connections_purged"]) == (3, 1)
+        assert first != second
+    assert execute(["check", "--socket", str(daemon.path)]) == EXIT_OK, capsys.readouterr().out
+
+
+MALFORMED = [b"", b"-1", b"+1", b" 1", b"1x", b"0x1", b"9223372036854775808", b"9" * 5000]
+
+
+@pytest.mark.parametrize("value", MALFORMED)
+def test_purge_id_that_is_no_id_is_malformed(daemon: Daemon, value: bytes) -> None:
+    """It gets status 1, is counted, and the next request is served."""
+    with Wire(daemon.path) as client, Client(daemon.path) as other:
+        client.announcement()
+        save(other, "a")
+        client.send(HELLO)
+        client.receive_message()
+        client.send(encode([(b"request", b"purge_id"), (b"id", value)]))
+        assert client.receive_message() == [(b"status", b"1")]
+        client.send(encode([(b"request", b"purge_id"), (b"label", b"1")]))
+        assert client.receive_message() == [(b"status", b"1")]
+        client.send(encode([(b"request", b"purge_id"), (b"id", b"0")]))
+        assert client.receive_message() == [(b"status", b"0"), (b"count", b"0")]
+        assert left(other) == ["a"]
+        sql = "SELECT value FROM counter WHERE name = 'purge_id_bad'"
+        assert snapshot(other, sql) == [(2,)]
+
+
+class TestCommand:
+    def run(self, capsys: Capture, daemon: Daemon, *options: str) -> tuple[int, str, str]:
+        """Return the exit code of ``scache purge``, and what it says."""
+        code = execute(["purge", "--socket", str(daemon.path), *options])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    def test_purge_command_closes_the_connections_with_these_ids(
+        self, daemon: Daemon, capsys: Capture
+    ) -> None:
+        """And no other of the same endpoint; what is not cached is told."""
+        with Client(daemon.path) as client:
+            ids = save(client, "a", "a", "a")
+            client.save_dest(60, "d\n", "", "a")
+            ((binding,),) = snapshot(client, "SELECT id FROM binding")
+            options = ("--id", str(ids[0]), "--id", str(ids[2]), "--id", str(binding))
+            code, out, err = self.run(capsys, daemon, *options, "--id", str(2**63 - 1))
+            assert (code, out) == (EXIT_OK, "2 connections closed, 0 bindings removed\n")
+            first, second = err.splitlines()
+            assert first == rf"scache: {binding} is a binding, of the destination d\n"
+            assert second.startswith(f"scache: no connection {2**63 - 1} is cached: ")
+            sql = "SELECT id FROM connection"
+            assert snapshot(client, sql) == [(ids[1],)]
+
+    @pytest.mark.parametrize("value", ["0", "-1", "x", str(2**63), ""])
+    def test_purge_command_refuses_what_is_no_id(
+        self, daemon: Daemon, capsys: Capture, value: str
+    ) -> None:
+        """Before anything is asked of the daemon."""
+        code, out, err = self.run(capsys, daemon, "--id", value)
+        assert (code, out) == (EXIT_SETTINGS, "")
+        assert "'--id'" in err
+
+    def test_purge_command_closes_exactly_what_it_has_listed(self, path: Path) -> None:
+        """What was saved under the same endpoint while it asked is still there."""
+        with Daemon(path), Client(path) as client:
+            save(client, "a")
+            command = (*SCACHE, "purge", "--endpoint", "a", "--socket", str(path))
+            with on_terminal(*command) as terminal:
+                terminal.read_until("[y/N]")
+                save(client, "a", "b")
+                terminal.type("y\n")
+                terminal.read_until("1 connection closed")
+                terminal.read_to_end()
+                assert terminal.process.wait() == EXIT_OK
+            assert left(client) == ["a", "b"]
+
+    def test_purge_command_does_not_go_to_another_daemon(self, path: Path) -> None:
+        """A daemon that was restarted while it asked keeps its connections."""
+        command = (*SCACHE, "purge", "--endpoint", "a", "--socket", str(path))
+        with Daemon(path) as first:
+            with Client(path) as client:
+                save(client, "a")
+            with on_terminal(*command, columns=200) as terminal:
+                terminal.read_until("[y/N]")
+                first.kill()
+                with Daemon(path), Client(path) as client:
+                    save(client, "a", "b")
+                    terminal.type("y\n")
+                    terminal.read_until("hung up")
+                    terminal.read_to_end()
+                    assert terminal.process.wait() == EXIT_SOCKET
+                    assert left(client) == ["a", "b"]
+
+    def test_purge_command_names_labels_to_an_old_daemon(
+        self, daemon: Daemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which closes all connections of an endpoint, as the command then says."""
+        with Client(daemon.path) as client:
+            save(client, "a", "b")
+            monkeypatch.setattr(client_protocol, "HELLO", HELLO)
+            code, out, err = self.run(capsys, daemon, "--endpoint", "a")
+            assert (code, out) == (EXIT_OK, "1 connection closed, 0 bindings removed\n")
+            assert err.startswith("scache: the daemon is too old to purge by id: ")
+            assert left(client) == ["b"]
+
+    def test_purge_command_never_takes_labels_for_an_id(
+        self, daemon: Daemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Others of the endpoint would go, too: it is an error that says what to do."""
+        with Client(daemon.path) as client:
+            ids = save(client, "a", "a")
+            monkeypatch.setattr(client_protocol, "HELLO", HELLO)
+            code, out, err = self.run(capsys, daemon, "--id", str(ids[0]))
+            assert (code, out) == (EXIT_REFUSED, "")
+            assert "restart it with this version of scache" in err
+            assert left(client) == ["a", "a"]
+
+
+def test_too_old_is_one_of_our_errors() -> None:
+    """A program that catches what scache raises catches it."""
+    assert issubclass(TooOld, ScacheError)
+    assert issubclass(TooOld, Refused)
+    assert errors.TooOld is TooOld

@@ -1,0 +1,116 @@
+"""A daemon that was stopped (SIGSTOP) does not take its own pause for its clients'."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+
+from scache.daemon.idle import IdleTimer
+from scache.daemon.maintenance import Signal, drop_overdue
+from scache.daemon.session import Session
+from scache.daemon.watchdog import Watchdog
+from scache.model import Status
+from scache.protocol.messages import ANNOUNCEMENT, DESCRIPTOR_BYTE, DUMMY, SaveEndp, encode_request
+from scache.store import MEMORY
+from tests.support.daemon import Daemon, stopped
+from tests.support.dialogue import Dialogue, eventually, until
+from tests.support.slow import slow_session
+from tests.support.store_fixture import Opened
+
+CLIENTS = 300
+"""More than the daemon serves before it looks for clients that are overdue."""
+
+
+@pytest.mark.slow
+def test_stopped_daemon_does_not_drop_clients_that_went_on(tmp_path: Path) -> None:
+    """A client that sends the rest of its exchange meanwhile gets its reply."""
+    save = encode_request(SaveEndp(60, b"e", b""))
+    with (
+        Daemon(tmp_path / "socket") as daemon,
+        open(os.devnull, "rb") as something,  # noqa: PTH123
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(Dialogue(daemon.path)) for _ in range(CLIENTS)]
+        for client in clients:
+            client.send(save)
+        for client in clients:
+            client.expect(DUMMY)
+        time.sleep(0.6)  # the daemon looks at its clients every 0.5 s
+        with stopped(daemon.pid):
+            time.sleep(5.5)  # the exchange timeout is 5 s
+            for client in clients:
+                client.send(DESCRIPTOR_BYTE, [something.fileno()])
+        assert [client.status() for client in clients] == [Status.OK] * CLIENTS
+        assert not [line for line in daemon.log() if "stopped in the middle" in line]
+
+
+class Paused(Watchdog[Session]):
+    """A watchdog after one of whose looks nothing runs for longer than the timeout."""
+
+    def __init__(self, pause_after: int) -> None:
+        """Pause after so many looks."""
+        super().__init__(0.3)
+        self._looks_before = pause_after
+        self.resumed = anyio.Event()
+
+    def look(self, clients: Iterable[Session]) -> list[Session]:
+        """Look, and pause if that is due."""
+        overdue = super().look(clients)
+        self._looks_before -= 1
+        if self._looks_before == 0:
+            time.sleep(0.4)
+        elif self._looks_before < 0:
+            self.resumed.set()
+        return overdue
+
+
+@pytest.mark.parametrize("looks", [1, 10], ids=["at the beginning", "at the end"])
+def test_client_is_not_dropped_by_the_look_after_a_pause(looks: int) -> None:
+    """What it sent meanwhile is read before the next one."""
+
+    async def pause() -> None:
+        watchdog = Paused(looks)
+        with slow_session(opened) as slow:
+            slow.client.sendall(b"request\0")
+            await until(lambda: slow.session.half_done)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(drop_overdue, watchdog, [slow.session], Signal())
+                await watchdog.resumed.wait()
+                assert not slow.cache.counts["limit_exchange_timeout"]
+                tasks.cancel_scope.cancel()
+
+    with Opened(MEMORY) as opened:
+        opened.run(pause())
+
+
+def test_idle_exit_waits_for_a_client_that_is_not_accepted_yet() -> None:
+    """The daemon may have been stopped since before the client connected."""
+
+    async def wait() -> None:
+        timer, answers = IdleTimer(0.01), [True, False, False]
+        with anyio.fail_after(5):
+            await timer.wait(answers.pop)
+        assert not answers
+
+    asyncio.run(wait())
+
+
+def test_idle_exit_leaves_no_client_in_the_backlog(tmp_path: Path) -> None:
+    """Not even one that cannot be accepted for want of descriptors."""
+    with Daemon(tmp_path / "socket", "--max-idle", "0.4") as daemon:
+        limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with Dialogue(daemon.path, announced=False) as client:
+            eventually(lambda: len(daemon.log()) > 6)  # it tries again every 0.1 s
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+            client.expect(ANNOUNCEMENT)
+            assert client.take_endp(b"nothing") is None
+        assert daemon.wait() == 0

@@ -1,0 +1,1 @@
+"""Images, reports and checks."""

@@ -1,0 +1,452 @@
+"""Images: private copies of a cache, of files in any state, that reach nothing else."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scache.errors import DatabaseError, QueryError
+from scache.inspection import image as module
+from scache.inspection.image import Image, Result, is_complete, statements
+from scache.store.files import APPLICATION_ID
+from scache.store.migrations import migrations, pending_script
+from tests.support.sample_database import ODD, filling
+
+NAMES = ["cache.db", "odd ?#%41&mode=rw;'\"é\n.db", "%2f..%00", ":memory:", "file:x?mode=memory"]
+
+
+ENDLESS = """
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n
+"""
+
+
+def rows(result: Result) -> list[tuple[object, ...]]:
+    """Return what a statement gave."""
+    return list(result.rows)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Make a database file with a connection for each odd label, closed by its daemon."""
+    path = tmp_path / "cache.db"
+    with filling(path) as cached:
+        for number, label in enumerate(ODD.values()):
+            cached.connection(number, label)
+    return path
+
+
+@pytest.fixture
+def image(file: Path) -> Iterator[Image]:
+    """Open an image of that file."""
+    with Image.from_file(file) as image:
+        yield image
+
+
+def refusal(path: Path | str) -> str:
+    """Return the sentence that refuses a file."""
+    with pytest.raises(DatabaseError) as caught:
+        Image.from_file(path)
+    text = str(caught.value)
+    assert text.startswith(f"the database {path} ")
+    return text.removeprefix(f"the database {path} ")
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_file_may_have_any_name(self, file: Path, name: str) -> None:
+        """No character of a name means anything to SQLite."""
+        path = file.rename(file.with_name(name.replace("/", "_")))
+        with Image.from_file(path) as image:
+            assert rows(image.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
+
+    def test_a_name_may_be_no_text(self, file: Path) -> None:
+        """A name that is no UTF-8 is a name."""
+        path = file.rename(file.with_name(os.fsdecode(b"\xff.db")))
+        Image.from_file(path).close()
+
+    def test_a_look_leaves_nothing_behind(self, file: Path) -> None:
+        """A file that no daemon uses is read without making a log beside it."""
+        before = file.read_bytes()
+        Image.from_file(file).close()
+        assert list(file.parent.iterdir()) == [file]
+        assert file.read_bytes() == before
+
+    def test_a_link_is_followed(self, file: Path) -> None:
+        """The log is looked for beside the file itself, not beside a link to it."""
+        link = file.parent / "elsewhere" / "link"
+        link.parent.mkdir()
+        link.symlink_to(file)
+        with closing(sqlite3.connect(file)) as writer:
+            writer.execute("DELETE FROM connection")
+            writer.commit()
+            with Image.from_file(link) as image:
+                assert rows(image.execute("SELECT count(*) FROM connection")) == [(0,)]
+
+    def test_a_file_in_use_shows_what_is_committed(self, file: Path) -> None:
+        """What stands in the log alone is seen; what is not committed is not, and nobody waits."""
+        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("PRAGMA wal_autocheckpoint = 0")
+            writer.execute("DELETE FROM connection WHERE id > 0")
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("DELETE FROM connection")
+            with Image.from_file(file) as image:
+                assert rows(image.execute("SELECT id FROM connection")) == [(0,)]
+            writer.execute("COMMIT")
+
+    def test_an_image_holds_up_no_checkpoint(self, file: Path) -> None:
+        """While somebody asks an image, the whole log can be copied and started over."""
+        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("DELETE FROM connection WHERE id > 0")
+            with Image.from_file(file) as image:
+                result = image.execute("SELECT id FROM event UNION ALL SELECT id FROM connection")
+                writer.execute("DELETE FROM connection")
+                ((busy, _, _),) = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                assert not busy
+                assert rows(result) == [(0,)]
+
+    @pytest.mark.root
+    def test_who_may_only_read_can_look(self, file: Path) -> None:
+        """A file in a directory that one may not write is read, whether a daemon uses it or not."""
+        file.chmod(0o644)
+        for directory in file.parents[:-1]:
+            directory.chmod(directory.stat().st_mode | 0o111)
+        script = (
+            "import os, urllib.parse; from scache.store import image, migrations;"
+            "known = migrations.migrations(); image.migrations = lambda: known;"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+            f"image = image.Image.from_file({str(file)!r});"
+            "print(*next(image.execute('SELECT count(*) FROM connection').rows))"
+        )
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (run.stdout, run.stderr) == (f"{len(ODD)}\n", "")
+        with closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("DELETE FROM connection")
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (run.stdout, run.stderr) == ("0\n", "")
+
+    def test_a_daemon_that_starts_meanwhile_is_noticed(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was read while a log appeared is read again, with the log."""
+        connect = sqlite3.connect
+        with closing(connect(file, isolation_level=None)) as writer:
+            asked = []
+
+            def connect_while_written(name: str, **options: Any) -> Any:  # noqa: ANN401 - sqlite3's
+                asked.append(name.partition("?")[2])
+                writer.execute("DELETE FROM connection")
+                return connect(name, **options)
+
+            monkeypatch.setattr(sqlite3, "connect", connect_while_written)
+            with Image.from_file(file) as image:
+                assert rows(image.execute("SELECT count(*) FROM connection")) == [(0,)]
+        assert asked[:2] == ["mode=ro&immutable=1", "mode=ro"]
+
+
+class TestRefusals:
+    """What is no cache is refused in one sentence that says what to do."""
+
+    def test_missing(self, tmp_path: Path) -> None:
+        """A file that does not exist is not made."""
+        assert refusal(tmp_path / "no") == "does not exist: name the file of a daemon"
+        assert not list(tmp_path.iterdir())
+
+    def test_directory(self, tmp_path: Path) -> None:
+        """A directory is told from a file."""
+        assert refusal(tmp_path) == "is no regular file: name the file of a daemon"
+
+    def test_link_that_leads_to_itself(self, tmp_path: Path) -> None:
+        """A link in a circle ends nowhere."""
+        link = tmp_path / "link"
+        link.symlink_to(link)
+        assert refusal(link).startswith("cannot be read: ")
+
+    @pytest.mark.parametrize("content", [b"[scache]\nttl_limit = 5\n", b"x" * 5000])
+    def test_no_database(self, tmp_path: Path, content: bytes) -> None:
+        """A text is no database."""
+        path = tmp_path / "text"
+        path.write_bytes(content)
+        assert refusal(path) == "is not a SQLite database: name the file of a daemon"
+
+    @pytest.mark.parametrize("statement", ["VACUUM", "CREATE TABLE connection (id)"])
+    def test_another_program(self, tmp_path: Path, statement: str) -> None:
+        """A database without our mark is somebody else's, whatever its tables are called."""
+        path = tmp_path / "other.db"
+        with closing(sqlite3.connect(path)) as other:
+            other.execute(statement)
+        assert refusal(path) == "is of another program: name the file of a daemon"
+
+    def test_empty(self, tmp_path: Path) -> None:
+        """An empty file, which SQLite takes for a database, is nobody's yet."""
+        path = tmp_path / "empty"
+        path.touch()
+        assert "is empty: no daemon has used it yet" in refusal(path)
+
+    def test_newer(self, file: Path) -> None:
+        """A schema that a newer version made may mean something else."""
+        with closing(sqlite3.connect(file)) as newer:
+            newer.execute(f"PRAGMA user_version = {migrations()[-1].version + 1}")
+        assert refusal(file) == "was made by a newer version of scache: upgrade this one"
+
+    def test_older(self, tmp_path: Path) -> None:
+        """A schema without our views is brought up to date by a daemon alone."""
+        path = tmp_path / "old.db"
+        with closing(sqlite3.connect(path)) as older:
+            older.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            older.executescript(pending_script(0, migrations()[:1]))
+        assert refusal(path) == (
+            "was made by an older version of scache: restart its daemon with this version"
+        )
+
+    @pytest.mark.parametrize("where", ["header", "tree", "end"])
+    def test_corrupt(self, file: Path, where: str) -> None:
+        """A file that is damaged anywhere is called corrupt."""
+        data = bytearray(file.read_bytes())
+        match where:
+            case "header":
+                data[100:108] = b"\xff" * 8
+            case "tree":
+                data[3 * 4096 : 3 * 4096 + 8] = b"\xff" * 8
+            case _:
+                del data[-5000:]
+        file.write_bytes(data)
+        assert refusal(file).startswith("is corrupt (")
+
+    def test_locked(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who keeps a file to himself is waited for, but not for ever."""
+        monkeypatch.setattr(module, "READ_TIMEOUT", 0.01)
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            other.execute("DELETE FROM connection")
+            assert refusal(file) == "is locked by another program: try again when that is done"
+
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_permission(self, file: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+        """Who may not read it is told who may, whoever notices."""
+        if allowed:
+            unreachable = partial(sqlite3.connect, "/nowhere/at/all")
+            monkeypatch.setattr(sqlite3, "connect", lambda *_, **_options: unreachable())
+        else:
+            monkeypatch.setattr(os, "access", lambda *_: False)
+        assert refusal(file).endswith(": ask as the user of the daemon, or as root")
+
+    @pytest.mark.parametrize("data", [b"", b"nonsense" * 1000])
+    def test_bytes(self, data: bytes) -> None:
+        """Bytes that are no image are told like a file."""
+        with pytest.raises(DatabaseError, match="the answer is "):
+            Image.from_bytes(data, "the answer")
+
+
+class TestQueries:
+    def test_labels_are_exact(self, image: Image) -> None:
+        """Text comes as the bytes that were saved; numbers and NULL as themselves."""
+        found = rows(image.execute("SELECT endpoint FROM connection ORDER BY id"))
+        assert found == [(label,) for label in ODD.values()]
+        assert rows(image.execute("SELECT 1, 1.5, NULL, 'a', x'ff'")) == [
+            (1, 1.5, None, b"a", b"\xff")
+        ]
+
+    def test_parameters_have_names(self, image: Image) -> None:
+        """A statement names what it is to be told."""
+        result = image.execute("SELECT :number + 1 AS more, :text", {"number": 1, "text": "é"})
+        assert result.columns == ["more", ":text"]
+        assert rows(result) == [(2, "é".encode())]
+
+    def test_changes_stay_in_the_image(self, image: Image, file: Path) -> None:
+        """Whatever is deleted, the file still has it."""
+        result = image.execute("DELETE FROM connection")
+        assert (result.columns, result.changed) == ([], len(ODD))
+        image.execute("DROP TABLE event")
+        with Image.from_file(file) as another:
+            assert rows(another.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
+
+    @pytest.mark.parametrize("sql", ["ATTACH '{}' AS o", "VACUUM INTO '{}'", "ATTACH :f AS o"])
+    def test_no_file_is_reached(self, image: Image, tmp_path: Path, sql: str) -> None:
+        """No statement opens another database, and the next statement works as ever."""
+        target = tmp_path / "other.db"
+        with pytest.raises(QueryError, match="ATTACH and VACUUM are not allowed"):
+            image.execute(sql.format(target), {"f": str(target)})
+        assert not target.exists()
+        with pytest.raises(QueryError, match="syntax error"):
+            image.execute("SELEC")
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "SELECT",
+            "SELECT * FROM absent",
+            "SELECT :absent",
+            "SELECT ?",
+            "SELECT 1; SELECT 2",
+            "SELECT '\udcff'",
+            "SELECT '\0'",
+            "SELECT load_extension('x')",
+            "INSERT INTO setting VALUES (NULL, 1)",
+        ],
+    )
+    def test_what_cannot_be_done_is_a_query_error(self, image: Image, sql: str) -> None:
+        """A statement that fails says why, and the image is as before."""
+        with pytest.raises(QueryError):
+            image.execute(sql)
+        assert rows(image.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
+
+    def test_a_query_may_fail_half_way(self, image: Image) -> None:
+        """An error that comes with a later row is told like one that comes at once."""
+        sql = "SELECT abs(column1) FROM (VALUES (1), (-9223372036854775808))"
+        result = image.execute(sql)
+        with pytest.raises(QueryError, match="overflow"):
+            rows(result)
+
+    def test_an_integer_too_large_is_a_query_error(self, image: Image) -> None:
+        """What SQLite cannot hold is refused."""
+        with pytest.raises(QueryError):
+            image.execute("SELECT :n", {"n": 2**63})
+
+    def test_a_statement_ends_once_it_is_asked_to_stop(self, image: Image) -> None:
+        """One that would never end is given up in the middle, and the next one works as ever."""
+        answers = iter([False, False, True])
+        image.stop_if(lambda: next(answers, False))
+        with pytest.raises(KeyboardInterrupt):
+            image.execute(ENDLESS)
+        assert next(answers, None) is None
+        assert rows(image.execute("SELECT 1")) == [(1,)]
+
+    def test_reading_rows_ends_once_it_is_asked_to_stop(self, image: Image) -> None:
+        """The question comes with each row, however few steps of SQLite it takes."""
+        stop = False
+        image.stop_if(lambda: stop)
+        result = image.execute("SELECT column1 FROM (VALUES (1), (2), (3))")
+        assert next(result.rows) == (1,)
+        stop = True
+        with pytest.raises(KeyboardInterrupt):
+            next(result.rows)
+
+    def test_rows_may_be_given_up(self, file: Path) -> None:
+        """Who has seen enough of them leaves them, even after the image is closed."""
+        with Image.from_file(file) as image:
+            result = image.execute("SELECT endpoint FROM connection")
+            next(result.rows)
+        assert isinstance(result.rows, Generator)
+        result.rows.close()
+
+    def test_relations_are_tables_and_then_views(self, image: Image) -> None:
+        """Each has its columns; a view of a table that is gone has none."""
+        relations = {relation.name: relation for relation in image.relations()}
+        assert next(iter(relations)) == "instance"
+        assert relations["counter"].columns == ["name", "value"]
+        assert relations["lifetime"].is_view
+        assert not relations["connection"].is_view
+        image.execute("DROP TABLE binding")
+        relations = {relation.name: relation for relation in image.relations()}
+        assert "binding" not in relations
+        assert relations["live_binding"].columns == []
+
+    def test_all_of_a_relation(self, image: Image) -> None:
+        """A name is a name, whatever is in it."""
+        image.execute('CREATE TABLE "a ""b""" (x)')
+        assert rows(image.all_of('a "b"')) == []
+
+
+class TestFilesThatAreWritten:
+    def test_any_tool_opens_it(self, image: Image, tmp_path: Path) -> None:
+        """It is a database without a log, whole, ours, and for its owner's eyes alone."""
+        path = tmp_path / "dump.db"
+        image.write_to(path)
+        with closing(sqlite3.connect(path)) as other:
+            other.text_factory = bytes
+            assert other.execute("PRAGMA journal_mode").fetchall() == [(b"delete",)]
+            assert other.execute("PRAGMA integrity_check").fetchall() == [(b"ok",)]
+            found = other.execute("SELECT endpoint FROM connection ORDER BY id").fetchall()
+        assert found == [(label,) for label in ODD.values()]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with Image.from_file(path) as again:
+            assert [each.name for each in again.relations()] == [
+                each.name for each in image.relations()
+            ]
+
+    def test_an_earlier_dump_is_replaced(self, image: Image, tmp_path: Path) -> None:
+        """Writing again to the same name is fine, and no other file is left."""
+        path = tmp_path / "dump.db"
+        image.write_to(path)
+        image.execute("DELETE FROM connection")
+        image.write_to(path)
+        with Image.from_file(path) as again:
+            assert rows(again.all_of("connection")) == []
+        assert {each.name for each in tmp_path.iterdir()} == {"cache.db", "dump.db"}
+
+    @pytest.mark.parametrize("what", ["text", "other", "daemon", "directory", "device"])
+    def test_nothing_else_is_overwritten(
+        self, image: Image, tmp_path: Path, file: Path, what: str
+    ) -> None:
+        """Neither a text nor another program's database nor that of a daemon gives way."""
+        path = tmp_path / what
+        match what:
+            case "text":
+                path.write_text("SQLite format 3 is a good thing")
+            case "other":
+                with closing(sqlite3.connect(path)) as other:
+                    other.execute("CREATE TABLE t (x)")
+            case "daemon":
+                path = file
+            case "directory":
+                path.mkdir()
+            case _:
+                path = Path(os.devnull)
+        before = path.read_bytes() if path.is_file() else b""
+        with pytest.raises(DatabaseError, match="choose another name"):
+            image.write_to(path)
+        assert not path.is_file() or path.read_bytes() == before
+
+    def test_a_dump_that_somebody_writes_is_not_overwritten(
+        self, image: Image, tmp_path: Path
+    ) -> None:
+        """A file beside which a journal lies is in use."""
+        path = tmp_path / "dump.db"
+        image.write_to(path)
+        Path(f"{path}-journal").touch()
+        with pytest.raises(DatabaseError, match="choose another name"):
+            image.write_to(path)
+
+    def test_a_place_that_is_none(self, image: Image, tmp_path: Path) -> None:
+        """A directory that does not exist is not made."""
+        with pytest.raises(DatabaseError, match=r"cannot write .*: No such file or directory"):
+            image.write_to(tmp_path / "no" / "dump.db")
+
+
+class TestStatements:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", []),
+            (" ; ;\n", []),
+            ("SELECT 1", ["SELECT 1"]),
+            ("SELECT 1; SELECT 2;\n", ["SELECT 1;", " SELECT 2;"]),
+            ("SELECT ';'; SELECT 2", ["SELECT ';';", " SELECT 2"]),
+            ("SELECT 1 /* ; */;", ["SELECT 1 /* ; */;"]),
+            ("SELECT '", ["SELECT '"]),
+        ],
+    )
+    def test_a_text_is_cut_between_statements(self, text: str, expected: list[str]) -> None:
+        """A semicolon in quotes or in a comment ends nothing."""
+        assert list(statements(text)) == expected
+
+    def test_a_trigger_is_one_statement(self) -> None:
+        """So is what holds other statements."""
+        text = "CREATE TRIGGER t AFTER DELETE ON event BEGIN SELECT 1; SELECT 2; END;"
+        assert list(statements(text)) == [text]
+
+    def test_what_is_no_text_is_complete(self) -> None:
+        """What can never be a statement is not waited for."""
+        assert is_complete("\udcff")
+        assert not is_complete("SELECT 1")

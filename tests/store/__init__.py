@@ -1,0 +1,1 @@
+"""The store: migrations, files, writes, audit log."""

@@ -1,0 +1,123 @@
+"""Running the command line as a person would: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[2]
+"""The checkout."""
+
+SCACHE = (sys.executable, "-m", "scache")
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Return the environment without what the tests' own surroundings set for scache."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("SCACHE_")}
+    for name in ("PYTHON", "VENV"):
+        ours.pop(name, None)
+    return ours | more
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Start processes with the default action of the signals that end them.
+
+    The tests may have been started with some of them ignored (nohup, a script's ``&``), and a
+    process inherits that.
+    """
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def ignoring(number: signal.Signals) -> tuple[str, ...]:
+    """Return the words that go before a command to start it with this signal ignored."""
+    return ("sh", "-c", f'trap "" {number.value}; exec "$@"', "sh")
+
+
+@contextmanager
+def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command whose output is read as it comes; it is killed at the end if it still runs."""
+    with default_signals():
+        process = subprocess.Popen(
+            command,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_command(
+    *command: str | Path, stdout: int | IO[bytes] = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return what it said."""
+    return subprocess.run(
+        command,
+        env=clean_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
+def run_tool(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that knows the modules of tools/."""
+    path = os.pathsep.join(map(str, (ROOT / "tools", ROOT)))
+    command = (sys.executable, "-P", *arguments)
+    return run_command(*command, stdout=subprocess.PIPE, PYTHONPATH=path, **environment)
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code, which may import the tests, and for which warnings are errors."""
+    command = (sys.executable, "-W", "error", "-c", code, *map(str, arguments))
+    return run_command(*command, PYTHONPATH=str(ROOT))
+
+
+@contextmanager
+def listening(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Run a daemon; yield it, and the lines that it wrote to stderr, once it listens."""
+    with default_signals():
+        process = subprocess.Popen(
+            command,
+            env=clean_environment(**(environment or {})),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
+        try:
+            assert process.stderr is not None
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if "listening" in line:
+                    break
+            else:
+                raise AssertionError(f"the daemon never listened, and said: {''.join(lines)}")
+            yield process, lines
+        finally:
+            if process.poll() is None:
+                process.kill()

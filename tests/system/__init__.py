@@ -1,0 +1,1 @@
+"""The whole: Postfix, packages, crashes, tools, manual, and the shape of the code."""

@@ -1,0 +1,155 @@
+"""The examples in the README and the manual, run as they are printed."""
+
+from __future__ import annotations
+
+import io
+import re
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import pytest
+
+from scache import errors
+from scache.cli.main import COMMANDS, cli, execute
+from tests.support.as_user import as_somebody
+from tests.support.commands import run_command
+from tests.support.daemon import Daemon
+from tests.support.manual import DOCUMENTS, PAGES, README, blocks, commands
+from tests.support.sample_database import filling
+from tests.support.sessions import Shell
+
+DEMO_SOCKET = "/tmp/demo.sock"
+DEMO_PORT = "8025"
+DEMO_DATABASE = "/var/lib/postfix/scache.db"
+
+TESTED_WITH_POSTFIX = ("README", "postfix")
+"""Documents with a recipe, which test_recipe.py runs."""
+
+PYTHON = [
+    pytest.param(block.text, id=f"{name}-{number}")
+    for name, text in DOCUMENTS.items()
+    for number, block in enumerate(blocks(text, "python"))
+]
+SHELL = [
+    pytest.param(words, id=f"{name}: {' '.join(words)}")
+    for name, text in DOCUMENTS.items()
+    if name not in TESTED_WITH_POSTFIX
+    for block in blocks(text, "sh")
+    for words in commands(block.text)
+    if words[0] == "scache"
+]
+ENDLESS = {"--follow", "--watch"}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("example", PYTHON)
+def test_python_example_runs_as_it_is_printed(
+    path: Path, database: str, tmp_path: Path, example: str, backend: str
+) -> None:
+    """On a daemon with a database in memory or in a file, the async ones on both event loops."""
+    names = {
+        DEMO_SOCKET: str(path),
+        DEMO_DATABASE: str(tmp_path / "cache.db"),
+        "anyio.run(main)": f"anyio.run(main, backend={backend!r})",
+    }
+    for ours, theirs in names.items():
+        example = example.replace(ours, theirs)
+    with Daemon(path, database=database):
+        if database == ":memory:":
+            with filling(tmp_path / "cache.db") as cached:
+                cached.event("save_endp", 0, endpoint=b"\xff")
+        exec(example, {})
+
+
+@pytest.mark.parametrize("words", SHELL)
+def test_command_of_a_page_works(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its options exist, and it works on a database as well; one that never ends is not begun."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT 1")))
+    _, name, *arguments = words
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    command.make_context(name, list(arguments)).close()
+    with filling(tmp_path / "cache.db"):
+        pass
+    if name not in ("purge", "help") and not ENDLESS & set(arguments):
+        assert execute([name, *arguments, "--database", "cache.db"]) == errors.EXIT_OK
+
+
+def test_commands_page_shows_every_command_that_looks_inside() -> None:
+    """But for the daemon's own, and the manual's."""
+    script = "".join(block.text for block in blocks(PAGES["commands"], "sh"))
+    assert {words[1] for words in commands(script)} == {*COMMANDS} - {"serve", "help"}
+
+
+@pytest.mark.root
+def test_sqlite3_reads_a_file_at_rest_as_immutable_without_writing_to_its_directory() -> None:
+    """As the page of SQL says: `-readonly` does not, and `scache sql` does."""
+    (immutable,) = (
+        words
+        for block in blocks(PAGES["sql"], "sh")
+        for words in commands(block.text)
+        if "immutable" in words[1]
+    )
+    statement = "SELECT count(*) FROM event"
+    with TemporaryDirectory(prefix="scache-test-") as name:
+        Path(name).chmod(0o755)
+        file = Path(name, "cache.db")
+        with filling(file) as cached:
+            cached.event("expired")
+        file.chmod(0o644)
+
+        def asked(*words: str) -> subprocess.CompletedProcess[str]:
+            command = (word.replace(DEMO_DATABASE, str(file)) for word in words)
+            return as_somebody(lambda: run_command(*command, statement))
+
+        refused = asked("sqlite3", "-readonly", DEMO_DATABASE)
+        assert "attempt to write a readonly database" in refused.stderr
+        assert asked(*immutable).stdout == "1\n"
+        look = ["sql", "--database", str(file), statement]
+        assert as_somebody(lambda: execute(look)) == errors.EXIT_OK
+
+
+def test_label_that_is_not_utf8_stops_a_tool_that_decodes(tmp_path: Path) -> None:
+    """In the words of the page of SQL."""
+    (words,) = re.findall(r"`OperationalError: (.*?)`", PAGES["sql"])
+    with filling(tmp_path / "cache.db") as cached:
+        cached.event("expired", endpoint=b"\xff")
+    with (
+        closing(sqlite3.connect(tmp_path / "cache.db")) as connection,
+        pytest.raises(sqlite3.OperationalError, match=words),
+    ):
+        connection.execute("SELECT endpoint FROM event").fetchall()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Give a shell in which the demonstration has a port and a socket of its own.
+
+    The path is short, because `scache stats` shortens its lines to the width of the terminal.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with (
+        TemporaryDirectory(prefix="scache-test-") as name,
+        Shell(tmp_path, {DEMO_SOCKET: f"{name}/s", DEMO_PORT: port}) as shell,
+    ):
+        yield shell
+
+
+def test_sessions_of_the_readme_show_what_is_printed(shell: Shell) -> None:
+    """The finder has the very connection of the saver; the second session looks at the first."""
+    demonstration, look = blocks(README, "console")
+    outcomes = shell.run(demonstration.text)
+    saver, finder = (outcome for outcome in outcomes if "at local port" in outcome)
+    assert saver == finder
+    shell.run(look.text)

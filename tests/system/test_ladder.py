@@ -1,0 +1,68 @@
+"""The shape of the code: which imports are allowed, and what never waits."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ROOT
+
+PACKAGE = ROOT / "scache"
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What changes the state of the cache, or decides about it, in one go.
+PLAIN = [
+    *PACKAGE.glob("protocol/*.py"),
+    *PACKAGE.glob("cache/*.py"),
+    PACKAGE / "store" / "live_rows.py",
+    PACKAGE / "store" / "batch.py",
+]
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield every function of a module, methods and inner ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def name_of(path: Path) -> str:
+    """Return what a test about this file is called."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_import_contracts_hold() -> None:
+    """No module imports from a level above its own, and the protocol does no I/O."""
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run(
+        [lint_imports, "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=name_of)
+def test_a_change_of_state_never_awaits(path: Path) -> None:
+    """The protocol, the cache and the live rows have plain functions only."""
+    assert not [each.name for each in functions(path) if isinstance(each, ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_codec_that_a_module_names_needs_no_import(path: Path) -> None:
+    """Python loads UTF-8 at its start. ``--user`` may not read the modules of other codecs."""
+    codecs = {
+        node.value.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "encoding"
+        if isinstance(node.value, ast.Constant)
+    }
+    assert codecs <= {"utf-8"}

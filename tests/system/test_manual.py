@@ -1,0 +1,164 @@
+"""The manual: the facts in it that the code knows as well."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scache import errors
+from scache.cache.statistics import Statistics
+from scache.cli.commands.help import TOPICS, summary
+from scache.clock import Clock
+from scache.settings.declarations import RETIRED, SETTINGS, Setting
+from scache.store.schema import ours
+from scache.vocabulary import COUNTERS
+from tests.support.manual import PAGES, blocks, section
+
+LIMIT_SETTINGS = [
+    each
+    for each in SETTINGS
+    if (each.name.startswith("max_") and each.name != "max_idle")
+    or each.name in ("ttl_limit", "audit_rows", "exchange_timeout", "descriptor_reserve")
+]
+
+LANGUAGES = {"python", "sh", "sql", "console", "ini", "text"}
+"""Of fenced blocks: each but ``text`` is an example, and runs in a test."""
+
+RUN_BY = {
+    "postfix": {"sh": "test_recipe", "ini": "test_recipe", "text": "test_manual"},
+    "datasette": {"sh": "test_questions"},
+    "architecture": {"text": "a diagram"},
+    "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},
+}
+"""The test that runs the blocks of a page, by language; test_examples runs those of the others."""
+
+
+def columns(text: str, number: int) -> list[str]:
+    """Return the cells of a column of the tables in Markdown, without their headers."""
+    rows = re.findall(r"^\|(?!---)(.*)\|$", text, re.MULTILINE)
+    return [re.split(r"(?<!\\)\|", row)[number].strip() for row in rows]
+
+
+def test_topics_are_the_pages_of_the_manual() -> None:
+    """Each file of the directory is a topic, and each topic is a file."""
+    assert sorted(TOPICS) == sorted(PAGES)
+    assert len(TOPICS) == len(set(TOPICS))
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_page_begins_with_a_title_and_a_line_that_says_what_it_is_about(topic: str) -> None:
+    """`scache help` lists that line, which fits a terminal of 80 columns."""
+    title, empty, line, empty_again, _ = PAGES[topic].split("\n", 4)
+    assert re.fullmatch(r"# [\w ]+", title)
+    assert empty == empty_again == ""
+    assert line == summary(PAGES[topic])
+    assert re.fullmatch(r"[A-Z][^\n]*\.", line)
+    assert len(line) <= 80 - len("  architecture  ")
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_page_names_topics_that_exist(topic: str) -> None:
+    """Each `scache help TOPIC` of a page leads to another page."""
+    named = set(re.findall(r"`scache help ([\w-]+)`", PAGES[topic]))
+    assert named <= {*TOPICS, "TOPIC"} - {topic}
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_block_of_a_page_is_run_by_a_test(topic: str) -> None:
+    """A block has a language, and a test that runs blocks of this language of this page."""
+    default = {"sh": "test_examples", "python": "test_examples", "console": "test_examples"}
+    run_by = RUN_BY.get(topic, default)
+    assert {block.language for block in blocks(PAGES[topic])} <= run_by.keys() & LANGUAGES
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_examples_of_a_page_fit_a_terminal_of_80_columns(topic: str) -> None:
+    """With the margins that `scache help` gives them."""
+    lines = [line for block in blocks(PAGES[topic]) for line in block.text.splitlines()]
+    assert max(map(len, lines), default=0) <= 78
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_settings_page_describes_every_setting(setting: Setting) -> None:
+    """Its key, its option, its variable, its default and its help, each as the code has it."""
+    begin = f"`{setting.option}`, `{setting.variable}`. Default: `{setting.default}`."
+    assert section(PAGES["settings"], setting.name).startswith(f"\n{begin}\n\n{setting.help}\n")
+
+
+def test_settings_page_describes_settings_that_exist() -> None:
+    """In the order of the code. Settings of earlier versions are named as such."""
+    titles = re.findall(r"^### (.*)$", PAGES["settings"], re.MULTILINE)
+    assert titles == [setting.name for setting in SETTINGS]
+    assert all(f"`{name}`" in PAGES["settings"] for name in RETIRED)
+
+
+@pytest.mark.parametrize("setting", LIMIT_SETTINGS, ids=lambda setting: setting.name)
+def test_limits_page_has_every_limit(setting: Setting) -> None:
+    """With its default."""
+    (default,) = re.findall(rf"\*\*{setting.name}\*\* \((.*?)\)", PAGES["limits"])
+    if setting.default == "0":
+        assert default == "default: as many as open files allow"
+        return
+    number, _, unit = default.partition(" ")
+    factor = {"": 1, "s": 1, "KiB": 1024}[unit]
+    assert int(number.replace(",", "")) * factor == int(setting.default)
+
+
+def test_limits_page_names_the_counters_of_limits() -> None:
+    """Each counter of a limit is where the limit is described."""
+    for name in COUNTERS:
+        if name.startswith("limit_"):
+            assert f"`{name}`" in PAGES["limits"]
+
+
+def test_sql_page_has_every_counter() -> None:
+    """Each counter is in the table by its name, or by the pattern of the requests."""
+    table = section(PAGES["sql"], "Counters")
+    named = re.findall(r"`(\w+)`", "".join(columns(table, 0)))
+    (pattern,) = (cell for cell in columns(table, 1) if "REQUEST is" in cell)
+    requests = re.findall(r"`(\w+)`", pattern)
+    outcomes = [name.removeprefix("REQUEST_") for name in named if name.startswith("REQUEST_")]
+    others = [name for name in named if not name.startswith("REQUEST_")]
+    of_requests = [f"{request}_{outcome}" for request in requests for outcome in outcomes]
+    assert sorted(of_requests + others) == sorted(COUNTERS)
+
+
+def test_sql_page_has_every_table_and_view() -> None:
+    """And no other."""
+    for title, kind in ("Tables", "table"), ("Views", "view"):
+        named = re.findall(r"^\| `(\w+)` \|", section(PAGES["sql"], title), re.MULTILINE)
+        assert sorted(named) == sorted(name for of, name in ours() if of == kind)
+
+
+def test_exit_codes_page_has_every_exit_code() -> None:
+    """And no other."""
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    table = PAGES["exit-codes"].split("## Signals")[0]
+    assert [int(code) for code in columns(table, 0) if code.isdecimal()] == sorted(codes)
+
+
+def test_postfix_page_shows_the_statistics_as_the_daemon_logs_them() -> None:
+    """To the byte, but for the process and the time."""
+    (shown,) = blocks(PAGES["postfix"], "text")
+    statistics = Statistics(Clock())
+    statistics.domain_hits, statistics.domain_misses = 86, 34
+    statistics.address_hits, statistics.address_misses = 3, 31
+    for number in range(31):
+        statistics.connection_added(b"%d" % (number % 2))
+    statistics.bindings_added(b"one")
+    statistics.bindings_added(b"two")
+    statistics.saved()
+    begin, *lines = [line.removeprefix("scache[4711]: ") for line in shown.text.splitlines()]
+    began, *logged = statistics.report()
+    assert lines == logged
+    assert re.sub(r"\w{3} [ \d]\d [\d:]{8}$", "", begin) == began[: -len("Nov 27 10:03:31")]
+
+
+def test_architecture_page_is_short_and_explains_its_words_in_order() -> None:
+    """About 100 lines, and a glossary of some 25 words, in alphabetical order."""
+    text, glossary = PAGES["architecture"].split("## Glossary")
+    assert text.count("\n") < 120
+    words = [word for word in columns(glossary, 0) if word != "word"]
+    assert words == sorted(words)
+    assert 20 <= len(words) <= 30

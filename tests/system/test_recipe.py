@@ -1,0 +1,160 @@
+"""The recipe of the manual in place of Postfix's scache(8), run as it is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+
+import scache
+from tests.support.commands import SCACHE, listening, run_command
+from tests.support.genuine import MAIL_OWNER
+from tests.support.manual import DOCUMENTS, PAGES, README, ROOT, blocks, section
+from tests.support.postfix import PrivatePostfix
+
+MESSAGES = 60
+SESSIONS = 4
+
+PAGE = PAGES["postfix"]
+SERVE, SWITCH, LOOK, BACK = (
+    block.text.replace("\\\n", " ").strip() for block in blocks(PAGE, "sh")
+)
+((_, UNIT),) = blocks(PAGE, "ini")
+INSTALLED = "/usr/local/bin/scache"
+COMPLAINT = re.compile(r": (warning|error|fatal|panic): |disabling connection caching")
+
+
+def words(command: str) -> list[str]:
+    """Return the words of a command that is printed in several lines."""
+    return shlex.split(command.replace("\\\n", " "))
+
+
+def test_unit_starts_the_daemon_as_the_recipe_does() -> None:
+    """Both have the same options, and the unit names the program by its path."""
+    (command,) = re.findall(r"^ *ExecStart=((?:.*\\\n)*.*)$", UNIT, re.MULTILINE)
+    assert words(command) == [INSTALLED, *words(SERVE)[1:]]
+
+
+HELP = ROOT.joinpath("scache", "cli", "commands", "serve.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["help", *DOCUMENTS])
+def test_every_example_for_postfix_is_of_the_recipe(name: str) -> None:
+    """Each command that serves Postfix is the recipe's, and each socket among Postfix's is, too."""
+    text = HELP.replace("\\\\\n", "\\\n") if name == "help" else DOCUMENTS[name]
+    (_, socket), *_ = re.findall(r"(--socket) (\S+)", SERVE)
+    assert set(re.findall(r"/\S+/private/[^\s`]+", text)) <= {socket}
+    served = re.findall(r"\S*scache serve (?:.*\\\n)*.*", text)
+    of_postfix = [words(command)[1:] for command in served if "postfix" in command]
+    assert bool(of_postfix) == (name in ("help", "README", "postfix"))
+    assert all(arguments == words(SERVE)[1:] for arguments in of_postfix)
+
+
+def test_readme_has_the_recipe() -> None:
+    """Word for word: the daemon, and the switch."""
+    serve, switch = blocks(section(README, "With Postfix"), "sh")
+    assert words(serve.text) == words(SERVE)
+    assert switch.text.strip() == SWITCH
+    assert f"`{BACK.splitlines()[0]}`" in README
+
+
+class Administrator:
+    """A person who runs the recipe on a private Postfix, and looks at what comes of it."""
+
+    def __init__(self, postfix: PrivatePostfix) -> None:
+        self._postfix = postfix
+        self._reloads = 0
+        serve = self.here(SERVE)
+        self.socket = Path(serve[serve.index("--socket") + 1])
+
+    def here(self, command: str) -> list[str]:
+        """Return the words of a command for this Postfix, in place of the machine's own."""
+        for own, ours in (
+            ("/var/spool/postfix", self._postfix.queue_directory),
+            ("/var/lib/postfix", self._postfix.data_directory),
+        ):
+            command = command.replace(own, str(ours))
+        return shlex.split(command)
+
+    def scache(self, command: str) -> list[str]:
+        """Return such a command of ours, with the program that is tested."""
+        program, *arguments = self.here(command)
+        assert program == "scache"
+        return [*SCACHE, *arguments]
+
+    def reload(self, commands: str) -> str:
+        """Run commands of Postfix, one of which is a reload, until that is done."""
+        said = self._postfix.run(commands)
+        self._reloads += 1
+        self._postfix.wait_reloaded(self._reloads)
+        return said
+
+    def check(self) -> list[str]:
+        """Run ``postfix check``; return what it says, and all that Postfix complained of before."""
+        said = self._postfix.run("postfix check").splitlines()
+        return [*said, *(line for line in self._postfix.log() if COMPLAINT.search(line))]
+
+    def deliver(self) -> int:
+        """Send mail; return how many connections were reused, by what smtp(8) logged."""
+        before = self._postfix.deliveries()
+        self._postfix.send(MESSAGES, SESSIONS)
+        self._postfix.wait_delivered(len(before) + MESSAGES)
+        sent = self._postfix.deliveries()[len(before) :]
+        assert all("status=sent" in delivery for delivery in sent)
+        return sum("conn_use=" in delivery for delivery in sent)
+
+    def is_given_up(self) -> bool:
+        """Return whether a connection is not handed out whose server says 421 meanwhile."""
+        ours, servers = socket.socketpair()
+        with scache.Client(self.socket) as cache, ours, servers:
+            assert cache.save_endp(60, "mx.example", "", ours)
+            servers.sendall(b"421 4.4.2 Error: timeout exceeded\r\n")
+            if (found := cache.find_endp("mx.example")) is None:
+                return True
+            found.close()
+            return False
+
+    def found(self) -> int:
+        """Return how many connections our daemon has handed out."""
+        stats = run_command(*(*SCACHE, "stats", "--format", "json", "--socket", str(self.socket)))
+        assert stats.stderr == ""
+        return int(json.loads(stats.stdout)["ways_out"]["found"])
+
+
+@pytest.mark.postfix
+@pytest.mark.slow
+@pytest.mark.parametrize("genuine", [True, False], ids=["as installed", "without scache(8)"])
+def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
+    """Connections are reused through us until the way back, and `postfix check` is silent.
+
+    Not even `postfix upgrade-configuration`, which adds Postfix's scache(8) to a master.cf
+    without it, takes the socket from us.
+    """
+    with PrivatePostfix(genuine_scache=genuine) as postfix:
+        administrator = Administrator(postfix)
+        with listening(administrator.scache(SERVE)) as (daemon, _):
+            assert administrator.reload(SWITCH) == ""
+            assert administrator.deliver() == administrator.found() > 0
+            look = run_command(*administrator.scache(LOOK))
+            assert (look.returncode, look.stderr) == (0, "")
+            assert administrator.is_given_up()
+            assert {path.owner() for path in postfix.data_directory.iterdir()} == {MAIL_OWNER}
+            assert administrator.check() == []
+
+            upgraded = administrator.reload("postfix upgrade-configuration; postfix reload")
+            assert ("adding missing entry for scache service" in upgraded) != genuine
+            assert administrator.check() == []
+            before = administrator.found()
+            assert administrator.deliver() == administrator.found() - before > 0
+
+            assert administrator.reload(BACK) == ""
+            daemon.terminate()
+            assert daemon.wait() == 0
+        assert not administrator.socket.exists()
+        assert administrator.deliver() > 0
+        assert postfix.run("postconf -n connection_cache_service_name") == ""
+        assert administrator.check() == []

@@ -1,0 +1,101 @@
+"""The soak and the fuzzer: they run, they find nothing, and they would find what is planted."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from scache import Client
+from scache.inspection.image import Image
+from tests.support.commands import ROOT, run_tool
+from tests.support.daemon import Daemon
+from tests.support.snapshots import opened
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("minutes", [0.2, pytest.param(2, marks=pytest.mark.long)])
+def test_soak_holds_every_invariant(minutes: float) -> None:
+    """Under good and hostile clients, restarts and clock steps everything holds."""
+    result = run_tool("-m", "soaking", "--minutes", f"{minutes}")
+    assert result.returncode == 0, result.stdout
+    assert "FAILED" not in result.stdout
+    rows = [re.split("  +", line) for line in result.stdout.splitlines()]
+    # Each thing that a soak is for was looked at, in both legs.
+    for leg in ("file", "memory"):
+        for what in ("wrong hits", "found twice", "checks of the audit trail"):
+            assert [leg, what, "ok"] in [row[:3] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("inputs", [4000, pytest.param(40000, marks=pytest.mark.long)])
+def test_fuzzing_finds_nothing(inputs: int) -> None:
+    """Thousands of inputs, as the same seed always makes them, show no bug."""
+    result = run_tool("-m", "fuzzing", "--engine", "hypothesis", "--inputs", f"{inputs}")
+    assert result.returncode == 0, result.stdout
+    assert f"{inputs} inputs" in result.stdout
+    assert "no bug" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "from scache.protocol.server import ServerConversation as S; S.close = lambda self: []",
+        (
+            "from scache.protocol.client import ClientConversation as C; r = C.receive;"
+            " C.receive = lambda self, *a, **k: (self.descriptors.clear(), r(self, *a, **k))"
+        ),
+        "import scache.protocol.codec as c; c.decode_integer = int",
+        (
+            "import scache.protocol.server as s; s.EMPTY_REPLY = {k: s.STATUS_REPLY for k in"
+            " s.EMPTY_REPLY}"
+        ),
+    ],
+    ids=["leak in the server", "leak in the client", "ValueError", "wrong reply"],
+)
+def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
+    """It fails with 1, and keeps an input that shows the bug again."""
+    script = tmp_path / "planted.py"
+    script.write_text(f"{bug}\nfrom fuzzing.__main__ import main\nmain()\n")
+    result = run_tool(script, "--engine", "hypothesis", "--inputs", "20000", "--keep", tmp_path)
+    assert result.returncode == 1, result.stdout
+    assert run_tool(script, tmp_path / "scache-fuzz-failure").returncode == 1
+    assert run_tool("-m", "fuzzing", tmp_path / "scache-fuzz-failure").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("tamper", "complaint"),
+    [
+        ("SELECT 1", None),
+        ("DELETE FROM connection", "gone without a way out"),
+        ("DELETE FROM event WHERE kind = 'found'", "gone without a way out"),
+        (("INSERT INTO event (at, kind, endpoint, connection_id) SELECT at, 'purged', endpoint,"
+         " connection_id FROM event WHERE kind = 'found'"), "with two ways out"),
+        ("UPDATE event SET endpoint = 'x' WHERE kind = 'found'", "another endpoint"),
+        ("UPDATE counter SET value = 7 WHERE name = 'save_endp_ok'", "counters"),
+        (("UPDATE event SET ttl = ttl + 100 WHERE kind = 'save_endp';"
+         " UPDATE event SET kind = 'expired' WHERE kind = 'found'"), "expired too early"),
+    ],
+)  # fmt: skip
+def test_the_books_are_read_with_care(
+    path: Path, tamper: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trail that does not account for every connection is noticed."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    trail = importlib.import_module("soaking.trail")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Daemon(path), Client(path) as client:
+        for endpoint in ("e", "f"):
+            client.save_endp(60, endpoint, "", theirs)
+        found = client.find_endp("f")
+        assert found is not None
+        found.close()
+        with opened(client.snapshot()) as copy:
+            copy.executescript(tamper)
+            wrong = trail.check(Image(copy)).wrong
+    assert any(complaint in each for each in wrong) if complaint else wrong == []
