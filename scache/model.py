@@ -43,7 +43,7 @@ class Connection(NamedTuple):
     """The client that saved it."""
 
 
-class Loan(NamedTuple):
+class Delivery(NamedTuple):
     """A connection that a find has taken out of the cache, and that is on its way."""
 
     connection: Connection
@@ -61,7 +61,7 @@ class Loan(NamedTuple):
     """The binding that led here; None for ``find_endp``."""
 
 
-class Event(NamedTuple):
+class AuditEvent(NamedTuple):
     """A row of the table ``event``: a request with its outcome, or a way out."""
 
     at: float
@@ -84,7 +84,7 @@ class Event(NamedTuple):
     detail: str | None = None
 
 
-class Facts(NamedTuple):
+class SocketInfo(NamedTuple):
     """What the kernel knows of a descriptor: a row of the table ``descriptor``, but for its id."""
 
     fd: int

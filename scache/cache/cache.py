@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Iterator
 
 from scache.cache.descriptors import Descriptors, Parked
-from scache.cache.expiry import Agenda
+from scache.cache.expiry import ExpiryQueue
 from scache.cache.limits import Limits
 from scache.cache.liveness import Kind, kind_of
 from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
-from scache.model import Connection, Event, Loan, Peer, Status
+from scache.model import AuditEvent, Connection, Delivery, Peer, Status
 from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 from scache.unix.closing import Closer
 
@@ -61,12 +61,12 @@ class Cache:
         self.counts = database.batch.counts
         """Totals to be added to the table ``counter``: count here by its names."""
         self._rows = LiveRows(database.batch)
-        self._trail = database.trail
+        self._audit_log = database.audit_log
         self._descriptors = Descriptors(self.closer, close_on_data=close_on_data)
         self._descriptors.on_watch_failed = self._watch_failed
         self._watch_fails = self._watch_failed_now = False
         """True if something could not be watched in the latest slice, and in the one under way."""
-        self._agenda = Agenda()
+        self._expiry_queue = ExpiryQueue()
         self._next_expiry = math.inf
         for destination, count in self._rows.bindings_by_destination().items():
             self.statistics.bindings_added(destination, count)
@@ -110,11 +110,11 @@ class Cache:
             self._evict(now)
         self._park(row, descriptor, kind_of(descriptor))
         self.statistics.saved()
-        self._trail.saved(row, granted)
+        self._audit_log.saved(row, granted)
         self.counts["save_endp_ok"] += 1
         return Status.OK
 
-    def find_endp(self, endpoint: bytes, client_id: int) -> Loan | None:
+    def find_endp(self, endpoint: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of an endpoint."""
         now = self._clock.now()
         detail = None
@@ -125,15 +125,15 @@ class Cache:
                     break
                 if self._has_left(row, now):
                     continue
-                loan = Loan(row, self._lend(row), client_id, now)
+                delivery = Delivery(row, self._begin_delivery(row), client_id, now)
                 self.statistics.address_hits += 1
-                return loan
+                return delivery
         except DatabaseFault as fault:
             detail = str(fault)
         self.statistics.address_misses += 1
         self.counts["find_endp_fail"] += 1
-        miss = Event(now, "find_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
-        self._trail.record(miss._replace(detail=detail))
+        miss = AuditEvent(now, "find_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
+        self._audit_log.record(miss._replace(detail=detail))
         return None
 
     def save_dest(
@@ -165,10 +165,10 @@ class Cache:
         if expires_at < self._next_expiry:
             self._expire_earlier(expires_at)
         self.counts["save_dest_ok"] += 1
-        self._trail.bound(destination, endpoint, saved.binding_id, client_id, now, granted)
+        self._audit_log.bound(destination, endpoint, saved.binding_id, client_id, now, granted)
         return Status.OK
 
-    def find_dest(self, destination: bytes, client_id: int) -> Loan | None:
+    def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
         now = self._clock.now()
         detail = None
@@ -181,69 +181,69 @@ class Cache:
                 if self._has_left(row, now):
                     continue
                 binding = (destination, properties, binding_id)
-                loan = Loan(row, self._lend(row), client_id, now, *binding)
+                delivery = Delivery(row, self._begin_delivery(row), client_id, now, *binding)
                 self.statistics.domain_hits += 1
-                return loan
+                return delivery
         except DatabaseFault as fault:
             detail = str(fault)
         self.statistics.domain_misses += 1
         self.counts["find_dest_fail"] += 1
-        miss = Event(now, "find_dest", Status.FAIL, destination, client_id=client_id)
-        self._trail.record(miss._replace(detail=detail))
+        miss = AuditEvent(now, "find_dest", Status.FAIL, destination, client_id=client_id)
+        self._audit_log.record(miss._replace(detail=detail))
         return None
 
     def malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
         """Record a request that could not be served: ``kind`` is its name, or ``unknown``."""
         self._count(kind, Status.BAD)
-        event = Event(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
-        self._trail.record(event)
+        event = AuditEvent(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
+        self._audit_log.record(event)
 
-    def delivered(self, loan: Loan, *, finder_left: bool = False) -> None:
+    def delivered(self, delivery: Delivery, *, finder_left: bool = False) -> None:
         """Close our copy of a descriptor that the client has been sent, who may have left since."""
         if finder_left:
-            self._descriptors.close_lent(loan.connection.id)
+            self._descriptors.close_undelivered(delivery.connection.id)
         else:
-            self._descriptors.close_delivered(loan.connection.id)
-        self._count_hit(loan)
+            self._descriptors.close_delivered(delivery.connection.id)
+        self._count_hit(delivery)
         self.counts["connections_found"] += 1
-        self._trail.found(loan, self._clock.now())
+        self._audit_log.found(delivery, self._clock.now())
 
-    def put_back(self, loan: Loan) -> None:
+    def put_back(self, delivery: Delivery) -> None:
         """Take back a connection that was found but never sent, with its remaining ttl."""
-        row, now = loan.connection, self._clock.now()
-        self._count_hit(loan)
-        self._trail.hit(loan)
-        if self._restore(loan, now):
-            self._trail.record(
-                Event(
+        row, now = delivery.connection, self._clock.now()
+        self._count_hit(delivery)
+        self._audit_log.hit(delivery)
+        if self._restore(delivery, now):
+            self._audit_log.record(
+                AuditEvent(
                     now,
                     "put_back",
                     endpoint=row.endpoint,
                     connection_id=row.id,
-                    client_id=loan.client_id,
+                    client_id=delivery.client_id,
                     age=now - row.saved_at,
                 )
             )
 
-    def deny(self, loan: Loan, why: str) -> None:
+    def deny(self, delivery: Delivery, why: str) -> None:
         """Take back a connection that cannot be sent: its finder is told that there is none."""
         now = self._clock.now()
         self.counts["connections_not_sent"] += 1
-        event = Event(now, "find_endp", Status.FAIL, client_id=loan.client_id, detail=why)
-        if loan.destination is None:
-            event = event._replace(endpoint=loan.connection.endpoint)
+        event = AuditEvent(now, "find_endp", Status.FAIL, client_id=delivery.client_id, detail=why)
+        if delivery.destination is None:
+            event = event._replace(endpoint=delivery.connection.endpoint)
         else:
-            event = event._replace(kind="find_dest", destination=loan.destination)
-        self.statistics.denied(domain=loan.destination is not None)
+            event = event._replace(kind="find_dest", destination=delivery.destination)
+        self.statistics.denied(domain=delivery.destination is not None)
         self._count(event.kind, Status.FAIL)
-        self._trail.record(event)
-        self._restore(loan, now)
+        self._audit_log.record(event)
+        self._restore(delivery, now)
 
-    def _restore(self, loan: Loan, now: float) -> bool:
+    def _restore(self, delivery: Delivery, now: float) -> bool:
         """Park a connection again; return False if it has expired meanwhile."""
-        row = loan.connection
+        row = delivery.connection
         if row.expires_at <= now:
-            self._descriptors.close_lent(row.id)
+            self._descriptors.close_undelivered(row.id)
             self._left("expired", now, row)
             return False
         self._rows.restore_connection(row)
@@ -264,7 +264,7 @@ class Cache:
             self._next_expiry = now if more else self._rows.next_binding_expiry()
         except DatabaseFault:
             self._next_expiry = now + FAULT_RETRY_INTERVAL
-        self._next_expiry = min(self._next_expiry, self._agenda.next_due())
+        self._next_expiry = min(self._next_expiry, self._expiry_queue.next_due())
         return self._next_expiry
 
     def watch(self) -> bool:
@@ -311,7 +311,9 @@ class Cache:
         except DatabaseFault:
             status = Status.FAIL
         self._count("purge_endp", status)
-        self._trail.record(Event(now, "purge_endp", status, endpoint=endpoint, client_id=client_id))
+        self._audit_log.record(
+            AuditEvent(now, "purge_endp", status, endpoint=endpoint, client_id=client_id)
+        )
         return closed if status is Status.OK else None
 
     def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
@@ -329,13 +331,15 @@ class Cache:
         except DatabaseFault:
             status = Status.FAIL
         self._count("purge_dest", status)
-        self._trail.record(Event(now, "purge_dest", status, destination, client_id=client_id))
+        self._audit_log.record(
+            AuditEvent(now, "purge_dest", status, destination, client_id=client_id)
+        )
         return removed if status is Status.OK else None
 
     def purge_id(self, connection_id: int, client_id: int) -> int:
         """Close a connection; return 1, or 0 if it is not cached."""
         now = self._clock.now()
-        request = Event(now, "purge_id", Status.OK, client_id=client_id)
+        request = AuditEvent(now, "purge_id", Status.OK, client_id=client_id)
         parked = self._descriptors.parked(connection_id)
         if parked is None:
             # The id may be any number: the column is for ids of connections that there were.
@@ -344,19 +348,21 @@ class Cache:
             self._remove("purged", now, parked, client_id)
             request = request._replace(endpoint=parked.endpoint, connection_id=parked.id)
         self._count("purge_id", Status.OK)
-        self._trail.record(request)
+        self._audit_log.record(request)
         return int(parked is not None)
 
     def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
         """Record that a client got a snapshot, or with a reason why it did not."""
         status = Status.OK if detail is None else Status.FAIL
         self._count("snapshot", status)
-        event = Event(self._clock.now(), "snapshot", status, client_id=client_id, detail=detail)
-        self._trail.record(event)
+        event = AuditEvent(
+            self._clock.now(), "snapshot", status, client_id=client_id, detail=detail
+        )
+        self._audit_log.record(event)
 
     def refuse(self, kind: str, client_id: int, why: str) -> None:
         """Record that a client asked what it may not ask."""
-        self._refuse(Event(self._clock.now(), kind, client_id=client_id), why)
+        self._refuse(AuditEvent(self._clock.now(), kind, client_id=client_id), why)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield id and descriptor of each connection that is cached or on its way out."""
@@ -367,16 +373,18 @@ class Cache:
         self._descriptors.close_all()
 
     def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
-        return self._refuse(Event(now, "save_endp", endpoint=endpoint, client_id=client_id), why)
+        return self._refuse(
+            AuditEvent(now, "save_endp", endpoint=endpoint, client_id=client_id), why
+        )
 
     def _refuse_dest(self, row: Binding, ttl: float, why: str) -> Status:
-        event = Event(row.saved_at, "save_dest", None, row.destination, row.endpoint)
+        event = AuditEvent(row.saved_at, "save_dest", None, row.destination, row.endpoint)
         return self._refuse(event._replace(client_id=row.client_id, ttl=ttl), why)
 
-    def _refuse(self, event: Event, why: str) -> Status:
+    def _refuse(self, event: AuditEvent, why: str) -> Status:
         """Count and record a request that fails, and say so."""
         self._count(event.kind, Status.FAIL)
-        self._trail.record(event._replace(status=Status.FAIL, detail=why))
+        self._audit_log.record(event._replace(status=Status.FAIL, detail=why))
         return Status.FAIL
 
     def _has_left(self, row: Connection, now: float) -> bool:
@@ -398,7 +406,7 @@ class Cache:
             )
         self._watch_fails = self._watch_failed_now = True
 
-    def _lend(self, row: Connection) -> int:
+    def _begin_delivery(self, row: Connection) -> int:
         """Remove a connection from the cache; return its descriptor, lent to who asked for it.
 
         Raises DatabaseFault if the database says no, or if its row is not one of ours.
@@ -408,29 +416,29 @@ class Cache:
         if parked is None:
             raise DatabaseFault("somebody has put a row into the database")
         self.statistics.connection_removed(parked.endpoint)
-        self._agenda.remove(parked.expires_at, parked.id)
-        return self._descriptors.lend(row.id)
+        self._expiry_queue.remove(parked.expires_at, parked.id)
+        return self._descriptors.begin_delivery(row.id)
 
     def _count(self, kind: str, status: Status) -> None:
         self.counts[f"{kind}_{status.name.lower()}"] += 1
 
-    def _count_hit(self, loan: Loan) -> None:
+    def _count_hit(self, delivery: Delivery) -> None:
         """Count a find once its end is known, as the audit trail records it then."""
-        self.counts["find_endp_ok" if loan.destination is None else "find_dest_ok"] += 1
+        self.counts["find_endp_ok" if delivery.destination is None else "find_dest_ok"] += 1
 
     def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
         """Keep a descriptor whose row is in the database."""
         parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor, kind)
         if self._descriptors.park(parked):
             self.on_parked()
-        self._agenda.add(parked)
+        self._expiry_queue.add(parked)
         self.statistics.connection_added(row.endpoint)
         if row.expires_at < self._next_expiry:
             self._expire_earlier(row.expires_at)
 
     def _evict(self, now: float) -> None:
         """Let the connection that is nearest to its expiry give way, if there is any."""
-        nearest = self._agenda.nearest()
+        nearest = self._expiry_queue.nearest()
         if nearest is not None:
             self._remove("evicted", now, nearest)
 
@@ -445,7 +453,7 @@ class Cache:
     ) -> None:
         """Close a connection, which leaves in this way, for this client if any asked for it."""
         self._descriptors.close_parked(parked)
-        self._agenda.remove(parked.expires_at, parked.id)
+        self._expiry_queue.remove(parked.expires_at, parked.id)
         self.statistics.connection_removed(parked.endpoint)
         self._rows.remove_connection(parked.endpoint, parked.id)
         self._left(way, now, parked, client_id, detail)
@@ -461,8 +469,8 @@ class Cache:
         """Count and record that a connection has left."""
         self.counts[f"connections_{way}"] += 1
         age = now - row.saved_at
-        self._trail.record(
-            Event(
+        self._audit_log.record(
+            AuditEvent(
                 now, way, None, None, row.endpoint, row.id, None, client_id, age=age, detail=detail
             )
         )
@@ -484,9 +492,9 @@ class Cache:
 
     def _clear_slice(self, now: float) -> bool:
         """Clear away what has expired; return whether more of it may be left."""
-        for parked in in_time(self._agenda.due(now, EXPIRY_SLICE)):
+        for parked in in_time(self._expiry_queue.due(now, EXPIRY_SLICE)):
             self._remove("expired", now, parked)
-        if self._agenda.next_due() <= now:
+        if self._expiry_queue.next_due() <= now:
             return True
         bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
         for gone in in_time(bindings):
@@ -500,4 +508,6 @@ class Cache:
         self.counts[f"bindings_{way}"] += 1
         age = now - gone.saved_at
         labels = (gone.destination, gone.endpoint)
-        self._trail.record(Event(now, way, None, *labels, None, gone.id, client_id, age=age))
+        self._audit_log.record(
+            AuditEvent(now, way, None, *labels, None, gone.id, client_id, age=age)
+        )

@@ -1,4 +1,4 @@
-"""The table of live descriptors: the one owner of every descriptor that is parked or lent."""
+"""The table of live descriptors, which owns each one that is parked or in delivery."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ class Descriptors:
         """Whether there were any since `watch` was last called."""
         self._watched: dict[int, Parked] = {}
         """By descriptor."""
-        self._lent: dict[int, Parked] = {}
+        self._in_delivery: dict[int, Parked] = {}
 
     def __len__(self) -> int:
-        """Return how many there are, parked and lent."""
-        return len(self._parked) + len(self._lent)
+        """Return how many there are, parked and in delivery."""
+        return len(self._parked) + len(self._in_delivery)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `hung_up` has something to return."""
         return self._epoll.fileno()
 
     def items(self) -> Iterator[tuple[int, int]]:
-        """Yield row id and descriptor of each that is parked or lent."""
+        """Yield row id and descriptor of each that is parked or in delivery."""
         for parked in self._parked.values():
             yield parked.id, parked.descriptor
-        for parked in self._lent.values():
+        for parked in self._in_delivery.values():
             yield parked.id, parked.descriptor
 
     def park(self, parked: Parked) -> bool:
@@ -128,25 +128,25 @@ class Descriptors:
         """Return one that is parked; None if somebody has put a row into the database."""
         return self._parked.get(row_id)
 
-    def lend(self, row_id: int) -> int:
+    def begin_delivery(self, row_id: int) -> int:
         """Set one aside for delivery, and return it."""
         parked = self._parked.pop(row_id)
         self._forget(parked)
-        self._lent[row_id] = parked
+        self._in_delivery[row_id] = parked
         return parked.descriptor
 
     def take_back(self, row_id: int) -> Parked:
         """Return one that was lent and never sent: it is to be parked again."""
-        return self._lent.pop(row_id)
+        return self._in_delivery.pop(row_id)
 
     def close_delivered(self, row_id: int) -> None:
         """Close one that its finder has been sent."""
-        lent = self._lent.pop(row_id)
-        self._closer.close_shared(lent.descriptor, tcp=lent.kind is Kind.ESTABLISHED)
+        parked = self._in_delivery.pop(row_id)
+        self._closer.close_shared(parked.descriptor, tcp=parked.kind is Kind.ESTABLISHED)
 
-    def close_lent(self, row_id: int) -> None:
+    def close_undelivered(self, row_id: int) -> None:
         """Close one whose finder has gone."""
-        self._close(self._lent.pop(row_id))
+        self._close(self._in_delivery.pop(row_id))
 
     def close_parked(self, parked: Parked) -> None:
         """Close one that leaves in another way than by being found."""
@@ -157,9 +157,9 @@ class Descriptors:
     def close_all(self) -> None:
         """Close everything: the daemon ends."""
         self._epoll.close()
-        for parked in (*self._parked.values(), *self._lent.values()):
+        for parked in (*self._parked.values(), *self._in_delivery.values()):
             self._close(parked)
-        for table in (self._parked, self._unwatched, self._watched, self._lent):
+        for table in (self._parked, self._unwatched, self._watched, self._in_delivery):
             table.clear()
 
     def _events_of(self, kind: Kind) -> int:

@@ -15,7 +15,7 @@ _FEW = 64
 """Grains that are not worth being cleared out of the heap."""
 
 
-class Agenda:
+class ExpiryQueue:
     """Connections by the moment of their expiry, a grain of time at a time.
 
     The same times stand in the table ``connection``, as stamps, for people and for finds. Those

@@ -17,7 +17,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from scache.cli.interrupts import Interrupts, terminal_restored
 from scache.cli.render.formats import Format
 from scache.cli.statements import execute
-from scache.cli.target import Origin
+from scache.cli.target import Target
 from scache.errors import ScacheError
 from scache.escape import one_line
 from scache.inspection.image import Image, Value, is_complete
@@ -46,17 +46,17 @@ PROMPT = "scache> "
 CONTINUATION = "   ...> "
 
 
-def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+def converse(target: Target, layout: Format, parameters: Mapping[str, Value | str]) -> None:
     """Carry out what a person types, until Ctrl-D; what goes wrong is one line, and no end.
 
     Ctrl-C drops the line, or the statement that takes too long. While a copy is taken it ends the
     process, as it does with every other command.
     """
-    image = origin.image()
+    image = target.image()
     with Interrupts() as interrupts:
         try:
             image.stop_if(interrupts.came)
-            click.echo(f"A copy of the {one_line(str(origin))}, as it is now. .help helps.")
+            click.echo(f"A copy of the {one_line(str(target))}, as it is now. .help helps.")
             session = make_session()
             while True:
                 # Here, and not before the statement: Ctrl-C may come as soon as Enter was typed.
@@ -69,7 +69,7 @@ def converse(origin: Origin, layout: Format, parameters: Mapping[str, Value | st
                             break
                         case ".refresh":
                             with interrupts.ending():
-                                fresh = origin.image()
+                                fresh = target.image()
                             image.close()
                             image = fresh
                             image.stop_if(interrupts.came)

@@ -30,7 +30,7 @@ TIMEOUT = 30.0
 
 
 @contextmanager
-def inside(socket: Path) -> Iterator[Client]:
+def connect(socket: Path) -> Iterator[Client]:
     """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no.
 
     Refused also if the socket does not let us in.
@@ -70,7 +70,7 @@ def _who_may(socket: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Target:
     """Where images come from."""
 
     socket: Path
@@ -91,7 +91,7 @@ class Origin:
 
         if self.database is not None:
             return Image.from_file(self.database, sound=sound)
-        with inside(self.socket) as client:
+        with connect(self.socket) as client:
             return self.image_for(client)
 
     def image_for(self, client: Client) -> Image:
@@ -129,8 +129,8 @@ def socket_option(command: Command) -> Command:
     return option(command)
 
 
-def origin_options(command: Command) -> Command:
-    """Give a command ``--socket`` and ``--database``, of which it gets one `Origin`."""
+def target_options(command: Command) -> Command:
+    """Give a command ``--socket`` and ``--database``, of which it gets one `Target`."""
 
     @wraps(command)
     def with_origin(
@@ -145,7 +145,7 @@ def origin_options(command: Command) -> Command:
             raise click.UsageError("--socket and --database exclude each other")
         if database == "":
             raise SettingsError("--database must be a path, not ''")
-        command(origin=Origin(socket, database), **options)
+        command(target=Target(socket, database), **options)
 
     option = click.option(
         "--database",

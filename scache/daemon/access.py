@@ -12,7 +12,7 @@ from scache.model import Peer
 from scache.unix.namespace import ROOT, Unmapped
 
 
-class People(NamedTuple):
+class Principals(NamedTuple):
     """Users, and the members of groups."""
 
     uids: Collection[int]
@@ -30,10 +30,10 @@ class People(NamedTuple):
         )
 
 
-class Administration:
+class AccessControl:
     """Serves root, the daemon's own user, and the users and groups that the settings name."""
 
-    def __init__(self, also: People, snapshots: Snapshots) -> None:
+    def __init__(self, also: Principals, snapshots: Snapshots) -> None:
         """Serve also these."""
         self._people = also._replace(uids={ROOT, os.geteuid(), *also.uids})
         self._snapshots = snapshots

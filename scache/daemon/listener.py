@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scache.daemon.ownership import why_not_given
-from scache.daemon.poller import READABLE, Readiness
+from scache.daemon.poller import READABLE, Poller
 from scache.errors import SocketError
 from scache.settings.declarations import UNCHANGED
 from scache.unix.closing import Closer
@@ -267,7 +267,7 @@ class Listener:
         self,
         sock: ListeningSocket,
         loop: asyncio.AbstractEventLoop,
-        readiness: Readiness,
+        poller: Poller,
         on_client: Callable[[socket.socket], None],
         on_shortage: Callable[[str], None],
         closer: Closer,
@@ -276,7 +276,7 @@ class Listener:
         self._closer = closer
         self._listening = sock
         self._loop = loop
-        self._readiness = readiness
+        self._poller = poller
         self._on_client = on_client
         self._on_shortage = on_shortage
         self._open = True
@@ -284,14 +284,14 @@ class Listener:
 
     def start(self) -> None:
         """Begin to accept, and pass each client's socket on."""
-        self._readiness.add(self._listening.socket.fileno(), self._on_ready)
+        self._poller.add(self._listening.socket.fileno(), self._on_ready)
 
     def close(self) -> None:
         """Accept nobody any more, and close the socket."""
         if not self._open:
             return
         self._open = False
-        self._readiness.remove(self._listening.socket.fileno())
+        self._poller.remove(self._listening.socket.fileno())
         self._listening.close(self._closer)
 
     def _on_ready(self) -> None:
@@ -300,7 +300,7 @@ class Listener:
             self._heed(0)  # or it would be ready all the time
             return
         self._waiting = True
-        self._readiness.enqueue(self._listening.socket.fileno(), self._accept, second=True)
+        self._poller.enqueue(self._listening.socket.fileno(), self._accept, second=True)
 
     def _accept(self) -> None:
         self._waiting = False
@@ -338,7 +338,7 @@ class Listener:
 
     def _heed(self, events: int) -> None:
         """Be told of these events; the socket stays among those that are watched."""
-        self._readiness.modify(self._listening.socket.fileno(), events)
+        self._poller.modify(self._listening.socket.fileno(), events)
 
 
 def _has_vanished(client: socket.socket) -> bool:

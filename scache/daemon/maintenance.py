@@ -11,7 +11,7 @@ import anyio.lowlevel
 
 from scache.cache import Cache
 from scache.clock import Clock
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.session import Session
 from scache.daemon.transport import client_logger
 from scache.daemon.watchdog import Watchdog
@@ -149,7 +149,7 @@ async def commit(database: Database, committed: Signal) -> None:
             pending.set()
 
 
-async def checkpoint(database: Database, readiness: Readiness, committed: Signal) -> None:
+async def checkpoint(database: Database, poller: Poller, committed: Signal) -> None:
     """Keep the write-ahead log short.
 
     Most of it is copied while requests are served. The rest, which they have
@@ -164,7 +164,7 @@ async def checkpoint(database: Database, readiness: Readiness, committed: Signal
             timeout = LONG_CATCH_UP_TIMEOUT if database.log_is_very_long else CATCH_UP_TIMEOUT
             for _ in range(_CATCH_UP_ROUNDS):
                 await database.checkpoint()  # each leaves less to the next
-            with readiness.paused():
+            with poller.paused():
                 database.batch.commit()
                 with anyio.move_on_after(timeout):
                     await database.checkpoint()

@@ -33,7 +33,7 @@ _FEW = 8
 logger = logging.getLogger(__name__)
 
 
-class Readiness:
+class Poller:
     """Calls back when a descriptor is ready, again and again until it is removed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

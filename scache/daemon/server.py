@@ -18,18 +18,18 @@ from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.daemon import maintenance
-from scache.daemon.access import Administration, People
+from scache.daemon.access import AccessControl, Principals
 from scache.daemon.capacity import capacity, client_limit, shortage
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
 from scache.daemon.listener import Listener, ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.privileges import become
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
-from scache.daemon.snapshots import Snapshots, bury_children
-from scache.daemon.transport import Channel, client_logger
+from scache.daemon.snapshots import Snapshots, reap_children
+from scache.daemon.transport import Transport, client_logger
 from scache.daemon.watchdog import Watchdog
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
@@ -78,11 +78,11 @@ class Server:
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._probe = Probe()
-        self._readiness = Readiness(self._loop)
+        self._poller = Poller(self._loop)
         self._snapshots = Snapshots(
             database,
             cache,
-            self._readiness,
+            self._poller,
             self._on_their_way,
             lambda: [session.fileno() for session in self._sessions],
             lambda: {CLIENTS_SERVED: str(len(self._admitted))},
@@ -90,10 +90,10 @@ class Server:
         strangers = unmapped("uid"), unmapped("gid")
         if notice := described(*strangers):
             logger.warning("%s", notice)
-        self._administration = Administration(
-            People(*settings.admin_ids, *strangers), self._snapshots
+        self._administration = AccessControl(
+            Principals(*settings.admin_ids, *strangers), self._snapshots
         )
-        self._allowed = People(*settings.allowed_ids, *strangers)
+        self._allowed = Principals(*settings.allowed_ids, *strangers)
         self._admitted: set[Session] = set()
         """Those of `_sessions` for whom anything is done,"""
         self._crowd: dict[Session, None] = {}
@@ -110,7 +110,7 @@ class Server:
         listener = Listener(
             sock,
             self._loop,
-            self._readiness,
+            self._poller,
             self._connected,
             self._out_of_descriptors,
             self._cache.closer,
@@ -126,7 +126,7 @@ class Server:
                 self._start_upkeep(tasks)
                 tasks.start_soon(self._watch_idleness, sock)
                 listener.start()
-                self._readiness.add(self._cache.hang_ups(), self._cache.close_hung_up)
+                self._poller.add(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
                     "listening on %s, database %s", self._settings.socket, self._database.path
                 )
@@ -139,7 +139,7 @@ class Server:
             for session in list(self._sessions):
                 session.abort()
             self._probe.close()
-            self._readiness.close()
+            self._poller.close()
             maintenance.log_statistics(self._cache)
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
@@ -148,7 +148,7 @@ class Server:
         tasks.start_soon(maintenance.close, self._cache.closer, self._cache.counts)
         tasks.start_soon(maintenance.expire, self._cache, self._clock)
         tasks.start_soon(maintenance.commit, self._database, committed)
-        tasks.start_soon(maintenance.checkpoint, self._database, self._readiness, committed)
+        tasks.start_soon(maintenance.checkpoint, self._database, self._poller, committed)
         tasks.start_soon(maintenance.watch_files, self._database)
         watchdog: Watchdog[Session] = Watchdog(self._settings.exchange_timeout)
         tasks.start_soon(
@@ -182,11 +182,11 @@ class Server:
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings
-        channel, peer = Channel(client, self._readiness, self._cache.closer), fdpass.peer(client)
-        groups = channel.groups()
+        transport, peer = Transport(client, self._poller, self._cache.closer), fdpass.peer(client)
+        groups = transport.groups()
         allowed = self._allows(peer, groups)
         session = Session(
-            channel,
+            transport,
             peer,
             self._cache,
             self._administration,
@@ -220,7 +220,7 @@ class Server:
         client_logger.warning("out of descriptors: %s", what)
         greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
         if greediest is not None and greediest.waiting_descriptors > 1:
-            self._readiness.call_later(greediest.abort)
+            self._poller.call_later(greediest.abort)
 
     def _allows(self, peer: Peer, groups: Collection[int]) -> bool:
         people = self._allowed
@@ -258,7 +258,7 @@ class Server:
         """Yield rows of connections that were found and not sent yet, with stamps."""
         offset = self._clock.offset
         for session in self._sessions:
-            for row in (loan.connection for loan in session.loans):
+            for row in (delivery.connection for delivery in session.deliveries):
                 saved_at, expires_at = row.saved_at + offset, row.expires_at + offset
                 yield row._replace(saved_at=saved_at, expires_at=expires_at)
 
@@ -286,7 +286,7 @@ async def serve(settings: Settings, open_files: int) -> None:
 
     It may hold so many descriptors. Raises StartupError when it cannot start.
     """
-    bury_children()
+    reap_children()
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     # First, so that a daemon that is not to be leaves no trace in a database.

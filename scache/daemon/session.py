@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Protocol
 
 from scache.cache import Cache
 from scache.daemon.probe import Probe, shortage_message
-from scache.daemon.transport import Channel, client_logger
+from scache.daemon.transport import Transport, client_logger
 from scache.errors import ProtocolError
-from scache.model import Loan, Peer, Status
+from scache.model import Delivery, Peer, Status
 from scache.protocol.codec import NeedData
 from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
@@ -49,7 +49,7 @@ hits there are behind it, the fewer are lost with a client that leaves before it
 _NO_SNAPSHOT = "no snapshot can be taken now: see the daemon's log"
 
 
-class Administration(Protocol):
+class AccessControl(Protocol):
     """What is done for administrators."""
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
@@ -64,10 +64,10 @@ class Session:
 
     def __init__(
         self,
-        channel: Channel,
+        transport: Transport,
         peer: Peer,
         cache: Cache,
-        administration: Administration,
+        administration: AccessControl,
         conversation: ServerConversation,
         admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
@@ -80,7 +80,7 @@ class Session:
 
         Of one that is not ``allowed``, and never will be admitted, one request is recorded.
         """
-        self._channel = channel
+        self._transport = transport
         self.peer = peer
         self._cache = cache
         self._on_end = on_end
@@ -102,7 +102,7 @@ class Session:
         """A snapshot that is being sent to it, or will be."""
         self._answer_due = False
         """Whether the client is to hear of its snapshot once it has taken what was sent before."""
-        self.loans: list[Loan] = []
+        self.deliveries: list[Delivery] = []
         """What it has found and not been sent, or not said that it has."""
         self._handed_over = False
         self._flush_at = _EVENTS_PER_MESSAGE
@@ -117,7 +117,7 @@ class Session:
     def start(self) -> None:
         """Announce the protocol and begin to serve."""
         self._refusal = self._admit(self)
-        self._channel.start(self)
+        self._transport.start(self)
         if self._conversation.output:
             self._flush()
 
@@ -128,8 +128,8 @@ class Session:
 
     def abort(self) -> None:
         """End now; a connection that was found but not sent goes back."""
-        if self._channel.open:
-            self._channel.close()
+        if self._transport.open:
+            self._transport.close()
             self.disconnected()
 
     def overdue(self) -> None:
@@ -147,13 +147,15 @@ class Session:
         """Whether the client owes us the rest of an exchange, or does not take what we sent."""
         if self._asking:
             return False
-        conversation, channel = self._conversation, self._channel
-        return not (conversation.between_exchanges and channel.sent_all and not conversation.output)
+        conversation, transport = self._conversation, self._transport
+        return not (
+            conversation.between_exchanges and transport.sent_all and not conversation.output
+        )
 
     @property
     def awaited_turn(self) -> int | None:
         """The number of the turn that it waits for, if it does."""
-        return self._channel.turns if self._channel.waiting else None
+        return self._transport.turns if self._transport.waiting else None
 
     @property
     def waiting_descriptors(self) -> int:
@@ -175,29 +177,29 @@ class Session:
         client_logger.warning("%s", shortage_message(error))
         if not self._conversation.inline:
             # It waits for a descriptor, and can be told nothing else.
-            self._cache.counts["connections_not_sent"] += len(self.loans)
+            self._cache.counts["connections_not_sent"] += len(self.deliveries)
             return None
-        if not self.loans:  # a snapshot goes when all that was found has gone
+        if not self.deliveries:  # a snapshot goes when all that was found has gone
             self._close_parcel()
             self._conversation.reply_refusal(_NO_SNAPSHOT)
             return self._conversation.data_to_send()
-        loans, self.loans = self.loans, []
-        for loan in loans:
-            self._cache.deny(loan, f"descriptor not sent: {error.strerror}")
+        deliveries, self.deliveries = self.deliveries, []
+        for delivery in deliveries:
+            self._cache.deny(delivery, f"descriptor not sent: {error.strerror}")
         return without_hits(data)
 
     def drained(self) -> None:
         """Go on, now that the client has taken everything."""
         if self._conversation.inline:
-            self._end_loans(sent=True)
+            self._end_deliveries(sent=True)
         if self._answer_due:
             self._answer_snapshot()
         else:
             self._close_parcel()
         if self._asking:
-            self._channel.hold()
-        if self._channel.waiting:
-            self._channel.yield_turn(self._serve)
+            self._transport.hold()
+        if self._transport.waiting:
+            self._transport.yield_turn(self._serve)
         else:
             self._serve()
 
@@ -205,14 +207,14 @@ class Session:
         """Clear up after a client that has gone."""
         self._cache.closer.close(self._conversation.close())
         self._close_parcel()
-        sent = self._handed_over and self._channel.sent_descriptors
-        self._end_loans(sent=sent, finder_left=True)
+        sent = self._handed_over and self._transport.sent_descriptors
+        self._end_deliveries(sent=sent, finder_left=True)
         self._cache.client_disconnected(self._client_id)
         self._on_end(self)
 
     def _serve(self) -> None:
         """Answer what has been received: a turn's worth of it, and while the client takes it."""
-        conversation, channel = self._conversation, self._channel
+        conversation, transport = self._conversation, self._transport
         if self._refusal is not None:
             self._refusal = self._admit(self)
         try:
@@ -226,21 +228,21 @@ class Session:
             self.abort()
             return
         if more:
-            channel.yield_turn(self._serve)
+            transport.yield_turn(self._serve)
             if self.progress < self._flush_at:
                 return  # there will be more replies to send at once
         if conversation.output:
             self._flush()
-        if conversation.descriptors and not channel.more_to_read():
+        if conversation.descriptors and not transport.more_to_read():
             self._cache.closer.close(conversation.surplus_descriptors())
         if self._finishing:
             self._leave_if_finished()
 
     def _answer(self, answers: dict[type[Event], Callable[[Session, Any], None]]) -> bool:
         """Answer a turn's worth; return whether the turn ended with that."""
-        conversation, channel = self._conversation, self._channel
+        conversation, transport = self._conversation, self._transport
         turn_ends = self.progress + _EVENTS_PER_TURN
-        while conversation.unread and channel.sent_all and not self._asking:
+        while conversation.unread and transport.sent_all and not self._asking:
             event = conversation.next_event()
             if isinstance(event, NeedData):
                 break
@@ -256,14 +258,14 @@ class Session:
         self._flush_at = self.progress + _EVENTS_PER_MESSAGE
         data = self._conversation.data_to_send()
         if not self._conversation.inline:
-            self._channel.send(data)
+            self._transport.send(data)
             return
         self._hand_over(data)
-        if self._channel.sent_all:
-            self._end_loans(sent=True)
+        if self._transport.sent_all:
+            self._end_deliveries(sent=True)
 
     def _leave_if_finished(self) -> None:
-        if self._channel.open and not self.half_done:
+        if self._transport.open and not self.half_done:
             self.abort()
 
     def _save(self, event: Save) -> None:
@@ -281,10 +283,10 @@ class Session:
         self._hand_over(DESCRIPTOR_BYTE)
 
     def _delivered(self, _: Delivered) -> None:
-        self._end_loans(sent=True)
+        self._end_deliveries(sent=True)
 
     def _abandoned(self, _: Abandoned) -> None:
-        self._end_loans(sent=False)
+        self._end_deliveries(sent=False)
 
     def _refuse_save(self, event: Save) -> None:
         if event.descriptor is not None:
@@ -326,38 +328,40 @@ class Session:
     def _find_dest(self, request: FindDest) -> None:
         self._answer_find(request, self._cache.find_dest(request.destination, self._client_id))
 
-    def _answer_find(self, request: FindEndp | FindDest, loan: Loan | None) -> None:
-        if loan is not None and not self._conversation.inline:
+    def _answer_find(self, request: FindEndp | FindDest, delivery: Delivery | None) -> None:
+        if delivery is not None and not self._conversation.inline:
             # In the base protocol the descriptor follows the reply, when it is too late to say no.
-            error = self._probe.shortage(loan.descriptor)
+            error = self._probe.shortage(delivery.descriptor)
             if error is not None:
                 client_logger.warning("%s", shortage_message(error))
-                self._cache.deny(loan, f"descriptor not sent: {error.strerror}")
-                loan = None
-        if loan is None:
+                self._cache.deny(delivery, f"descriptor not sent: {error.strerror}")
+                delivery = None
+        if delivery is None:
             self._conversation.reply_miss(request)
             return
-        self.loans.append(loan)
-        if loan.destination is None:
-            self._conversation.reply_hit(loan.connection.properties)
+        self.deliveries.append(delivery)
+        if delivery.destination is None:
+            self._conversation.reply_hit(delivery.connection.properties)
         else:
-            self._conversation.reply_hit(loan.destination_properties, loan.connection.properties)
+            self._conversation.reply_hit(
+                delivery.destination_properties, delivery.connection.properties
+            )
 
     def snapshot_taken(self, descriptor: int | None) -> None:
         """Send the client its snapshot, which is ours to close, or say that there is none."""
         self._parcel = descriptor
-        if not self._channel.open:
+        if not self._transport.open:
             self._close_parcel()
         detail = "see the log" if descriptor is None else None
         self._cache.snapshot_taken(self._client_id, detail)
-        if not self._channel.open:
+        if not self._transport.open:
             return
         self._asking = False
-        if not self._channel.sent_all:
+        if not self._transport.sent_all:
             # What it has found is on its way still, and whether that has been sent is to be known.
             self._answer_due = True
             return
-        self._channel.release()
+        self._transport.release()
         self._answer_snapshot()
         self._serve()
 
@@ -368,8 +372,8 @@ class Session:
             self._flush()
         else:
             self._conversation.reply_status(Status.OK)
-            self._channel.send(self._conversation.data_to_send(), (self._parcel,))
-            if self._channel.sent_all:
+            self._transport.send(self._conversation.data_to_send(), (self._parcel,))
+            if self._transport.sent_all:
                 self._close_parcel()
 
     def _close_parcel(self) -> None:
@@ -383,8 +387,8 @@ class Session:
         if self._conversation.output:
             self._flush()
         self._asking = True
-        if self._channel.sent_all:
-            self._channel.hold()
+        if self._transport.sent_all:
+            self._transport.hold()
         self._administration.snapshot(self)
 
     def _purge_endp(self, request: PurgeEndp) -> None:
@@ -410,11 +414,11 @@ class Session:
 
     def fileno(self) -> int:
         """Return the descriptor of the client's socket."""
-        return self._channel.fileno()
+        return self._transport.fileno()
 
     def groups(self) -> list[int]:
         """Return the supplementary groups of the client."""
-        return self._channel.groups()
+        return self._transport.groups()
 
     def _permitted(self, kind: str) -> bool:
         """Return whether this client may ask such things; else say no."""
@@ -430,17 +434,17 @@ class Session:
     def _hand_over(self, data: bytes) -> None:
         """Send bytes that carry the descriptors of all that this client has found."""
         self._handed_over = True
-        self._channel.send(data, [loan.descriptor for loan in self.loans])
+        self._transport.send(data, [delivery.descriptor for delivery in self.deliveries])
 
-    def _end_loans(self, *, sent: bool, finder_left: bool = False) -> None:
+    def _end_deliveries(self, *, sent: bool, finder_left: bool = False) -> None:
         """Part with the connections that this client found."""
-        loans, self.loans = self.loans, []
+        deliveries, self.deliveries = self.deliveries, []
         self._handed_over = False
-        for loan in loans:
+        for delivery in deliveries:
             if sent:
-                self._cache.delivered(loan, finder_left=finder_left)
+                self._cache.delivered(delivery, finder_left=finder_left)
             else:
-                self._cache.put_back(loan)
+                self._cache.put_back(delivery)
 
     def _malformed(self, event: Malformed) -> None:
         if event.descriptor is not None:

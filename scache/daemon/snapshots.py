@@ -34,8 +34,8 @@ import anyio
 
 from scache.cache import Cache
 from scache.daemon.maintenance import Signal, clear_expired
-from scache.daemon.poller import Readiness
-from scache.model import Connection, Facts
+from scache.daemon.poller import Poller
+from scache.model import Connection, SocketInfo
 from scache.store import FAULT, Database, complete, load
 from scache.unix import fdpass
 from scache.unix.closing import is_file
@@ -103,7 +103,7 @@ class Snapshots:
         self,
         database: Database,
         cache: Cache,
-        readiness: Readiness,
+        poller: Poller,
         on_their_way: Callable[[], Iterable[Connection]],
         clients: Callable[[], Iterable[int]],
         figures: Callable[[], Mapping[str, str]] = dict,
@@ -115,7 +115,7 @@ class Snapshots:
         """
         self._database = database
         self._cache = cache
-        self._readiness = readiness
+        self._poller = poller
         self._on_their_way = on_their_way
         self._clients = clients
         self._figures = figures
@@ -208,18 +208,18 @@ class Snapshots:
         return _Child(pid, pidfd, told)
 
     def _end(self, child: _Child) -> None:
-        """Make sure that a child is gone, or soon will be; `bury_children` does the rest."""
+        """Make sure that a child is gone, or soon will be; `reap_children` does the rest."""
         _urge(child)  # or it would keep its descriptors as long as the machine is busy
         with suppress(OSError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         os.close(child.told)
         self._leaving.add(child.pidfd)
-        self._readiness.add(child.pidfd, partial(self._gone, child.pidfd))
+        self._poller.add(child.pidfd, partial(self._gone, child.pidfd))
 
     def _gone(self, pidfd: int) -> None:
         """Forget a child that has gone."""
         self._leaving.remove(pidfd)
-        self._readiness.remove(pidfd)
+        self._poller.remove(pidfd)
         os.close(pidfd)
 
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
@@ -231,7 +231,7 @@ class Snapshots:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             # What a client or another daemon waits for must not stay open with us.
-            fdpass.close({*self._readiness.descriptors(), *self._clients()})
+            fdpass.close({*self._poller.descriptors(), *self._clients()})
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
@@ -251,7 +251,7 @@ class Snapshots:
         finally:
             os._exit(1)
 
-    def _facts(self) -> Iterator[tuple[int, Facts]]:
+    def _facts(self) -> Iterator[tuple[int, SocketInfo]]:
         """In the child: yield what is known of each cached connection, and part with it.
 
         Its peer is to see the end of it when the daemon closes it, and not when the child ends.
@@ -350,7 +350,7 @@ def _urge(child: _Child) -> None:
         os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
 
 
-def bury_children() -> None:
+def reap_children() -> None:
     """Let children of this process be gone when they end, without a wait(2).
 
     To wait for one that had thousands of descriptors takes up to 20 ms, in which nobody is

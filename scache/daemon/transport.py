@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scache.daemon.poller import READABLE, WRITABLE, Readiness
+from scache.daemon.poller import READABLE, WRITABLE, Poller
 from scache.daemon.probe import SHORTAGES
 from scache.unix import fdpass
 from scache.unix.closing import Closer
@@ -27,7 +27,7 @@ client_logger = logging.getLogger("scache.clients")
 
 
 class Receiver(Protocol):
-    """What a channel tells of its client."""
+    """What a transport tells of its client."""
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Take what one `fdpass.receive` brought."""
@@ -39,19 +39,19 @@ class Receiver(Protocol):
         """
 
     def drained(self) -> None:
-        """Know that everything given to `Channel.send` has been sent."""
+        """Know that everything given to `Transport.send` has been sent."""
 
     def disconnected(self) -> None:
-        """Know that the client has gone; the channel is closed."""
+        """Know that the client has gone; the transport is closed."""
 
 
-class Channel:
+class Transport:
     """One connected client.
 
     While a client does not take what we send it, nothing more is read from it.
     """
 
-    def __init__(self, sock: socket.socket, readiness: Readiness, closer: Closer) -> None:
+    def __init__(self, sock: socket.socket, poller: Poller, closer: Closer) -> None:
         sock.setblocking(False)
         # A byte that is sent out of band stays in line with the descriptors that came with it:
         # recvmsg(2) would pass over it, and free these before it returned.
@@ -59,7 +59,7 @@ class Channel:
         self._closer = closer
         self._socket = sock
         self._descriptor = sock.fileno()
-        self._readiness = readiness
+        self._poller = poller
         self._receiver: Receiver
         self._unsent: list[tuple[bytes, Sequence[int]]] = []
         self._watched = self._held = False
@@ -123,11 +123,11 @@ class Channel:
                     return
             # The client has gone. Whoever sends is in the middle of something: tell it later.
             sent = 0
-            self._readiness.call_later(self._hang_up)
+            self._poller.call_later(self._hang_up)
         if sent < len(data):
             self._unsent.append((data[sent:], () if sent else descriptors))
             self.sent_all = False
-            self._readiness.modify(self._descriptor, WRITABLE)
+            self._poller.modify(self._descriptor, WRITABLE)
 
     def yield_turn(self, go_on: Callable[[], None]) -> None:
         """Let others have their turn, then call ``go_on``; read nothing in between.
@@ -137,7 +137,7 @@ class Channel:
         self._go_on = go_on
         if not self.waiting:
             self.waiting = True
-            self._readiness.enqueue(self._descriptor, self._take_turn)
+            self._poller.enqueue(self._descriptor, self._take_turn)
 
     def _take_turn(self) -> None:
         self.waiting = False
@@ -165,7 +165,7 @@ class Channel:
         """Hang up. The receiver is not told: whoever calls this knows."""
         if self.open:
             self.open = False
-            self._readiness.remove(self._descriptor)
+            self._poller.remove(self._descriptor)
             if self._at_end:
                 self._socket.close()
             else:
@@ -173,12 +173,12 @@ class Channel:
 
     def _watch(self) -> None:
         if not self._watched:
-            self._readiness.add(self._descriptor, self._on_ready)
+            self._poller.add(self._descriptor, self._on_ready)
             self._watched = True
 
     def _watch_no_more(self) -> None:
         self._watched = False
-        self._readiness.remove(self._descriptor)
+        self._poller.remove(self._descriptor)
 
     def _on_ready(self) -> None:
         if not self.sent_all:
@@ -221,7 +221,7 @@ class Channel:
         for data, descriptors in unsent:
             self.send(data, descriptors)
         if self.sent_all:
-            self._readiness.modify(self._descriptor, READABLE)
+            self._poller.modify(self._descriptor, READABLE)
             self._tell(self._receiver.drained)
 
     def _hang_up(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import chain
 
 from scache.errors import DatabaseFault
-from scache.model import Connection, Event, Loan, Status
+from scache.model import AuditEvent, Connection, Delivery, Status
 from scache.store.batch import Batch, Parameters, text
 
 ROWS_AT_ONCE = 64
@@ -72,7 +72,7 @@ class _Form:
         self.rows.clear()
 
 
-class Trail:
+class AuditLog:
     """The table ``event``: recorded here at once, written now and then, trimmed as it grows.
 
     What a transaction of the batch holds and the events of it are committed together. Ids follow
@@ -129,20 +129,20 @@ class Trail:
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._saved.write)
 
-    def found(self, loan: Loan, at: float) -> None:
+    def found(self, delivery: Delivery, at: float) -> None:
         """Record a find that hit, and that the connection left with the client that found it."""
         if not self._found.rows:
             # Its row may have gone with an earlier batch, so that nothing else is to be written.
             self._batch.on_pending()
         if not self._limit:
             return
-        row, _, client_id, found_at, destination, _, _ = loan
+        row, _, client_id, found_at, destination, _, _ = delivery
         row_id, endpoint, _, saved_at, _, _ = row
         if destination is not None:
-            self.hit(loan)
+            self.hit(delivery)
             age = at - saved_at
             self.record(
-                Event(at, "found", None, None, endpoint, row_id, client_id=client_id, age=age)
+                AuditEvent(at, "found", None, None, endpoint, row_id, client_id=client_id, age=age)
             )
             return
         if len(endpoint) > LONG_LABEL:
@@ -174,24 +174,24 @@ class Trail:
         if len(pending) >= ROWS_AT_ONCE:
             self._try(self._write_forms)
 
-    def hit(self, loan: Loan) -> None:
+    def hit(self, delivery: Delivery) -> None:
         """Record a find that hit."""
-        row = loan.connection
+        row = delivery.connection
         self.record(
-            Event(
-                loan.found_at,
-                "find_endp" if loan.destination is None else "find_dest",
+            AuditEvent(
+                delivery.found_at,
+                "find_endp" if delivery.destination is None else "find_dest",
                 Status.OK,
-                loan.destination,
+                delivery.destination,
                 row.endpoint,
                 row.id,
-                loan.binding_id,
-                loan.client_id,
-                age=loan.found_at - row.saved_at,
+                delivery.binding_id,
+                delivery.client_id,
+                age=delivery.found_at - row.saved_at,
             )
         )
 
-    def record(self, event: Event) -> None:
+    def record(self, event: AuditEvent) -> None:
         """Record anything."""
         self._batch.on_pending()
         if not self._limit:

@@ -21,7 +21,7 @@ import anyio.to_thread
 from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
-from scache.store.audit import TRIM, Trail
+from scache.store.audit import TRIM, AuditLog
 from scache.store.batch import COUNT, FAULT_RETRY_INTERVAL, Batch, Parameters
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
@@ -169,7 +169,7 @@ class Database:
         """A file's path, or MEMORY."""
         self.batch = Batch(handles.data, start.clock)
         self.ids = Ids(self.batch, instance_id, first_id)
-        self.trail = Trail(self.batch, audit_rows)
+        self.audit_log = AuditLog(self.batch, audit_rows)
         self._audit_rows = audit_rows
         self._handles = handles
         self.control_turn = anyio.Lock()

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from scache.model import Connection, Facts
+from scache.model import Connection, SocketInfo
 
 FORMAT_VERSIONS = slice(18, 20)
 """In the header: how the file is to be written and read (SQLite docs, "Database File Format")."""
@@ -65,7 +65,7 @@ def load(image: bytes) -> sqlite3.Connection:
 def complete(
     copy: sqlite3.Connection,
     on_their_way: Iterable[Connection],
-    descriptors: Iterable[tuple[int, Facts]],
+    descriptors: Iterable[tuple[int, SocketInfo]],
     settings: Mapping[str, str],
 ) -> bytes:
     """Return an image of a database, which is ours, with what only the process knows.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scache.model import Facts
+from scache.model import SocketInfo
 from scache.unix.sockopt import TCP_STATES
 from scache.unix.statx import type_of
 
@@ -40,7 +40,7 @@ _TCP_RTT = 68
 """Where ``tcpi_rtt`` stands in struct tcp_info (Linux, include/uapi/linux/tcp.h)."""
 
 
-def facts_of(descriptor: int) -> Facts:
+def facts_of(descriptor: int) -> SocketInfo:
     """Return what the kernel tells, without reading from it or changing anything.
 
     A file server is not asked: it may not answer.
@@ -48,12 +48,12 @@ def facts_of(descriptor: int) -> Facts:
     try:
         kind = stat.S_IFMT(type_of(descriptor)[0])
     except OSError:
-        return Facts(descriptor, "closed")
+        return SocketInfo(descriptor, "closed")
     if kind == stat.S_IFSOCK:
         with suppress(OSError):
             return _socket_facts(descriptor)
     unread = _unread(descriptor) if kind == stat.S_IFIFO else None
-    return Facts(descriptor, _FILES.get(kind) or _anonymous(descriptor), unread_bytes=unread)
+    return SocketInfo(descriptor, _FILES.get(kind) or _anonymous(descriptor), unread_bytes=unread)
 
 
 def _anonymous(descriptor: int) -> str:
@@ -64,7 +64,7 @@ def _anonymous(descriptor: int) -> str:
     return "unknown"
 
 
-def _socket_facts(descriptor: int) -> Facts:
+def _socket_facts(descriptor: int) -> SocketInfo:
     sock = socket.socket(fileno=descriptor)
     try:
         kind = _SOCKETS.get((sock.family, sock.type), "socket")
@@ -75,7 +75,7 @@ def _socket_facts(descriptor: int) -> Facts:
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
                 tcp_state = TCP_STATES[info[0]] if info[0] < len(TCP_STATES) else None
                 (rtt,) = struct.unpack_from("I", info, _TCP_RTT)
-        return Facts(descriptor, kind, local, peer, tcp_state, rtt, _unread(descriptor))
+        return SocketInfo(descriptor, kind, local, peer, tcp_state, rtt, _unread(descriptor))
     finally:
         sock.detach()
 

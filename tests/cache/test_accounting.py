@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scache.cache.expiry import GRAIN
-from scache.model import Connection, Loan, Peer, Status
+from scache.model import Connection, Delivery, Peer, Status
 from scache.store import MEMORY, Binding, audit
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, locked, no_space, read
@@ -126,7 +126,7 @@ class Accounts:
         self.run = ExitStack()
         self.rig: Rig = self.run.enter_context(rigged(self.path, audit_rows, self.time))
         self.cache, self.batch = self.rig.cache, self.rig.batch
-        self.loans: dict[int, Loan] = {}
+        self.deliveries: dict[int, Delivery] = {}
         self.descriptor_of: dict[int, int] = {}
         self.lookups: Counter[str] = Counter()
         self.connected: dict[int, Peer] = {}
@@ -190,7 +190,7 @@ class Accounts:
         """A client goes, between two requests."""
         client_id = self.client(number)
         if len(self.connected) == 1 or client_id in {
-            loan.client_id for loan in self.loans.values()
+            delivery.client_id for delivery in self.deliveries.values()
         }:
             return
         del self.connected[client_id]
@@ -245,17 +245,17 @@ class Accounts:
     def find_endp(self, endpoint: bytes, number: int) -> None:
         """The oldest of an endpoint is lent, or a miss is on record."""
         client_id, expected = self.client(number), self.oldest(endpoint)
-        loan = self.cache.find_endp(endpoint, client_id)
-        self.lookups["address_hits" if loan else "address_misses"] += 1
-        if loan is None or expected is None:
-            assert (loan, expected) == (None, None)
+        delivery = self.cache.find_endp(endpoint, client_id)
+        self.lookups["address_hits" if delivery else "address_misses"] += 1
+        if delivery is None or expected is None:
+            assert (delivery, expected) == (None, None)
             self.ledger.counters["find_endp_fail"] += 1
             miss = Entry(self.now, "find_endp", 2, endpoint=endpoint, client_id=client_id)
             self.record(miss._replace(detailed=self.locked))
             return
         descriptor = self.descriptor_of[expected.id]
-        assert loan == Loan(expected, descriptor, client_id, self.now)
-        self.lend(loan)
+        assert delivery == Delivery(expected, descriptor, client_id, self.now)
+        self.begin_delivery(delivery)
 
     def find_dest(self, destination: bytes, number: int) -> None:
         """The oldest of the first endpoint that has one is lent, or a miss is on record."""
@@ -265,18 +265,18 @@ class Accounts:
                 expected = self.oldest(binding.endpoint)
                 if expected:
                     break
-        loan = self.cache.find_dest(destination, client_id)
-        self.lookups["domain_hits" if loan else "domain_misses"] += 1
-        if loan is None or expected is None:
-            assert (loan, expected) == (None, None)
+        delivery = self.cache.find_dest(destination, client_id)
+        self.lookups["domain_hits" if delivery else "domain_misses"] += 1
+        if delivery is None or expected is None:
+            assert (delivery, expected) == (None, None)
             self.ledger.counters["find_dest_fail"] += 1
             miss = Entry(self.now, "find_dest", 2, destination, client_id=client_id)
             self.record(miss._replace(detailed=self.locked))
             return
         assert binding is not None
         descriptor, led = self.descriptor_of[expected.id], (destination, b"q", binding.id)
-        assert loan == Loan(expected, descriptor, client_id, self.now, *led)
-        self.lend(loan)
+        assert delivery == Delivery(expected, descriptor, client_id, self.now, *led)
+        self.begin_delivery(delivery)
 
     def oldest(self, endpoint: bytes) -> Connection | None:
         """Return which connection of an endpoint is to be found."""
@@ -287,10 +287,10 @@ class Accounts:
                 return row
         return None
 
-    def lend(self, loan: Loan) -> None:
+    def begin_delivery(self, delivery: Delivery) -> None:
         """Note that a connection is on its way."""
-        row = loan.connection
-        self.loans[row.id] = loan
+        row = delivery.connection
+        self.deliveries[row.id] = delivery
         self.ledger.lent[row.id] = self.ledger.live.pop(row.id)
 
     def malformed(self, kind: str, number: int) -> None:
@@ -302,42 +302,45 @@ class Accounts:
 
     def delivered(self, number: int) -> None:
         """A client has what it found."""
-        if not self.loans:
+        if not self.deliveries:
             return
-        loan, row = self.return_loan(number)
-        self.cache.delivered(loan)
-        self.hit(loan)
-        self.left("found", row, loan.client_id)
+        delivery, row = self.cancel_delivery(number)
+        self.cache.delivered(delivery)
+        self.hit(delivery)
+        self.left("found", row, delivery.client_id)
 
     def put_back(self, number: int) -> None:
         """A client vanishes, and its connection is back, unless its time is over."""
-        if not self.loans:
+        if not self.deliveries:
             return
-        loan, row = self.return_loan(number)
-        self.cache.put_back(loan)
-        self.hit(loan)
+        delivery, row = self.cancel_delivery(number)
+        self.cache.put_back(delivery)
+        self.hit(delivery)
         if row.expires_at <= self.now:
             self.left("expired", row)
             return
         self.ledger.live[row.id] = row
         entry = Entry(self.now, "put_back", None, None, row.endpoint, row.id)
-        self.record(entry._replace(client_id=loan.client_id, age=self.now - row.saved_at))
+        self.record(entry._replace(client_id=delivery.client_id, age=self.now - row.saved_at))
 
-    def return_loan(self, number: int) -> tuple[Loan, Connection]:
-        """Return one of the loans, which ends now."""
-        loan = self.loans.pop(list(self.loans)[number % len(self.loans)])
-        return loan, self.ledger.lent.pop(loan.connection.id)
+    def cancel_delivery(self, number: int) -> tuple[Delivery, Connection]:
+        """Return one of the deliveries, which ends now."""
+        delivery = self.deliveries.pop(list(self.deliveries)[number % len(self.deliveries)])
+        return delivery, self.ledger.lent.pop(delivery.connection.id)
 
-    def hit(self, loan: Loan) -> None:
-        """Note down the find that led to a loan: its end is known."""
-        row, kind = loan.connection, "find_endp" if loan.destination is None else "find_dest"
+    def hit(self, delivery: Delivery) -> None:
+        """Note down the find that led to a delivery: its end is known."""
+        row, kind = (
+            delivery.connection,
+            "find_endp" if delivery.destination is None else "find_dest",
+        )
         self.ledger.counters[f"{kind}_ok"] += 1
-        entry = Entry(loan.found_at, kind, 0, loan.destination, row.endpoint, row.id)
+        entry = Entry(delivery.found_at, kind, 0, delivery.destination, row.endpoint, row.id)
         self.record(
             entry._replace(
-                binding_id=loan.binding_id,
-                client_id=loan.client_id,
-                age=loan.found_at - row.saved_at,
+                binding_id=delivery.binding_id,
+                client_id=delivery.client_id,
+                age=delivery.found_at - row.saved_at,
             )
         )
 
@@ -403,7 +406,7 @@ class Accounts:
             self.ledger = copy.deepcopy(self.committed)
             self.start_again(audit_rows, seconds)
             return
-        for number in range(len(self.loans)):
+        for number in range(len(self.deliveries)):
             self.put_back(number)
         self.rig.opened.run(self.rig.opened.database.stop(self.now))
         self.lose()

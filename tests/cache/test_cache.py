@@ -26,7 +26,7 @@ from scache.cache import Cache
 from scache.cache.expiry import GRAIN
 from scache.cache.limits import Limits
 from scache.clock import STEP
-from scache.model import Loan, Peer, Status
+from scache.model import Delivery, Peer, Status
 from scache.store import MEMORY
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, Opened, locked, read
@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
         self.rig = self.stack.enter_context(rigged(path))
         self.cache = self.rig.cache
         self.model = Model()
-        self.loans: list[tuple[Loan, ModelConnection]] = []
+        self.deliveries: list[tuple[Delivery, ModelConnection]] = []
         self.expiry_of: dict[int, float] = {}
         self.lock = ExitStack()
         self.locked = False
@@ -157,47 +157,51 @@ class Machine(RuleBasedStateMachine):
     def find_endp(self, endpoint: bytes) -> None:
         """The oldest comes back, exactly as it was saved."""
         assert self.now
-        loan = self.cache.find_endp(endpoint, 1)
-        self.check(loan, None if self.locked else self.model.find_endp(endpoint), b"")
+        delivery = self.cache.find_endp(endpoint, 1)
+        self.check(delivery, None if self.locked else self.model.find_endp(endpoint), b"")
 
     @rule(destination=labels)
     def find_dest(self, destination: bytes) -> None:
         """The oldest of the first endpoint comes back, with the properties of its binding."""
         assert self.now
-        loan = self.cache.find_dest(destination, 1)
+        delivery = self.cache.find_dest(destination, 1)
         expected = None if self.locked else self.model.find_dest(destination)
-        self.check(loan, *(expected or (None, b"")))
+        self.check(delivery, *(expected or (None, b"")))
 
-    def check(self, loan: Loan | None, expected: ModelConnection | None, properties: bytes) -> None:
+    def check(
+        self, delivery: Delivery | None, expected: ModelConnection | None, properties: bytes
+    ) -> None:
         """Compare what a find gave."""
-        if loan is None or expected is None:
-            assert loan is None
+        if delivery is None or expected is None:
+            assert delivery is None
             assert expected is None
             return
-        row = loan.connection
+        row = delivery.connection
         assert (row.endpoint, row.properties) == (expected.endpoint, expected.properties)
-        assert (loan.descriptor, row.expires_at) == (expected.descriptor, expected.expires_at)
-        assert loan.destination_properties == properties
-        self.loans.append((loan, expected))
+        assert (delivery.descriptor, row.expires_at) == (expected.descriptor, expected.expires_at)
+        assert delivery.destination_properties == properties
+        self.deliveries.append((delivery, expected))
 
-    @precondition(lambda self: self.loans)
+    @precondition(lambda self: self.deliveries)
     @rule(data=st.data())
     def delivered(self, data: st.DataObject) -> None:
         """What its finder has is closed."""
-        loan, _ = self.loans.pop(data.draw(st.integers(0, len(self.loans) - 1)))
-        self.cache.delivered(loan)
-        assert loan.descriptor not in self.rig.descriptors.open
+        delivery, _ = self.deliveries.pop(data.draw(st.integers(0, len(self.deliveries) - 1)))
+        self.cache.delivered(delivery)
+        assert delivery.descriptor not in self.rig.descriptors.open
 
-    @precondition(lambda self: self.loans)
+    @precondition(lambda self: self.deliveries)
     @rule(data=st.data())
     def put_back(self, data: st.DataObject) -> None:
         """What its finder never got is back in its place, unless its time is over."""
-        loan, expected = self.loans.pop(data.draw(st.integers(0, len(self.loans) - 1)))
-        self.cache.put_back(loan)
+        delivery, expected = self.deliveries.pop(
+            data.draw(st.integers(0, len(self.deliveries) - 1))
+        )
+        self.cache.put_back(delivery)
         if expected.expires_at > self.now:
             self.model.put_back(expected)
         else:
-            assert loan.descriptor not in self.rig.descriptors.open
+            assert delivery.descriptor not in self.rig.descriptors.open
 
     @rule(seconds=ticks)
     def wait(self, seconds: float) -> None:
@@ -255,7 +259,7 @@ class Machine(RuleBasedStateMachine):
 
     def parked(self) -> dict[int, int]:
         """Return the descriptors that are parked, by the ids of their rows."""
-        lent = {loan.connection.id for loan, _ in self.loans}
+        lent = {delivery.connection.id for delivery, _ in self.deliveries}
         return {row: descriptor for row, descriptor in self.cache.descriptors() if row not in lent}
 
     def expiries(self, descriptors: set[int]) -> list[float]:
@@ -269,8 +273,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def descriptors_are_where_they_belong(self) -> None:
-        """Open is what is parked or lent, and nothing that can be found is closed."""
-        lent = {loan.descriptor for loan, _ in self.loans}
+        """Open is what is parked or in delivery, and nothing that can be found is closed."""
+        lent = {delivery.descriptor for delivery, _ in self.deliveries}
         assert self.rig.descriptors.open == self.descriptors() | lent
         self.model.expire(self.rig.clock.time)
         assert {each.descriptor for each in self.model.connections} <= self.descriptors()
@@ -331,16 +335,16 @@ def test_a_connection_is_found_until_the_moment_of_its_expiry(rig: Rig) -> None:
     """A millisecond before its expiry a connection is found, at its expiry it is not."""
     first, second = rig.save(ttl=5), rig.save(ttl=5)
     rig.clock.time += 4.999
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
-    assert loan.descriptor == first
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
+    assert delivery.descriptor == first
     rig.clock.time += 0.001
     assert rig.cache.find_endp(b"e", 1) is None
     assert second in rig.descriptors.open
     rig.clock.time += GRAIN
     assert rig.sweep() == math.inf
     assert second not in rig.descriptors.open
-    rig.cache.delivered(loan)
+    rig.cache.delivered(delivery)
 
 
 def test_a_binding_saved_again_after_its_expiry_goes_to_the_end(rig: Rig) -> None:
@@ -351,7 +355,7 @@ def test_a_binding_saved_again_after_its_expiry_goes_to_the_end(rig: Rig) -> Non
     rig.bind(ttl=9, endpoint=b"first")
     first, second = rig.save(endpoint=b"first"), rig.save(endpoint=b"second")
     found = [rig.cache.find_dest(b"d", 1), rig.cache.find_dest(b"d", 1)]
-    assert [loan and loan.descriptor for loan in found] == [second, first]
+    assert [delivery and delivery.descriptor for delivery in found] == [second, first]
     assert counters(rig)["bindings_expired"] == 1
 
 
@@ -361,14 +365,14 @@ def test_a_binding_saved_again_before_its_expiry_keeps_its_place(rig: Rig) -> No
     rig.bind(ttl=9, endpoint=b"second")
     rig.bind(ttl=2, endpoint=b"first")
     first, second = rig.save(endpoint=b"first"), rig.save(endpoint=b"second")
-    loan = rig.cache.find_dest(b"d", 1)
-    assert loan is not None
-    assert loan.descriptor == first
-    rig.cache.put_back(loan)
+    delivery = rig.cache.find_dest(b"d", 1)
+    assert delivery is not None
+    assert delivery.descriptor == first
+    rig.cache.put_back(delivery)
     rig.clock.time += 2
-    loan = rig.cache.find_dest(b"d", 1)
-    assert loan is not None
-    assert loan.descriptor == second
+    delivery = rig.cache.find_dest(b"d", 1)
+    assert delivery is not None
+    assert delivery.descriptor == second
 
 
 def test_a_longer_ttl_is_lowered_to_the_limit(rig: Rig) -> None:
@@ -386,12 +390,12 @@ def test_a_connection_put_back_keeps_its_id_its_place_and_its_expiry(rig: Rig) -
     rig.save(ttl=9)
     before = rig.opened.rows("SELECT * FROM connection")
     rig.clock.time += 1
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     assert len(rig.opened.rows("SELECT * FROM connection")) == 1
-    rig.cache.put_back(loan)
+    rig.cache.put_back(delivery)
     assert rig.opened.rows("SELECT * FROM connection") == before
-    assert rig.cache.find_endp(b"e", 1) == loan
+    assert rig.cache.find_endp(b"e", 1) == delivery
 
 
 def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
@@ -399,11 +403,11 @@ def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
     woken: list[bool] = []
     rig.cache.on_earlier_expiry = lambda: woken.append(True)
     rig.save(ttl=5)
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     planned = rig.sweep()
     woken.clear()
-    rig.cache.put_back(loan)
+    rig.cache.put_back(delivery)
     assert woken or planned <= NOW + 5 + GRAIN
     assert rig.sweep() <= NOW + 5 + GRAIN
     rig.clock.time += 5 + GRAIN
@@ -414,11 +418,11 @@ def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
 def test_a_connection_that_expired_on_its_way_is_closed_when_put_back(rig: Rig) -> None:
     """What comes back too late is closed and counted as expired."""
     rig.save(ttl=2)
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     rig.clock.time += 2
-    rig.cache.put_back(loan)
-    assert loan.descriptor not in rig.descriptors.open
+    rig.cache.put_back(delivery)
+    assert delivery.descriptor not in rig.descriptors.open
     assert rig.opened.rows("SELECT * FROM connection") == []
     assert counters(rig)["connections_expired"] == 1
 
@@ -439,10 +443,10 @@ def test_a_connection_whose_peer_has_gone_is_passed_over() -> None:
         while cached.watch():
             pass
         peers[0].close()
-        loan = cached.find_endp(b"e", 1)
-        assert loan is not None
-        assert loan.descriptor == descriptors[1]
-        cached.delivered(loan)
+        delivery = cached.find_endp(b"e", 1)
+        assert delivery is not None
+        assert delivery.descriptor == descriptors[1]
+        cached.delivered(delivery)
         peers[2].close()
         assert cached.find_dest(b"d", 1) is None
         assert cached.counts["connections_hung_up"] == 2
@@ -488,15 +492,15 @@ def test_expiry_goes_on_while_the_database_is_locked(file_rig: Rig) -> None:
 
 
 @contextmanager
-def put_back_while_locked(rig: Rig) -> Iterator[Loan]:
+def put_back_while_locked(rig: Rig) -> Iterator[Delivery]:
     """Put a connection back while another program writes to the file."""
     rig.save(ttl=5)
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     assert rig.batch.commit()
     with locked(rig.path):
-        rig.cache.put_back(loan)
-        yield loan
+        rig.cache.put_back(delivery)
+        yield delivery
 
 
 def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> None:
@@ -512,9 +516,9 @@ def test_a_connection_put_back_while_locked_is_closed_in_time(file_rig: Rig) -> 
 
 def test_a_connection_put_back_while_locked_is_not_lost(file_rig: Rig) -> None:
     """Its row is back as soon as the database can be written, by itself."""
-    with put_back_while_locked(file_rig) as loan:
+    with put_back_while_locked(file_rig) as delivery:
         assert file_rig.cache.find_endp(b"e", 1) is None
-    assert file_rig.cache.find_endp(b"e", 1) == loan
+    assert file_rig.cache.find_endp(b"e", 1) == delivery
 
 
 def test_the_hook_is_called_when_something_expires_earlier(rig: Rig) -> None:
@@ -550,9 +554,9 @@ def test_the_statistics_are_those_of_the_original(rig: Rig) -> None:
     for endpoint in (b"e", b"f", b"f"):
         rig.save(endpoint=endpoint)
     for _ in range(4):
-        loan = rig.cache.find_dest(b"d", 1)
-        if loan:
-            rig.cache.delivered(loan)
+        delivery = rig.cache.find_dest(b"d", 1)
+        if delivery:
+            rig.cache.delivered(delivery)
     for endpoint in (b"e", b"f", b"f"):
         assert rig.cache.find_endp(endpoint, 1) is None
     lines = rig.cache.statistics.report()
@@ -582,10 +586,10 @@ def test_clients_and_requests_are_counted(rig: Rig) -> None:
     """Every request and every way out raises its counter, and rows name their client."""
     client_id = rig.cache.client_connected(Peer(7, 8, 9, b"program"))
     rig.cache.save_endp(5, b"e", b"p", rig.descriptors.new(), client_id)
-    loan = rig.cache.find_endp(b"e", client_id)
-    assert loan is not None
-    assert loan.connection.client_id == client_id
-    rig.cache.delivered(loan)
+    delivery = rig.cache.find_endp(b"e", client_id)
+    assert delivery is not None
+    assert delivery.connection.client_id == client_id
+    rig.cache.delivered(delivery)
     rig.cache.find_dest(b"d", client_id)
     rig.cache.malformed("find_dest", client_id)
     rig.clock.time += 1
@@ -613,8 +617,8 @@ def test_bindings_of_an_earlier_run_serve_this_one(tmp_path: Path) -> None:
     with rigged(path) as rig:
         assert rig.cache.find_dest(b"d", 1) is None
         saved = rig.save()
-        loan = rig.cache.find_dest(b"d", 1)
-        assert loan is not None
-        assert (loan.descriptor, loan.destination_properties) == (saved, b"q")
+        delivery = rig.cache.find_dest(b"d", 1)
+        assert delivery is not None
+        assert (delivery.descriptor, delivery.destination_properties) == (saved, b"q")
         lines = rig.cache.statistics.report()
         assert lines[-1].endswith("domains=1 addresses=1 connection=1")

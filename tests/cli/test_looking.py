@@ -24,7 +24,7 @@ from scache import ProtocolError, Refused, Unavailable, errors
 from scache.cli.commands.stats import Meter
 from scache.cli.main import EXIT_INTERRUPTED, execute
 from scache.cli.render.stats_screen import screen
-from scache.cli.target import Origin
+from scache.cli.target import Target
 from scache.client.sync import Client
 from scache.settings.declarations import default_socket
 from scache.vocabulary import REQUESTS
@@ -150,7 +150,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Live:
     return live
 
 
-class TestOrigin:
+class TestTarget:
     """A live daemon, or a file."""
 
     def test_a_live_daemon_is_asked_on_its_socket(
@@ -929,9 +929,9 @@ class TestStats:
             cached.setting(**{f"max_{name}": "1000" for name in limits}, open_files_limit="10")
             cached.count(**{f"{kind}_ok": 5 for kind in REQUESTS if kind.endswith("p")})
             cached.count(connections_expired=7, limit_clients=5)
-        meter = Meter(Origin(Path("s"), str(filled)))
+        meter = Meter(Target(Path("s"), str(filled)))
         meter.read()
-        text = screen(Origin(Path("s"), str(filled)), meter.read(), 60, 24).plain
+        text = screen(Target(Path("s"), str(filled)), meter.read(), 60, 24).plain
         assert len(text.splitlines()) <= 24
         assert all(word in text for word in ("open_files_limit", "limits reached", "expired", "/s"))
 

@@ -21,7 +21,7 @@ from prompt_toolkit.output import DummyOutput
 
 from scache.cli import sql_prompt, statements
 from scache.cli.render.formats import Format
-from scache.cli.target import Origin
+from scache.cli.target import Target
 from scache.errors import Unavailable
 from scache.inspection.image import Image
 from tests.support.commands import SCACHE
@@ -65,7 +65,7 @@ def converse(file: Path, capsys: Capture) -> Iterator[Converse]:
 
         def converse(typed: str, layout: Format = "csv") -> list[str]:
             keyboard.send_text(typed)
-            sql_prompt.converse(Origin(Path("nowhere"), str(file)), layout, {"one": 1})
+            sql_prompt.converse(Target(Path("nowhere"), str(file)), layout, {"one": 1})
             output = capsys.readouterr()
             first, *rest = (output.out + output.err).splitlines()
             assert first == f"A copy of the database {file}, as it is now. .help helps."

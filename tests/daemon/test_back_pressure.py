@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.watchdog import Watchdog
 from tests.support.daemon import Daemon
 from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
@@ -52,22 +52,22 @@ def test_turns_do_not_pile_up(runner: asyncio.Runner) -> None:
     async def flood() -> int:
         loop = asyncio.get_running_loop()
         queued = count_queued(loop)
-        readiness = Readiness(loop)
+        poller = Poller(loop)
         reading, writing = socket.socketpair()
-        with reading, writing, closing(readiness):
+        with reading, writing, closing(poller):
             writing.send(b"x")  # never read: ready at every turn, as under sustained load
 
             def again() -> None:
-                readiness.call_later(again)
+                poller.call_later(again)
 
-            readiness.add(reading.fileno(), lambda: None)
+            poller.add(reading.fileno(), lambda: None)
             for _ in range(10):
                 again()
             most = 0
             for _ in range(30):
                 await asyncio.sleep(0)
                 most = max(most, queued())
-            readiness.remove(reading.fileno())
+            poller.remove(reading.fileno())
         return most
 
     assert runner.run(flood()) < 5
@@ -79,11 +79,11 @@ def test_what_is_to_be_called_later_is_called_though_nothing_is_ready(
     """A turn comes by itself, once and again."""
 
     async def call() -> None:
-        readiness = Readiness(asyncio.get_running_loop())
-        with closing(readiness):
+        poller = Poller(asyncio.get_running_loop())
+        with closing(poller):
             for _ in range(3):
                 called = asyncio.Event()
-                readiness.call_later(called.set)
+                poller.call_later(called.set)
                 async with asyncio.timeout(5):
                     await called.wait()
 
@@ -96,11 +96,11 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
     """An exception out of one callback is logged, and the others are called."""
 
     async def call() -> None:
-        readiness = Readiness(asyncio.get_running_loop())
-        with closing(readiness):
+        poller = Poller(asyncio.get_running_loop())
+        with closing(poller):
             called = asyncio.Event()
-            readiness.call_later(lambda: 1 // 0)  # type: ignore[arg-type]
-            readiness.call_later(called.set)
+            poller.call_later(lambda: 1 // 0)  # type: ignore[arg-type]
+            poller.call_later(called.set)
             async with asyncio.timeout(5):
                 await called.wait()
 
@@ -116,14 +116,12 @@ def ticking_loop(step: float) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def add_ready(
-    stack: ExitStack, readiness: Readiness, count: int, callback: Callable[[], None]
-) -> None:
+def add_ready(stack: ExitStack, poller: Poller, count: int, callback: Callable[[], None]) -> None:
     """Let so many sockets be ready for ever: what they have to read never is."""
     for _ in range(count):
         reading, writing = map(stack.enter_context, socket.socketpair())
         writing.send(b"x")
-        readiness.add(reading.fileno(), callback)
+        poller.add(reading.fileno(), callback)
 
 
 @pytest.mark.parametrize("ready", [7, 8, 16])
@@ -135,15 +133,15 @@ def test_heavy_clients_are_served_however_many_are_ready(
 
     async def wait() -> None:
         loop = ticking_loop(5e-4)
-        readiness = Readiness(loop)
+        poller = Poller(loop)
 
         def look() -> None:
             loop.time()
 
         with ExitStack() as stack:
-            stack.callback(readiness.close)
-            add_ready(stack, readiness, ready, look)
-            readiness.enqueue(10_000, turned.set)
+            stack.callback(poller.close)
+            add_ready(stack, poller, ready, look)
+            poller.enqueue(10_000, turned.set)
             for _ in range(100):
                 await asyncio.sleep(0)
 
@@ -177,25 +175,25 @@ def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:
     """What becomes ready during a pause is served after it."""
 
     async def pause() -> None:
-        readiness = Readiness(asyncio.get_running_loop())
+        poller = Poller(asyncio.get_running_loop())
         reading, writing = socket.socketpair()
-        with reading, writing, closing(readiness):
+        with reading, writing, closing(poller):
             served = asyncio.Event()
 
             def serve() -> None:
                 reading.recv(1)
                 served.set()
 
-            readiness.add(reading.fileno(), serve)
-            with readiness.paused():
+            poller.add(reading.fileno(), serve)
+            with poller.paused():
                 writing.send(b"x")
-                readiness.call_later(lambda: None)
+                poller.call_later(lambda: None)
                 for _ in range(10):
                     await asyncio.sleep(0)
                 assert not served.is_set()
             async with asyncio.timeout(5):
                 await served.wait()
-            readiness.remove(reading.fileno())
+            poller.remove(reading.fileno())
 
     runner.run(pause())
 

@@ -18,8 +18,8 @@ import pytest
 from scache import Client
 from scache.cache import cache, slices
 from scache.cache.limits import Limits
-from scache.daemon.poller import Readiness
-from scache.daemon.transport import Channel
+from scache.daemon.poller import Poller
+from scache.daemon.transport import Transport
 from scache.model import Status
 from scache.unix.closing import MAX_THREADS, Closer
 from tests.support.daemon import Daemon
@@ -200,13 +200,13 @@ def test_client_socket_with_a_queue_is_closed_elsewhere(stack: ExitStack) -> Non
     closer.on_pending = lambda: told.append(closer.pending)
 
     async def close() -> None:
-        readiness = Readiness(asyncio.get_running_loop())
+        poller = Poller(asyncio.get_running_loop())
         for data in (b"", b"x"):
             ours, theirs = map(stack.enter_context, socket.socketpair())
             theirs.send(data)
-            Channel(ours, readiness, closer).close()
+            Transport(ours, poller, closer).close()
             assert len(told) == len(data)
-        readiness.close()
+        poller.close()
 
     asyncio.run(close())
     assert closer.finish(DEADLINE) == 0

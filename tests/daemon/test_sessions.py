@@ -368,9 +368,9 @@ def test_connection_goes_back_when_its_client_leaves_before_it_is_sent() -> None
             await anyio.wait_readable(slow.client)
             slow.fill()
             slow.client.sendall(encode_request(FindEndp(b"e")))
-            await until(lambda: slow.session.loans)
+            await until(lambda: slow.session.deliveries)
             slow.client.close()
-            await until(lambda: not slow.session.loans)
+            await until(lambda: not slow.session.deliveries)
         assert not slow.left
 
     with Opened(MEMORY) as opened:

@@ -13,9 +13,9 @@ import pytest
 
 from scache import Client, Refused
 from scache.cli.main import execute
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe, shortage_message
-from scache.daemon.transport import Channel
+from scache.daemon.transport import Transport
 from scache.errors import EXIT_OK
 from scache.model import Status
 from scache.protocol.messages import DUMMY, encode_reply, without_hits
@@ -205,7 +205,7 @@ def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(
 
 
 class Told:
-    """Is told of a client by its channel."""
+    """Is told of a client by its transport."""
 
     def __init__(self, instead: bytes | None = None) -> None:
         """Have this sent instead of what cannot be sent."""
@@ -231,18 +231,18 @@ class Told:
 
 
 @contextmanager
-def channel(sock: socket.socket, told: Told) -> Iterator[Channel]:
-    """Make a channel on the running loop."""
-    with closing(Readiness(asyncio.get_running_loop())) as readiness:
-        channel = Channel(sock, readiness, Closer())
-        channel.start(told)
-        yield channel
-        channel.close()
+def transport(sock: socket.socket, told: Told) -> Iterator[Transport]:
+    """Make a transport on the running loop."""
+    with closing(Poller(asyncio.get_running_loop())) as poller:
+        transport = Transport(sock, poller, Closer())
+        transport.start(told)
+        yield transport
+        transport.close()
 
 
 @pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
 @pytest.mark.parametrize("instead", [b"instead", None])
-def test_channel_asks_what_to_send_instead(
+def test_transport_asks_what_to_send_instead(
     monkeypatch: pytest.MonkeyPatch, pair: Pair, number: int, instead: bytes | None
 ) -> None:
     """Or hangs up, if nothing will do."""
@@ -255,7 +255,7 @@ def test_channel_asks_what_to_send_instead(
 
     async def converse() -> None:
         told = Told(instead)
-        with channel(pair[0], told) as ours:
+        with transport(pair[0], told) as ours:
             ours.send(b"hit", (0,))
             assert told.asked == [b"hit"]
             assert ours.sent_all is (instead is not None)
@@ -271,12 +271,12 @@ def test_channel_asks_what_to_send_instead(
     asyncio.run(converse())
 
 
-def test_channel_hangs_up_when_its_client_has_gone(pair: Pair) -> None:
+def test_transport_hangs_up_when_its_client_has_gone(pair: Pair) -> None:
     """A client that cannot be told anything is not told anything instead."""
 
     async def converse() -> None:
         told = Told(b"instead")
-        with channel(pair[0], told) as ours:
+        with transport(pair[0], told) as ours:
             pair[1].close()
             ours.send(b"hit", (0,))
             assert not told.gone
@@ -333,16 +333,16 @@ def test_denied_find_counts_as_a_miss() -> None:
         rig.save(5)
         rig.bind()
         for find, label in ((rig.cache.find_endp, b"e"), (rig.cache.find_dest, b"d")):
-            loan = find(label, 1)
-            assert loan is not None
-            rig.cache.deny(loan, "why")
+            delivery = find(label, 1)
+            assert delivery is not None
+            rig.cache.deny(delivery, "why")
         statistics = rig.cache.statistics
         assert (statistics.address_hits, statistics.address_misses) == (0, 1)
         assert (statistics.domain_hits, statistics.domain_misses) == (0, 1)
         assert rig.cache.counts["find_endp_fail"] == rig.cache.counts["find_dest_fail"] == 1
-        loan = rig.cache.find_endp(b"e", 1)
-        assert loan is not None
+        delivery = rig.cache.find_endp(b"e", 1)
+        assert delivery is not None
         rig.clock.time += 10
-        rig.cache.deny(loan, "why")
+        rig.cache.deny(delivery, "why")
         assert rig.cache.counts["connections_expired"] == 1
         assert not rig.descriptors.open

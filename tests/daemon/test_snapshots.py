@@ -27,7 +27,7 @@ from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.client.exchanges import Purged
 from scache.daemon import snapshots
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.snapshots import Snapshots
 from scache.model import Connection
 from scache.protocol.messages import PURGE_SLICE
@@ -413,9 +413,9 @@ async def ask(
     figures: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Let these ask for a snapshot of a cache in this process, and wait until all have it."""
-    readiness = Readiness(asyncio.get_running_loop())
+    poller = Poller(asyncio.get_running_loop())
     cache = Cache(database.database, database.clock, Limits(300))
-    work = Snapshots(database.database, cache, readiness, on_their_way, tuple, figures)
+    work = Snapshots(database.database, cache, poller, on_their_way, tuple, figures)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work.run)
         for asker in askers:
@@ -424,7 +424,7 @@ async def ask(
         tasks.cancel_scope.cancel()
     await until(lambda: not children_of(os.getpid()))
     await anyio.lowlevel.checkpoint()
-    readiness.close()
+    poller.close()
     cache.close()
     assert cache.closer.finish(DEADLINE) == 0
 
@@ -433,7 +433,7 @@ async def ask(
 def buried() -> Iterator[None]:
     """Let children of this process be gone when they end, as the daemon does."""
     before = signal.getsignal(signal.SIGCHLD)
-    snapshots.bury_children()
+    snapshots.reap_children()
     yield
     signal.signal(signal.SIGCHLD, before)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Refused
-from scache.daemon.access import People
+from scache.daemon.access import Principals
 from scache.model import Peer
 from scache.store import serialized
 from scache.unix import namespace
@@ -80,8 +80,8 @@ def test_unmapped_reads_the_map(
 def test_people_include_only_ids_that_name_one_user(users: Unmapped, uid: int, known: bool) -> None:
     """The same holds of groups; where the overflow id is not known, only root's names one."""
     peer, nobody = Peer(1, uid, uid), Peer(1, 1, 1)
-    assert People([0, UID, OVERFLOW], [], users, users).include(peer, []) == known
-    groups = People([], [0, UID, OVERFLOW], users, users)
+    assert Principals([0, UID, OVERFLOW], [], users, users).include(peer, []) == known
+    groups = Principals([], [0, UID, OVERFLOW], users, users)
     assert groups.include(peer, []) == known
     assert groups.include(nobody, [uid]) == known
 

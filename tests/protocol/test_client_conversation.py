@@ -307,7 +307,7 @@ class Conversation:
         self.client, self.server = ClientConversation(), ServerConversation()
         self.model = Model()
         self._cut = cut
-        self._lent: list[int] = []
+        self._in_delivery: list[int] = []
         self._to_client: list[Chunk] = [(self.server.data_to_send(), ())]
 
     def run(self, exchange: Generator[Send | NeedData, None, T]) -> T:
@@ -333,7 +333,7 @@ class Conversation:
     def _send(self) -> None:
         lent: tuple[int, ...] = ()
         if self.server.inline:
-            lent, self._lent = tuple(self._lent), []
+            lent, self._in_delivery = tuple(self._in_delivery), []
         self._to_client += self._in_pieces(self.server.data_to_send(), lent)
 
     def _answer(self, event: object) -> None:
@@ -348,10 +348,10 @@ class Conversation:
                     self.server.reply_miss(request)
                 else:
                     self.server.reply_hit(*found[0])
-                    self._lent.append(found[1])
+                    self._in_delivery.append(found[1])
             case Deliver():
                 self._send()
-                self._to_client.append((DESCRIPTOR_BYTE, (self._lent.pop(),)))
+                self._to_client.append((DESCRIPTOR_BYTE, (self._in_delivery.pop(),)))
             case SaveDest() as request:
                 self.model.bind(request)
                 self.server.reply_status(Status.OK)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scache.model import Event, Loan, Status
+from scache.model import AuditEvent, Delivery, Status
 from scache.store import audit
 from scache.store.audit import ROWS_AT_ONCE
 from tests.support.rig import Rig, rigged
@@ -33,11 +33,11 @@ def count_of(file: Path, name: str) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def find(rig: Rig) -> Loan:
+def find(rig: Rig) -> Delivery:
     """Find a connection that is there."""
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
-    return loan
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
+    return delivery
 
 
 def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
@@ -68,11 +68,11 @@ def test_a_commit_is_due_when_a_client_says_late_that_it_has_its_connection(
     """The way out and its counter wait for no other request, though the row went long ago."""
     with rigged(file, audit_rows) as rig:
         rig.save()
-        loan = find(rig)
+        delivery = find(rig)
         assert rig.batch.commit()
         due: list[bool] = []
         rig.batch.on_pending = lambda: due.append(True)
-        rig.cache.delivered(loan)
+        rig.cache.delivered(delivery)
         assert due
 
 
@@ -165,9 +165,9 @@ def test_what_was_found_is_not_lost_because_the_event_was_dropped(
         rig.save()
         assert rig.batch.commit()
         with no_space():
-            loan = find(rig)
+            delivery = find(rig)
             assert not rig.batch.commit()
-            rig.cache.delivered(loan)
+            rig.cache.delivered(delivery)
             while not rig.batch.counts["events_dropped"]:
                 rig.cache.malformed("unknown", 1)
         assert rig.batch.commit()
@@ -218,7 +218,9 @@ def test_long_labels_do_not_fill_the_memory(
         with Opened(path, audit_rows=1000) as opened:
             for number in range(200):
                 label = b"%d " % number + b"x" * 5000 * (number % 2)
-                opened.database.trail.record(Event(NOW, "find_endp", Status.FAIL, endpoint=label))
+                opened.database.audit_log.record(
+                    AuditEvent(NOW, "find_endp", Status.FAIL, endpoint=label)
+                )
                 if not number % 10:
                     assert opened.database.batch.commit()
             assert opened.database.batch.commit()

@@ -228,40 +228,40 @@ def test_binding_survives_a_step_when_the_lock_ends_at_the_worst_moment(
 
 @BOTH_WAYS
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "in one batch"])
-def test_loan_across_a_step_goes_back_with_its_remaining_ttl(
+def test_delivery_across_a_step_goes_back_with_its_remaining_ttl(
     rig: Rig, step: float, committed: bool
 ) -> None:
     """The clock is set while a connection is on its way to a client that vanishes then."""
     rig.save(ttl=5)
     if committed:
         assert rig.batch.commit()
-    loan = rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     rig.clock.time += 1
     set_wall_clock(rig, step)
-    rig.cache.put_back(loan)
+    rig.cache.put_back(delivery)
     assert times(rig)["connection"] == [(NOW + step, NOW + 5 + step)]
     assert rig.batch.commit()
     assert times(rig)["connection"] == [(NOW + step, NOW + 5 + step)]
     ages = rig.opened.rows("SELECT kind, age FROM event WHERE age IS NOT NULL ORDER BY kind")
     assert ages == [(b"find_endp", 0), (b"put_back", 1)]
     rig.clock.time = NOW + 4.999
-    assert rig.cache.find_endp(b"e", 1) == loan._replace(found_at=NOW + 4.999)
+    assert rig.cache.find_endp(b"e", 1) == delivery._replace(found_at=NOW + 4.999)
 
 
-def test_loan_goes_back_while_the_step_waits_for_the_lock(file_rig: Rig) -> None:
+def test_delivery_goes_back_while_the_step_waits_for_the_lock(file_rig: Rig) -> None:
     """Its row has the right time, though it is written after what moves the others."""
     file_rig.save(ttl=5)
-    loan = file_rig.cache.find_endp(b"e", 1)
-    assert loan is not None
+    delivery = file_rig.cache.find_endp(b"e", 1)
+    assert delivery is not None
     assert file_rig.batch.commit()
     with locked(file_rig.path):
         file_rig.clock.set_by -= 3600
         file_rig.cache.expire()
-        file_rig.cache.put_back(loan)
+        file_rig.cache.put_back(delivery)
     assert file_rig.batch.commit()
     assert read(file_rig.path, "SELECT expires_at FROM connection") == [(NOW - 3595,)]
-    assert file_rig.cache.find_endp(b"e", 1) == loan
+    assert file_rig.cache.find_endp(b"e", 1) == delivery
 
 
 @BOTH_WAYS
@@ -270,11 +270,11 @@ def test_age_of_what_leaves_after_a_step_is_the_time_it_was_cached(rig: Rig, ste
     for endpoint in (b"found", b"expired", b"purged"):
         rig.save(ttl=5, endpoint=endpoint)
     rig.bind(ttl=5)
-    loan = rig.cache.find_endp(b"found", 1)
-    assert loan is not None
+    delivery = rig.cache.find_endp(b"found", 1)
+    assert delivery is not None
     rig.clock.time += 2
     set_wall_clock(rig, step)
-    rig.cache.delivered(loan)
+    rig.cache.delivered(delivery)
     assert rig.cache.purge_endp(b"purged", 10, 1) == 1
     rig.clock.time = NOW + 6
     rig.sweep()
@@ -347,8 +347,8 @@ def test_ages_are_not_negative_after_another_boot_with_an_earlier_clock(tmp_path
     file = tmp_path / "cache.db"
     with rigged(file) as rig:
         rig.save(ttl=10)
-        loan = rig.save(ttl=10, endpoint=b"on its way")
-        assert loan is not None
+        delivery = rig.save(ttl=10, endpoint=b"on its way")
+        assert delivery is not None
         rig.bind(ttl=10)
         assert rig.batch.commit()
         assert rig.cache.find_endp(b"on its way", 1) is not None

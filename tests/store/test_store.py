@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from scache.daemon import maintenance
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
 from scache.store import (
@@ -446,11 +446,11 @@ def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.M
     monkeypatch.setattr(maintenance, "CHECKPOINT_INTERVAL", 0)
 
     async def load(opened: Opened) -> list[int]:
-        readiness = Readiness(asyncio.get_running_loop())
+        poller = Poller(asyncio.get_running_loop())
         committed = maintenance.Signal()
         rows, sizes = LiveRows(opened.database.batch), []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(maintenance.checkpoint, opened.database, readiness, committed)
+            tasks.start_soon(maintenance.checkpoint, opened.database, poller, committed)
             for row_id in range(1, 100_000):
                 rows.save_connection(connection(row_id)._replace(properties=b"x" * 16_384))
                 rows.remove_connection(b"e", row_id)
@@ -461,7 +461,7 @@ def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.M
                     break
                 await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
-        readiness.close()
+        poller.close()
         return sizes
 
     with Opened(file) as opened:

@@ -14,7 +14,7 @@ import pytest
 from scache import Client
 from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
-from scache.model import Event, Peer
+from scache.model import AuditEvent, Peer
 from scache.store import LiveRows, complete, faults, load
 from tests.store.test_store import binding, connection
 from tests.support.daemon import Daemon
@@ -249,7 +249,7 @@ class TestLog:
         change(file, trigger(raises, moment, action))
         caplog.clear()
         rows.save_connection(connection(9))
-        opened.database.trail.record(Event(NOW, "save_endp", connection_id=9))
+        opened.database.audit_log.record(AuditEvent(NOW, "save_endp", connection_id=9))
         batch.counts["save_endp_ok"] += 1
         for _ in range(10):
             assert not batch.commit()
@@ -275,10 +275,10 @@ class TestLog:
         self, opened: Opened, file: Path
     ) -> None:
         """An administrator may keep some out of the trail; `check` has to know of the gap."""
-        batch, trail = opened.database.batch, opened.database.trail
+        batch, trail = opened.database.batch, opened.database.audit_log
         change(file, trigger("IGNORE", "BEFORE", "INSERT ON event", "new.kind = 'unknown'"))
         for kind in ("unknown", "snapshot", "unknown"):
-            trail.record(Event(NOW, kind))
+            trail.record(AuditEvent(NOW, kind))
         assert batch.commit()
         assert batch.fault is None
         assert read(file, "SELECT kind FROM event") == [(b"snapshot",)]

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 
 from scache.cache import Cache
 from scache.cache.limits import Limits
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
-from scache.daemon.transport import Channel
+from scache.daemon.transport import Transport
 from scache.model import Peer, Status
 from scache.protocol.server import ServerConversation
 from tests.support.store_fixture import Opened
@@ -31,13 +31,13 @@ class SlowSession:
         self.server_end, self.client = socket.socketpair()
         stack.enter_context(self.client)
         self.server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        readiness, probe = Readiness(asyncio.get_running_loop()), Probe()
+        poller, probe = Poller(asyncio.get_running_loop()), Probe()
         stack.callback(probe.close)
-        stack.callback(readiness.close)
+        stack.callback(poller.close)
         self.asked: list[Session] = []
         """Grows when the client asks for a snapshot, which the test is to take."""
         self.session = Session(
-            Channel(self.server_end, readiness, self.cache.closer),
+            Transport(self.server_end, poller, self.cache.closer),
             Peer(1, 0, 0),
             self.cache,
             self,

@@ -19,7 +19,7 @@ import pytest
 
 from scache import Client, Found, Unavailable
 from scache.daemon import listener
-from scache.daemon.poller import Readiness
+from scache.daemon.poller import Poller
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.unix.closing import Closer
@@ -236,11 +236,11 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
         loop = asyncio.get_running_loop()
         listening = listener.ListeningSocket(path, 0o600, (-1, -1))
         listening.socket = Full(listening.socket)  # type: ignore[assignment]
-        readiness = Readiness(loop)
+        poller = Poller(loop)
         closer = Closer()
-        accepting = listener.Listener(listening, loop, readiness, on_client, said.append, closer)
+        accepting = listener.Listener(listening, loop, poller, on_client, said.append, closer)
         accepting.start()
-        with closing(readiness), closing(accepting), socket.socket(socket.AF_UNIX) as client:
+        with closing(poller), closing(accepting), socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             client.send(b"hello")
             async with asyncio.timeout(DEADLINE):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from scache.cli.target import Origin
+from scache.cli.target import Target
 from scache.store import MEMORY
 from tests.support.commands import clean_environment
 from tests.support.daemon import Daemon
@@ -43,7 +43,7 @@ Query = Callable[[str], list[tuple[Any, ...]]]
 @contextmanager
 def looking(socket: Path, database: str) -> Iterator[Query]:
     """Look into one image of a database: a live one in memory, or what is in the file by now."""
-    origin = Origin(socket, None if database == MEMORY else database)
+    origin = Target(socket, None if database == MEMORY else database)
     with origin.image() as image:
         yield lambda sql: list(image.execute(sql).rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from scache.cli.render.formats import Format, format_option, write
-from scache.cli.target import Origin, origin_options
+from scache.cli.target import Target, target_options
 from scache.errors import Findings
 
 EPILOG = """It ends with 0 if all is well, and with 6 if it has found something.
@@ -19,9 +19,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@origin_options
+@target_options
 @format_option
-def check(*, origin: Origin, layout: Format) -> None:
+def check(*, target: Target, layout: Format) -> None:
     """Verify a live daemon or a database file.
 
     The file is sound, its tables are ours, every connection has a descriptor,
@@ -30,9 +30,9 @@ def check(*, origin: Origin, layout: Format) -> None:
     """
     from scache.inspection.checks import check as look_at
 
-    with origin.image(sound=False) as image:
-        report = look_at(image, live=origin.database is None)
+    with target.image(sound=False) as image:
+        report = look_at(image, live=target.database is None)
         write(report.result, layout)
     if report.broken:
         checks = "check" if report.broken == 1 else "checks"
-        raise Findings(f"{report.broken} {checks} found something wrong in the {origin}")
+        raise Findings(f"{report.broken} {checks} found something wrong in the {target}")

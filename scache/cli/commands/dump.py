@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.render.formats import Format, format_option, json_array, json_objects, write
-from scache.cli.target import Origin, origin_options
+from scache.cli.target import Target, target_options
 from scache.escape import one_line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@origin_options
+@target_options
 @format_option
 @click.option(
     "--output",
@@ -36,7 +36,7 @@ Examples:
     help="Write it all to a database file instead, which may replace an earlier dump.",
 )
 @click.argument("names", nargs=-1, metavar="[TABLE_OR_VIEW]...")
-def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence[str]) -> None:
+def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence[str]) -> None:
     """Write out the tables and views that are named, or all tables.
 
     JSON is one object with an array for each name. Several names in JSON lines
@@ -49,7 +49,7 @@ def dump(*, origin: Origin, layout: Format, output: Path | None, names: Sequence
         raise click.UsageError("--output writes a database file: it takes no --format")
     if output is None and layout == "csv" and len(names) != 1:
         raise click.UsageError("csv holds one table: name exactly one, or choose another --format")
-    with origin.image() as image:
+    with target.image() as image:
         if output is not None:
             image.write_to(output)
             return

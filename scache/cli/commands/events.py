@@ -21,7 +21,7 @@ from scache.cli.render.formats import (
     write_csv,
     write_csv_rows,
 )
-from scache.cli.target import Origin, origin_options, repeated
+from scache.cli.target import Target, repeated, target_options
 
 if TYPE_CHECKING:
     from scache.inspection.image import Image, Result
@@ -53,7 +53,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command(epilog=EPILOG)
-@origin_options
+@target_options
 @format_option
 @click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
 @click.option("--destination", metavar="GLOB", help="Of these destinations.")
@@ -84,7 +84,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 )
 def events(
     *,
-    origin: Origin,
+    target: Target,
     layout: Format,
     endpoint: str | None,
     destination: str | None,
@@ -119,9 +119,9 @@ def events(
     if follow:
         if limit is None and since is None:
             limit = FOLLOWED
-        _Follower(origin, layout, wanted, interval).run(limit, named)
+        _Follower(target, layout, wanted, interval).run(limit, named)
         return
-    with origin.image() as image:
+    with target.image() as image:
         found = _write(image, wanted, layout, limit)
         give_hints(image, named, trail=True, nothing=not found)
         _warn(image)
@@ -142,9 +142,9 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> b
     first = list(islice(result.rows, 1))
     result = result._replace(rows=chain(first, result.rows))
     if layout == "table":
-        from scache.cli.render.event_lines import Trail
+        from scache.cli.render.event_lines import EventLines
 
-        if not Trail().write(result.columns, result.rows):
+        if not EventLines().write(result.columns, result.rows):
             click.echo("(no events)")
     else:
         write(result, layout)
@@ -154,14 +154,14 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> b
 class _Follower:
     """Looks again and again, and tells what it has not told yet."""
 
-    def __init__(self, origin: Origin, layout: Format, wanted: Filter, interval: float) -> None:
-        from scache.cli.render.event_lines import Trail
+    def __init__(self, target: Target, layout: Format, wanted: Filter, interval: float) -> None:
+        from scache.cli.render.event_lines import EventLines
 
-        self._origin = origin
+        self._origin = target
         self._layout = layout
         self._wanted = wanted
         self._interval = interval
-        self._trail = Trail()
+        self._lines = EventLines()
         self._told = 0
         """The highest id of an event that was looked at."""
         self._instance: Instance | None = None
@@ -195,7 +195,7 @@ class _Follower:
     def _write(self, result: Result) -> None:
         match self._layout:
             case "table":
-                self._trail.write(result.columns, result.rows)
+                self._lines.write(result.columns, result.rows)
             case "csv":
                 if self._begun:
                     write_csv_rows(result.rows)

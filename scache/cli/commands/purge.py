@@ -12,7 +12,7 @@ import click
 
 from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
 from scache.cli.streams import accept_any_text
-from scache.cli.target import Origin, inside, socket_option
+from scache.cli.target import Target, connect, socket_option
 from scache.errors import TooOld
 from scache.escape import one_line, shown
 
@@ -74,8 +74,8 @@ def purge(
     named = Named(endpoint, destination, fields, ids)
     # What fits is found in an image, at our cost. The daemon is told which connections it was, on
     # the connection that gave the image: after a restart their ids may name others.
-    with inside(socket) as client:
-        with Origin(socket, database=None).image_for(client) as image:
+    with connect(socket) as client:
+        with Target(socket, database=None).image_for(client) as image:
             chosen = _chosen(image, named)
         if dry_run:
             accept_any_text()

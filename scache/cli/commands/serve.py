@@ -110,7 +110,7 @@ def serve(
 
 
 def describe(sourced: Sourced) -> str:
-    """Return the settings as a configuration file, with the origin of each in a comment."""
+    """Return the settings as a configuration file, with the target of each in a comment."""
     import json
 
     lines = {}
@@ -121,4 +121,4 @@ def describe(sourced: Sourced) -> str:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
         lines[f"{setting.name} = {text}"] = one_line(sourced.origins[setting.name])
     width = max(map(len, lines))
-    return "\n".join(f"{line:{width}}  # {origin}" for line, origin in lines.items())
+    return "\n".join(f"{line:{width}}  # {target}" for line, target in lines.items())

@@ -13,7 +13,7 @@ import click
 
 from scache.cli.render.formats import Format, format_option
 from scache.cli.statements import execute
-from scache.cli.target import Origin, origin_options
+from scache.cli.target import Target, target_options
 from scache.errors import QueryError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
 
 
 @click.command(epilog=EPILOG)
-@origin_options
+@target_options
 @format_option
 @click.option(
     "-p",
@@ -49,7 +49,7 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
 )
 @click.argument("statement", required=False)
 def sql(
-    *, origin: Origin, layout: Format, parameters: Sequence[str], statement: str | None
+    *, target: Target, layout: Format, parameters: Sequence[str], statement: str | None
 ) -> None:
     """Carry out SQL on a copy of the cache as it is now.
 
@@ -62,10 +62,10 @@ def sql(
     if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
         from scache.cli.sql_prompt import converse
 
-        converse(origin, layout, bound)
+        converse(target, layout, bound)
         return
     text = _standard_input() if statement is None else statement
-    with origin.image() as image:
+    with target.image() as image:
         execute(image, text, layout, bound)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scache.cli.render.formats import Format, flat, format_option, write_csv, write_csv_rows
-from scache.cli.target import Origin, origin_options, repeated
+from scache.cli.target import Target, repeated, target_options
 
 if TYPE_CHECKING:
     from scache.inspection.image import Value
@@ -25,7 +25,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@origin_options
+@target_options
 @format_option
 @click.option(
     "--watch",
@@ -33,26 +33,26 @@ Examples:
     type=click.FloatRange(min=0, min_open=True),
     help="Repeat it so often, with rates per second, until Ctrl-C.",
 )
-def stats(*, origin: Origin, layout: Format, watch: float | None) -> None:
+def stats(*, target: Target, layout: Format, watch: float | None) -> None:
     """Tell how much is cached, how well it serves, and its limits."""
-    meter = Meter(origin)
+    meter = Meter(target)
     first = meter.read()
     if layout == "table" and watch is not None and sys.stdout.isatty():
         from scache.cli.render.stats_screen import live
 
-        live(origin, first, repeated(meter.read, watch))
+        live(target, first, repeated(meter.read, watch))
         return
-    _write(first, origin, layout, header=True)
+    _write(first, target, layout, header=True)
     if watch is not None:
         for figures in repeated(meter.read, watch):
-            _write(figures, origin, layout, header=False)
+            _write(figures, target, layout, header=False)
 
 
 class Meter:
     """Reads the figures again and again, and how fast the counters go."""
 
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
+    def __init__(self, target: Target) -> None:
+        self._origin = target
         self._counters: Mapping[str, int] | None = None
         self._read_at = 0.0
 
@@ -85,12 +85,12 @@ class Meter:
         return figures
 
 
-def _write(figures: dict[str, Any], origin: Origin, layout: Format, *, header: bool) -> None:
+def _write(figures: dict[str, Any], target: Target, layout: Format, *, header: bool) -> None:
     match layout:
         case "table":
             from scache.cli.render.stats_screen import show
 
-            show(origin, figures)
+            show(target, figures)
         case "csv":
             at = figures["at"].encode()
             rows = ((at, name.encode(), _field(value)) for name, value in flat(figures))

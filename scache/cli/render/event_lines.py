@@ -31,7 +31,7 @@ _NEWLINE = r"\n"
 """As `shown` spells it."""
 
 
-class Trail:
+class EventLines:
     """Writes events under a line for each day that they come to."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from scache.cli.render.tables import make_console, shortened, span, width_of
-from scache.cli.target import Origin
+from scache.cli.target import Target
 from scache.escape import one_line
 
 _ABOUT = ("open_files_limit",)
@@ -28,10 +28,10 @@ _FEWEST_LIMITS = 3
 _Row = tuple[str, ...]
 
 
-def show(origin: Origin, figures: dict[str, Any]) -> None:
+def show(target: Target, figures: dict[str, Any]) -> None:
     """Write the screen to standard output."""
     console = make_console()
-    console.print(screen(origin, figures, width_of(console) or 80), soft_wrap=True)
+    console.print(screen(target, figures, width_of(console) or 80), soft_wrap=True)
 
 
 class _Console(Console):
@@ -42,7 +42,7 @@ class _Console(Console):
         return False
 
 
-def live(origin: Origin, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
+def live(target: Target, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
     """Show the screen, and again in its place with each of the figures that follow.
 
     The cursor rests on the line below it, where a shell's prompt may begin at any moment.
@@ -50,11 +50,11 @@ def live(origin: Origin, first: dict[str, Any], rest: Iterable[dict[str, Any]]) 
     console = make_console(_Console)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
         for figures in chain([first], rest):
-            text = screen(origin, figures, console.width, console.height - 1)
+            text = screen(target, figures, console.width, console.height - 1)
             display.update(text.append("\n"), refresh=True)
 
 
-def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | None = None) -> Text:
+def screen(target: Target, figures: dict[str, Any], width: int, height: int | None = None) -> Text:
     """Return the figures as text, no line of which is wider than ``width``.
 
     If they do not fit into ``height`` lines, what is 0 goes first, then blank
@@ -63,16 +63,16 @@ def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | No
     fault = figures["database"]["fault"]
     alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
     room = None if height is None else height - len(alarm) - bool(alarm)
-    sections = _sections(origin, figures)
+    sections = _sections(target, figures)
     lines = _joined(sections, blank=True)
     if room is not None and len(lines) > room:
-        sections = _sections(origin, figures, brief=True)
+        sections = _sections(target, figures, brief=True)
         lines = _joined(sections, blank=True)
     if room is not None and len(lines) > room:
         lines = _joined(sections, blank=False)
     if room is not None and len(lines) > room:
         most = max(len(figures["limits"]) - (len(lines) - room), _FEWEST_LIMITS)
-        lines = _joined(_sections(origin, figures, brief=True, limits=most), blank=False)
+        lines = _joined(_sections(target, figures, brief=True, limits=most), blank=False)
     text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
     if not alarm:
         return text
@@ -80,7 +80,7 @@ def screen(origin: Origin, figures: dict[str, Any], width: int, height: int | No
 
 
 def _sections(
-    origin: Origin, figures: dict[str, Any], *, brief: bool = False, limits: int | None = None
+    target: Target, figures: dict[str, Any], *, brief: bool = False, limits: int | None = None
 ) -> list[list[str]]:
     rates = figures.get("per_second")
     speed = () if rates is None else ("/s",)
@@ -97,7 +97,7 @@ def _sections(
         (("limits", "now", "limit", "used"), _limits(figures["limits"], limits)),
         (("limits reached", "times"), _limits_reached(figures["limits_reached"])),
     ]
-    sections = [list(_heading(origin, figures))]
+    sections = [list(_heading(target, figures))]
     for header, rows in tables:
         if there := list(rows):
             sections.append(_table(header, there))
@@ -111,11 +111,11 @@ def _joined(sections: Iterable[list[str]], *, blank: bool) -> list[str]:
     return lines
 
 
-def _heading(origin: Origin, figures: dict[str, Any]) -> Iterator[str]:
+def _heading(target: Target, figures: dict[str, Any]) -> Iterator[str]:
     daemon = figures["daemon"]
     if daemon:
         yield f"scache {daemon['version']}, process {daemon['pid']}, {_state(daemon)}"
-    yield one_line(f"{origin}, {figures['at']}")
+    yield one_line(f"{target}, {figures['at']}")
     kept = f"image {figures['database']['bytes'] / 1e6:,.1f} MB"
     if "database" in figures["settings"]:
         kept += f", database {figures['settings']['database']}"
