@@ -1,4 +1,4 @@
-"""The only home of SQL: opening and mending a database, and its live rows."""
+"""The database: opening and recovering it, its live rows and its audit log."""
 
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database

@@ -1,4 +1,4 @@
-"""The audit trail: every request with its outcome, and every way out, written in batches."""
+"""The audit log: each request with its outcome, and each close reason, written in batches."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from scache.model import AuditEvent, Connection, Delivery, Status
 from scache.store.batch import Batch, Parameters, text
 
 ROWS_AT_ONCE = 64
-"""Events that are written with one statement: half the time of as many statements (measured)."""
+"""Events written with one statement. This takes half the time of one statement each (measured)."""
 
 MAX_PENDING = 20_000
-"""Events kept while the database refuses to grow; what comes then is dropped, and counted."""
+"""Limit of pending events. If it is exceeded while writes fail, all are dropped and counted."""
 
 LONG_LABEL = 1024
-"""Bytes from which on a label counts towards MAX_LONG_SIZE."""
+"""Bytes; a label that is longer counts towards MAX_LONG_SIZE."""
 
 MAX_LONG_SIZE = 32 * 2**20
-"""Bytes of long labels that are kept: events with more of them are trimmed earlier."""
+"""Bytes of long labels to keep. The oldest events are trimmed when there are more."""
 
 _ANY = """
     INSERT INTO event (at, kind, status, destination, endpoint,
@@ -38,16 +38,16 @@ TRIM = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
 
 
 class _Form:
-    """Events of one form, of which there are tens of thousands in a second.
+    """Pending events of one frequent kind, tens of thousands a second.
 
-    They have statements of their own: many rows in one, and no NULL, for which
-    sqlite3 would look for an adapter, at more than the cost of a column.
+    Each form has its own INSERT statement, which writes many rows at once. It binds no NULL,
+    because sqlite3 looks for an adapter for NULL, which costs more than a column.
     """
 
     def __init__(self, columns: str, row: str, width: int, events: int = 1) -> None:
-        """Insert these columns; ``row`` names the ``width`` parameters of each {0}, {1}, ...
+        """Insert these columns; ``row`` refers to its ``width`` parameters as {0}, {1}, ...
 
-        It makes this number of ``events``.
+        Each row of parameters makes this number of ``events``.
         """
 
         def statement(count: int) -> str:
@@ -61,7 +61,7 @@ class _Form:
         self.rows: list[Parameters] = []
 
     def write(self, batch: Batch) -> None:
-        """Write them, or raise DatabaseFault and keep them."""
+        """Write the pending events. If that raises DatabaseFault, they stay pending."""
         if len(self.rows) == ROWS_AT_ONCE:
             added = batch.add_many(self._many, [tuple(chain.from_iterable(self.rows))])
         elif self.rows:
@@ -73,13 +73,13 @@ class _Form:
 
 
 class AuditLog:
-    """The table ``event``: recorded here at once, written now and then, trimmed as it grows.
+    """The table ``event``: events are recorded in memory, written in groups, and trimmed.
 
-    What a transaction of the batch holds and the events of it are committed together. Ids follow
-    the order of time, give or take what is written in one go.
+    The rows that a transaction changes and their events are committed together. Ids follow the
+    order of time, except within one group.
 
-    Times are given as `Clock.now` has them, and recorded as stamps, which stay what they are
-    though the clock be set afterwards.
+    Times are given as by `Clock.now`, and recorded as stamps. A stamp of an event does not change
+    when the wall clock is set.
     """
 
     def __init__(self, batch: Batch, limit: int) -> None:
@@ -106,18 +106,18 @@ class AuditLog:
         )
         self._others: list[Parameters] = []
         self._grown = False
-        """Whether there may be rows to trim."""
+        """True if events may have been written since the last trim."""
         self._long = 0
         """Bytes of long labels that have not been written yet."""
         self._long_written: deque[tuple[int, int]] = deque()
-        """Of those that were: up to which id, and how many bytes."""
+        """The last event id of each write that had long labels, and the bytes of these labels."""
         self._long_kept = 0
-        """The sum of these bytes."""
+        """Total bytes in `_long_written`."""
         self._count_long(batch, *batch.query(_LONG_SIZE, ())[0])
         batch.before_commit = self.write
 
     def saved(self, row: Connection, ttl: float) -> None:
-        """Record a ``save_endp`` that was done."""
+        """Record a ``save_endp`` that succeeded."""
         if not self._limit:
             return
         row_id, endpoint, _, saved_at, _, client_id = row
@@ -130,9 +130,9 @@ class AuditLog:
             self._try(self._saved.write)
 
     def found(self, delivery: Delivery, at: float) -> None:
-        """Record a find that hit, and that the connection left with the client that found it."""
+        """Record a find that hit, and that the connection was handed over to the client."""
         if not self._found.rows:
-            # Its row may have gone with an earlier batch, so that nothing else is to be written.
+            # Ask for a commit here: an earlier batch may have deleted the row already.
             self._batch.on_pending()
         if not self._limit:
             return
@@ -163,7 +163,7 @@ class AuditLog:
         at: float,
         ttl: float,
     ) -> None:
-        """Record a ``save_dest`` that was done."""
+        """Record a ``save_dest`` that succeeded."""
         if not self._limit:
             return
         if len(destination) + len(endpoint) > LONG_LABEL:
@@ -192,7 +192,7 @@ class AuditLog:
         )
 
     def record(self, event: AuditEvent) -> None:
-        """Record anything."""
+        """Record an event of any kind."""
         self._batch.on_pending()
         if not self._limit:
             return
@@ -205,9 +205,9 @@ class AuditLog:
             self._try(self._write_all)
 
     def write(self) -> None:
-        """Put what is recorded into the batch under way, and trim as much as that adds.
+        """Write the pending events into the current batch, and trim the oldest rows.
 
-        Never raises: what the database refuses now it gets later.
+        Never raises: events that the database refuses are written later.
         """
         if self._grown or any(map(len, self._pending())):
             self._try(self._write_all)
@@ -231,7 +231,7 @@ class AuditLog:
         self._count_long(batch, long)
 
     def _count_long(self, batch: Batch, size: int) -> None:
-        """Take note of so many bytes of long labels, and trim for what is too much."""
+        """Account for ``size`` bytes of long labels, and trim events beyond MAX_LONG_SIZE."""
         if not size:
             return
         ((last,),) = batch.query(_LAST, ())
@@ -248,7 +248,7 @@ class AuditLog:
             batch.counts["events_trimmed"] += trimmed
 
     def _write_forms(self, batch: Batch) -> None:
-        # First what was saved, so that no connection seems to be found before that.
+        # Saves get lower ids than finds, so that no connection seems to be found before its save.
         self._saved.write(batch)
         self._bindings.write(batch)
         self._found.write(batch)
@@ -266,6 +266,6 @@ class AuditLog:
 
 
 def _count_dropped(batch: Batch, events: int) -> None:
-    """Count events that a trigger of an administrator has dropped (RAISE(IGNORE))."""
+    """Count events that an administrator's trigger has dropped (RAISE(IGNORE))."""
     if events:
         batch.counts["events_dropped"] += events

@@ -1,7 +1,7 @@
-"""The files of a database: whose they are, whether they are still there, and where to put them.
+"""The files of a database: checking their owner, detecting their loss, and renaming them.
 
-SQLite keeps a log and its index beside a database, under its name. Whoever moves or removes one
-of the three without the others has half a database, so here they go together.
+SQLite keeps a log and its index beside a database, under its name. The three files are moved or
+removed together, because one without the others is an incomplete database.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from scache.unix import paths
 from scache.unix.namespace import user_name
 
 APPLICATION_ID = 0x73636163
-"""Marks a file as ours ("scac"; SQLite docs, PRAGMA application_id)."""
+"""The mark of a database of scache ("scac"; SQLite docs, PRAGMA application_id)."""
 
 _APPLICATION_ID_AT = 68
 
 COMPANIONS: Final = ("-wal", "-shm", "-journal")
-"""What SQLite adds to the name of a database for what it keeps beside it."""
+"""Suffixes of the files that SQLite keeps beside a database."""
 
 _OPEN_TOGETHER: Final = ("", "-wal", "-shm")
 
 CLAIM_TIMEOUT: Final = 0.3
-"""Seconds to wait for a lock on the file: a command that reads it holds one for an instant."""
+"""Seconds to wait for a lock on the file. A command that reads the file locks it for an instant."""
 
 _CLAIM_PAUSE = 0.01
 
 _NOT_REGULAR = "it is no regular file: choose another --database"
 
 Loss = Literal["deleted", "replaced", "log"]
-"""How a file is lost: it has gone, another one is in its place, or it has lost its log."""
+"""How a file is lost: it was deleted, another file has its name, or its log is missing."""
 
 Identity = tuple[int, int] | None
 """Device and inode; None for a file that is not there."""
 
 
 def followed(path: str) -> str:
-    """Return what a link to a database leads to: there SQLite keeps the log.
+    """Return the target of a link to a database, which is where SQLite keeps the log.
 
     Raises DatabaseError for a link of another user (see `paths.followed`).
     """
@@ -57,10 +57,10 @@ def followed(path: str) -> str:
 
 
 def claim(path: str) -> int:
-    """Open the file, made if need be, and lock it against other daemons until it is closed.
+    """Open or create the file, and lock it against other daemons; return its descriptor.
 
-    flock(2) and the locks of SQLite do not see each other, but closing any
-    descriptor of the file drops SQLite's: this one is to be closed last.
+    Close this descriptor last: closing any descriptor of the file drops the locks of SQLite. They
+    do not conflict with this lock, which is one of flock(2).
     """
     deadline = time.monotonic() + CLAIM_TIMEOUT
     while True:
@@ -81,14 +81,14 @@ def claim(path: str) -> int:
                 f"another scache daemon uses the database {path}: "
                 "stop it, or choose another --database"
             ) from error
-        # Another daemon may have set the file aside, and left it, between the two.
+        # Another daemon may have renamed the file between the open and the lock.
         if _identity_of(descriptor) == _identity(path):
             return descriptor
         os.close(descriptor)
 
 
 def _open(path: str) -> int:
-    """Open a file that is ours and may be a database, made if need be; raise OSError."""
+    """Open or create a regular file that passes `paths.check_ours`. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -108,10 +108,10 @@ def _open(path: str) -> int:
 
 
 def check_companions(path: str, *owners: int) -> None:
-    """Raise DatabaseError for a file beside a database that SQLite must not take for its own.
+    """Raise DatabaseError for a file beside a database that SQLite must not use.
 
-    It would wait for a FIFO, and do to the database what the log of another user says. Further
-    ``owners`` are as good as ours.
+    SQLite would block on a FIFO, and would apply the log of another user to the database. Files
+    of the further ``owners`` are accepted too.
     """
     for suffix in COMPANIONS:
         name = f"{path}{suffix}"
@@ -125,11 +125,11 @@ def check_companions(path: str, *owners: int) -> None:
         except paths.UntrustedError as error:
             raise DatabaseError(error.sentence) from error
         except OSError:
-            continue  # SQLite says why it cannot use it
+            continue  # SQLite reports why it cannot use the file
 
 
 def is_held(path: str | Path) -> bool:
-    """Return whether a daemon uses a file, by whatever name."""
+    """Return True if a daemon uses a file, under this name or another one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -146,19 +146,19 @@ def is_held(path: str | Path) -> bool:
 
 
 def is_ours(descriptor: int) -> bool:
-    """Return whether a file has our mark, however much of the rest is damaged."""
+    """Return True if a file has the mark of scache, even if the rest is damaged."""
     mark = os.pread(descriptor, 4, _APPLICATION_ID_AT)
     return mark == APPLICATION_ID.to_bytes(4, "big")
 
 
 def set_aside(path: str, now: float) -> str:
-    """Rename a database that we have claimed, and what lies beside it; return its new name.
+    """Rename a claimed database and the files beside it; return its new name.
 
-    It has the time in it, which is ``now`` (seconds since the epoch).
+    The new name contains the time ``now`` (seconds since the epoch).
 
-    To be done while it is open: then SQLite finds out at the close that the
-    file has moved, and leaves its log as it is. The database itself goes last,
-    as no other daemon comes near the name before that.
+    Call this while the database is open: SQLite then finds at the close that the file was moved,
+    and leaves its log as it is. The database itself is renamed last, so that no other daemon can
+    use its name before the files beside it are moved.
     """
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
     name, number = f"{path}.corrupt-{stamp}", 1
@@ -180,25 +180,25 @@ class Files:
     """The files of an open database, as they were when it was opened."""
 
     def __init__(self, path: str, claimed: int) -> None:
-        """Look at a file that is claimed and open, with its log; take over the claim."""
+        """Take over the claim on a file that is open in SQLite, with its log."""
         self.path = path
         self._claim = claimed
         self._identities = [_identity_of(claimed)]
         self._identities += [_identity(f"{path}{suffix}") for suffix in _OPEN_TOGETHER[1:]]
 
     def close(self) -> None:
-        """Let other daemons have the file."""
+        """Release the claim on the file."""
         os.close(self._claim)
 
     def log_size(self) -> int:
-        """Return how many bytes the write-ahead log has; 0 if it is not there."""
+        """Return the size of the write-ahead log in bytes; 0 if there is none."""
         try:
             return Path(f"{self.path}-wal").stat().st_size
         except OSError:
             return 0
 
     def loss(self) -> Loss | None:
-        """Return what somebody has done to the files under their names; None if it is nothing."""
+        """Return how the files were lost since they were opened; None if all are in place."""
         file, *beside = (_identity(f"{self.path}{suffix}") for suffix in _OPEN_TOGETHER)
         if file is None:
             return "deleted"
@@ -207,9 +207,9 @@ class Files:
         return None if beside == self._identities[1:] else "log"
 
     def leave_to_another(self) -> None:
-        """Take our log and its index away from the file that is in our place.
+        """Remove this database's log and its index from beside the file that replaced it.
 
-        Whoever opens that one would take them for its own, and ruin both.
+        SQLite would otherwise apply the log to that file, and damage it.
         """
         for suffix, ours in zip(_OPEN_TOGETHER[1:], self._identities[1:], strict=True):
             name = f"{self.path}{suffix}"
@@ -218,9 +218,9 @@ class Files:
                     Path(name).unlink()
 
     def claim_successor(self) -> tuple[str, int]:
-        """Make an empty file beside them, claimed and with the same owner and mode.
+        """Create and claim an empty file beside the database, with its owner and mode.
 
-        Return its name and the claim. Raises OSError.
+        Return the name and the claim. Raises OSError.
         """
         name = f"{self.path}.new-{os.getpid()}"
         Path(name).unlink(missing_ok=True)
@@ -237,14 +237,14 @@ class Files:
         return name, descriptor
 
     def give_way_to(self, successor: str) -> None:
-        """Put a file in the place of the lost one. Never replaces what is another's.
+        """Give a new file the name of the lost one. Never replaces another program's file.
 
-        Raises OSError: FileExistsError if there is something now.
+        Raises OSError; FileExistsError if another file has the name.
         """
         loss = self.loss()
         if loss == "replaced":
             raise FileExistsError(errno.EEXIST, "another file is in its place")
-        # A log that is left behind would be taken for that of the new file.
+        # SQLite would apply a log that is left behind to the new file.
         for suffix in COMPANIONS:
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         if loss == "deleted":
