@@ -1,4 +1,4 @@
-"""The four operations: rows joined with descriptors, expiry, and what is counted."""
+"""The cache: the four operations of scache(8), expiry and statistics."""
 
 from scache.cache.cache import Cache
 from scache.cache.statistics import Statistics

@@ -19,22 +19,22 @@ from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 from scache.unix.closing import Closer
 
 EXPIRY_SLICE = 64
-"""What is cleared away or looked at in one go, at the most (see `slices`)."""
+"""Connections or bindings that one slice of work handles at most (see `slices`)."""
 
 _TRIES = 16
-"""Dead connections that one find closes before it reports a miss. Each costs as much as a request;
-after a mass hang-up a find without this bound would hold up every other client for as long as it
-takes to close thousands. The next find, and the poller of hang-ups, go on with the rest."""
+"""Dead connections that one find may close before it reports a miss. It bounds the latency of a
+find after a mass hang-up, because each dead connection costs as much time as a request. The next
+find and the hang-up poller close the rest."""
 
 logger = logging.getLogger(__name__)
 
 
 class Cache:
-    """What is cached: rows in the database, descriptors in the process, joined by row id.
+    """The cached connections and bindings: rows in the database, descriptors in this process.
 
-    Plain functions on the event loop's thread: a change of state never
-    straddles an await. Where the database says no, the answer is
-    ``Status.FAIL``, or no connection, at once.
+    The row id joins a row and its descriptor. All methods are plain functions that run on the
+    event loop's thread, so no change of state is interrupted by an await. If the database rejects
+    a statement, a save fails with ``Status.FAIL`` and a find reports a miss, at once.
     """
 
     def __init__(
@@ -47,25 +47,26 @@ class Cache:
     ) -> None:
         """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up."""
         self.closer = Closer()
-        """Closes descriptors, those of others included, without waiting."""
+        """Closes descriptors without blocking the event loop."""
         self.on_earlier_expiry: Callable[[], None] = lambda: None
-        """Called when something was saved that expires before `expire` said."""
+        """Called when a saved row expires before the time that `expire` returned."""
         self.is_own_socket: Callable[[int], bool] = lambda _: False
-        """True if a descriptor is a socket of the process itself, and is not to be saved."""
+        """True if a descriptor is a socket of this daemon, which must not be saved."""
         self.on_parked: Callable[[], None] = lambda: None
-        """Called when `watch` has something to do again."""
+        """Called when a connection is parked while no call of `watch` is due."""
         self.statistics = Statistics(clock)
         self._clock = clock
         self._limits = limits
         self._ids = database.ids
         self.counts = database.batch.counts
-        """Totals to be added to the table ``counter``: count here by its names."""
+        """Increments for the table ``counter``, by counter name."""
         self._rows = LiveRows(database.batch)
         self._audit_log = database.audit_log
         self._descriptors = Descriptors(self.closer, close_on_data=close_on_data)
         self._descriptors.on_watch_failed = self._watch_failed
         self._watch_fails = self._watch_failed_now = False
-        """True if something could not be watched in the latest slice, and in the one under way."""
+        """True if a connection could not be watched. The first value is about the last completed
+        slice or the current one, the second about the current slice alone."""
         self._expiry_queue = ExpiryQueue()
         self._next_expiry = math.inf
         for destination, count in self._rows.bindings_by_destination().items():
@@ -83,8 +84,9 @@ class Cache:
     ) -> Status:
         """Park a connection for ``ttl`` seconds, or the limit if that is less.
 
-        The descriptor is the cache's from here on, and is closed if it is refused; None is, because
-        the client sent none, or because it was ``lost``: this process could open no more.
+        The cache takes ownership of the descriptor, and closes it if the request is refused. A
+        descriptor of None is refused. ``lost`` is True if the client sent a descriptor that this
+        process could not receive, because it was at its file descriptor limit.
         """
         now, limits = self._clock.now(), self._limits
         if descriptor is None:
@@ -96,7 +98,7 @@ class Cache:
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
         if self.is_own_socket(descriptor):
-            # The daemon would keep its own client, or itself, from going away.
+            # A cached socket of the daemon would keep its own connection or listener open.
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
         granted = min(ttl, limits.ttl)
@@ -141,8 +143,8 @@ class Cache:
     ) -> Status:
         """Bind a destination to an endpoint for ``ttl`` seconds, or the limit if that is less.
 
-        The same triple of destination, endpoint and properties again only
-        moves the expiry, to sooner or to later.
+        A binding with the same destination, endpoint and properties as an existing one only
+        changes the expiry time.
         """
         now = self._clock.now()
         granted = min(ttl, self._limits.ttl)
@@ -193,13 +195,16 @@ class Cache:
         return None
 
     def malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
-        """Record a request that could not be served: ``kind`` is its name, or ``unknown``."""
+        """Record a malformed request; ``kind`` is the name of the request, or ``unknown``."""
         self._count(kind, Status.BAD)
         event = AuditEvent(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
         self._audit_log.record(event)
 
     def delivered(self, delivery: Delivery, *, finder_left: bool = False) -> None:
-        """Close our copy of a descriptor that the client has been sent, who may have left since."""
+        """Close the cache's copy of a descriptor that was sent to the finder.
+
+        ``finder_left`` is True if the finder has disconnected since.
+        """
         if finder_left:
             self._descriptors.close_undelivered(delivery.connection.id)
         else:
@@ -209,7 +214,7 @@ class Cache:
         self._audit_log.found(delivery, self._clock.now())
 
     def put_back(self, delivery: Delivery) -> None:
-        """Take back a connection that was found but never sent, with its remaining ttl."""
+        """Park a found connection again that was not sent; it keeps its expiry time."""
         row, now = delivery.connection, self._clock.now()
         self._count_hit(delivery)
         self._audit_log.hit(delivery)
@@ -226,7 +231,7 @@ class Cache:
             )
 
     def deny(self, delivery: Delivery, why: str) -> None:
-        """Take back a connection that cannot be sent: its finder is told that there is none."""
+        """Park a found connection again that cannot be sent, and record a miss for the finder."""
         now = self._clock.now()
         self.counts["connections_not_sent"] += 1
         event = AuditEvent(now, "find_endp", Status.FAIL, client_id=delivery.client_id, detail=why)
@@ -252,10 +257,11 @@ class Cache:
         return True
 
     def expire(self) -> float:
-        """Clear away a slice of what has expired; return when there is more to do.
+        """Remove a slice of the expired connections and bindings; return when to call this again.
 
-        That is as `Clock.now` has it, in the past if there is more to do already, and inf if
-        nothing is cached. If the wall clock was set, the stamps in the database follow it first.
+        The result is a time of `Clock.now`. It is not in the future if more rows have expired
+        already, and inf if nothing is cached. If the wall clock was set, the time stamps in the
+        database are adjusted first.
         """
         self._rows.follow_clock()
         now = self._clock.now()
@@ -268,37 +274,37 @@ class Cache:
         return self._next_expiry
 
     def watch(self) -> bool:
-        """Begin to watch a slice of what was parked lately; return whether there is more of it."""
+        """Watch a slice of the newly parked connections; return True if more are unwatched."""
         self._watch_failed_now = False
         more = self._descriptors.watch(EXPIRY_SLICE)
         self._watch_fails = self._watch_failed_now
         return more
 
     def close_hung_up(self) -> None:
-        """Close a slice of those whose peers have hung up."""
+        """Close a slice of the connections whose peers have hung up."""
         now = self._clock.now()
         for parked in in_time(self._descriptors.hung_up(EXPIRY_SLICE)):
             self._remove("hung_up", now, parked)
 
     def hang_ups(self) -> int:
-        """Return a descriptor that is readable when there is something for `close_hung_up`."""
+        """Return a descriptor that is readable when `close_hung_up` has connections to check."""
         return self._descriptors.fileno()
 
     def client_connected(self, peer: Peer) -> int:
-        """Record a client; return the id by which rows refer to it."""
+        """Record a client; return its id, to which rows refer."""
         client_id = self._ids.take()
         self._rows.add_client(client_id, peer, self._clock.now())
         self.counts["clients_connected"] += 1
         return client_id
 
     def client_disconnected(self, client_id: int) -> None:
-        """Record that a client has gone. What it saved stays."""
+        """Record that a client has disconnected. The connections that it saved stay cached."""
         self._rows.end_client(client_id, self._clock.now())
 
     def purge_endp(self, endpoint: bytes, limit: int, client_id: int) -> int | None:
-        """Close up to ``limit`` connections of an endpoint, the oldest first; return how many.
+        """Close up to ``limit`` connections of an endpoint, oldest first; return their number.
 
-        None if the database says no.
+        Return None if the database rejects a statement.
         """
         now = self._clock.now()
         status, closed = Status.OK, 0
@@ -317,9 +323,9 @@ class Cache:
         return closed if status is Status.OK else None
 
     def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
-        """Remove up to ``limit`` bindings of a destination; return how many.
+        """Remove up to ``limit`` bindings of a destination; return their number.
 
-        None if the database says no.
+        Return None if the database rejects a statement.
         """
         now = self._clock.now()
         status, removed = Status.OK, 0
@@ -342,7 +348,7 @@ class Cache:
         request = AuditEvent(now, "purge_id", Status.OK, client_id=client_id)
         parked = self._descriptors.parked(connection_id)
         if parked is None:
-            # The id may be any number: the column is for ids of connections that there were.
+            # Not in the column ``connection_id``: no such connection may ever have existed.
             request = request._replace(detail=f"no connection {connection_id}")
         else:
             self._remove("purged", now, parked, client_id)
@@ -352,7 +358,7 @@ class Cache:
         return int(parked is not None)
 
     def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
-        """Record that a client got a snapshot, or with a reason why it did not."""
+        """Record a snapshot request; ``detail`` is the reason if it failed."""
         status = Status.OK if detail is None else Status.FAIL
         self._count("snapshot", status)
         event = AuditEvent(
@@ -361,15 +367,15 @@ class Cache:
         self._audit_log.record(event)
 
     def refuse(self, kind: str, client_id: int, why: str) -> None:
-        """Record that a client asked what it may not ask."""
+        """Record a request that access control or a limit refuses."""
         self._refuse(AuditEvent(self._clock.now(), kind, client_id=client_id), why)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
-        """Yield id and descriptor of each connection that is cached or on its way out."""
+        """Yield the id and descriptor of each connection that is parked or in delivery."""
         return self._descriptors.items()
 
     def close(self) -> None:
-        """Close every descriptor; the cache is of no use after that."""
+        """Close every descriptor; the cache must not be used afterwards."""
         self._descriptors.close_all()
 
     def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
@@ -382,13 +388,13 @@ class Cache:
         return self._refuse(event._replace(client_id=row.client_id, ttl=ttl), why)
 
     def _refuse(self, event: AuditEvent, why: str) -> Status:
-        """Count and record a request that fails, and say so."""
+        """Count and record a request that fails; return ``Status.FAIL``."""
         self._count(event.kind, Status.FAIL)
         self._audit_log.record(event._replace(status=Status.FAIL, detail=why))
         return Status.FAIL
 
     def _has_left(self, row: Connection, now: float) -> bool:
-        """Close a connection if its peer has hung up; return whether it has."""
+        """Close a connection if its peer has hung up; return True in that case."""
         parked = self._descriptors.parked(row.id)
         hang_up = None if parked is None else self._descriptors.hang_up_of(parked)
         if parked is None or hang_up is None:
@@ -397,7 +403,7 @@ class Cache:
         return True
 
     def _watch_failed(self, error: OSError) -> None:
-        """Count a connection that cannot be watched, and log the first of several."""
+        """Count a connection that cannot be watched; log the first in a series of failures."""
         self.counts["connections_not_watched"] += 1
         if not self._watch_fails:
             logger.warning(
@@ -407,9 +413,10 @@ class Cache:
         self._watch_fails = self._watch_failed_now = True
 
     def _begin_delivery(self, row: Connection) -> int:
-        """Remove a connection from the cache; return its descriptor, lent to who asked for it.
+        """Remove a connection from the cache for delivery to its finder; return its descriptor.
 
-        Raises DatabaseFault if the database says no, or if its row is not one of ours.
+        Raises DatabaseFault if the database rejects the statement, or if this daemon did not write
+        the row.
         """
         parked = self._descriptors.parked(row.id)
         self._rows.take_connection(row)
@@ -423,7 +430,7 @@ class Cache:
         self.counts[f"{kind}_{status.name.lower()}"] += 1
 
     def _count_hit(self, delivery: Delivery) -> None:
-        """Count a find once its end is known, as the audit trail records it then."""
+        """Count a hit when its delivery has ended, which is also when the audit log records it."""
         self.counts["find_endp_ok" if delivery.destination is None else "find_dest_ok"] += 1
 
     def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
@@ -437,7 +444,7 @@ class Cache:
             self._expire_earlier(row.expires_at)
 
     def _evict(self, now: float) -> None:
-        """Let the connection that is nearest to its expiry give way, if there is any."""
+        """Close the connection that expires first, if any is parked."""
         nearest = self._expiry_queue.nearest()
         if nearest is not None:
             self._remove("evicted", now, nearest)
@@ -451,7 +458,10 @@ class Cache:
         *,
         detail: str | None = None,
     ) -> None:
-        """Close a connection, which leaves in this way, for this client if any asked for it."""
+        """Close a parked connection and record the close reason.
+
+        ``way`` is the close reason, ``client_id`` the client that requested it, if any.
+        """
         self._descriptors.close_parked(parked)
         self._expiry_queue.remove(parked.expires_at, parked.id)
         self.statistics.connection_removed(parked.endpoint)
@@ -466,7 +476,7 @@ class Cache:
         client_id: int | None = None,
         detail: str | None = None,
     ) -> None:
-        """Count and record that a connection has left."""
+        """Count and record the removal of a connection."""
         self.counts[f"connections_{way}"] += 1
         age = now - row.saved_at
         self._audit_log.record(
@@ -476,7 +486,7 @@ class Cache:
         )
 
     def _binding_limit(self, destination: bytes) -> str | None:
-        """Return the name of the limit that is reached, if any is."""
+        """Return the name of the limit that a new binding would exceed; None if there is none."""
         limits, statistics = self._limits, self.statistics
         if limits.bindings and statistics.bindings >= limits.bindings:
             return "bindings"
@@ -486,12 +496,12 @@ class Cache:
         return None
 
     def _expire_earlier(self, expires_at: float) -> None:
-        """Make sure that `expire` is called in time."""
+        """Request an earlier call of `expire`."""
         self._next_expiry = expires_at
         self.on_earlier_expiry()
 
     def _clear_slice(self, now: float) -> bool:
-        """Clear away what has expired; return whether more of it may be left."""
+        """Remove expired connections and bindings; return True if more may be left."""
         for parked in in_time(self._expiry_queue.due(now, EXPIRY_SLICE)):
             self._remove("expired", now, parked)
         if self._expiry_queue.next_due() <= now:
@@ -503,7 +513,7 @@ class Cache:
         return len(bindings) == EXPIRY_SLICE
 
     def _binding_left(self, way: str, now: float, gone: Gone, client_id: int | None = None) -> None:
-        """Count and record that a binding has left."""
+        """Count and record the removal of a binding."""
         self.statistics.binding_removed(gone.destination)
         self.counts[f"bindings_{way}"] += 1
         age = now - gone.saved_at

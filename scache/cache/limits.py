@@ -1,4 +1,4 @@
-"""How much the cache takes."""
+"""The limits of the cache."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """What is cached at the most; 0 is no limit of that kind."""
+    """Limits on lifetimes and numbers of rows; a number of 0 means no limit."""
 
     ttl: float
     """Seconds; a longer time to live is lowered to this."""
     connections: int = 0
-    """At this many, the one nearest to its expiry gives way to another."""
+    """Connections in total; at the limit, a save evicts the connection that expires first."""
     connections_per_endpoint: int = 0
-    """More are refused."""
+    """Connections of one endpoint; further ones are refused."""
     bindings_per_destination: int = 0
-    """More are refused."""
+    """Bindings of one destination; further ones are refused."""
     bindings: int = 0
-    """More are refused."""
+    """Bindings in total; further ones are refused."""

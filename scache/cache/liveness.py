@@ -1,7 +1,7 @@
-"""Tells when the peer of a parked connection counts as hung up.
+"""Detection of hang-ups of the peers of parked connections.
 
-A descriptor is only asked what its kind answers without waiting for another program: a regular
-file of a file server that does not answer would stop the daemon in poll(2) or fstat(2).
+No function here makes a system call that may wait for another program. For example, poll(2) and
+fstat(2) of a file would block the daemon while its file server does not answer.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _TERMINAL_MAJORS = frozenset({4, 5, *range(136, 144)})
 
 
 class Kind(Enum):
-    """What a descriptor can be asked."""
+    """The kind of a descriptor. It decides which events mean a hang-up."""
 
     ESTABLISHED = auto()
-    """A TCP connection that was ESTABLISHED when it was saved, and has hung up when it is not."""
+    """A connected TCP socket. It is dead when its state is no longer ESTABLISHED."""
     LISTENING = auto()
-    """A stream or seqpacket socket that listens: a client that waits to be accepted is no data."""
+    """A listening stream or seqpacket socket. A connection that waits for accept(2) is not data."""
     STREAM = auto()
-    """Another stream or seqpacket socket: POLLHUP without POLLRDHUP means that it never had a
+    """Another stream or seqpacket socket. POLLHUP without POLLRDHUP means that it never had a
     peer."""
     DATAGRAM = auto()
-    """A datagram or raw socket: POLLERR tells of a packet that was not delivered (ICMP), and the
-    peer may answer the next one."""
+    """A datagram or raw socket. POLLERR alone reports an undelivered packet (ICMP); the peer may
+    answer the next one."""
     POLLABLE = auto()
-    """A pipe, a terminal or an object of the kernel such as an eventfd: POLLHUP and POLLERR are a
+    """A pipe, a terminal or a kernel object such as an eventfd. POLLHUP and POLLERR mean a
     hang-up."""
     OPAQUE = auto()
-    """A file, a directory, an epoll descriptor or a device: it has no peer, and is never polled."""
+    """A file, directory, epoll descriptor or device. It has no peer and is never polled."""
 
 
 def kind_of(descriptor: int) -> Kind:
-    """Return the kind of a descriptor, asking nothing that may wait for another program."""
+    """Return the kind of a descriptor without waiting for another program."""
     domain = sockopt.option(descriptor, _DOMAIN)
     if domain is None:
         return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
@@ -62,11 +62,11 @@ def kind_of(descriptor: int) -> Kind:
 
 
 def has_ended(kind: Kind, events: int) -> bool:
-    """Return True if these events of a descriptor, of which there are some, tell of a hang-up."""
+    """Return True if these events, which must not be 0, mean a hang-up."""
     if kind in (Kind.ESTABLISHED, Kind.DATAGRAM):
-        # The end of a connection shows in others as well. Alone, EPOLLERR tells of a message in the
-        # error queue, such as a time stamp of what was sent (MSG_ERRQUEUE, recvmsg(2)), or of an
-        # error of one datagram.
+        # The end of a connection also sets other events. EPOLLERR alone means a message in the
+        # error queue, such as a transmit time stamp (MSG_ERRQUEUE, recvmsg(2)), or an error of one
+        # datagram.
         return events != select.EPOLLERR
     if kind in (Kind.STREAM, Kind.LISTENING):
         return events & _NEVER_CONNECTED != select.EPOLLHUP
@@ -74,9 +74,9 @@ def has_ended(kind: Kind, events: int) -> bool:
 
 
 def lost_state(kind: Kind, descriptor: int) -> str | None:
-    """Return the state of a TCP connection that is no longer ESTABLISHED; else None.
+    """Return the state of a TCP connection that is no longer ESTABLISHED, otherwise None.
 
-    shutdown(2) through a duplicate of our own descriptor shows in no event.
+    A shutdown(2) of our side through a duplicate of the descriptor sets no event.
     """
     if kind is not Kind.ESTABLISHED:
         return None
@@ -87,7 +87,7 @@ def lost_state(kind: Kind, descriptor: int) -> str | None:
 
 
 def _is_pollable(descriptor: int) -> bool:
-    """Return True if poll(2) of something that is no socket asks the kernel alone."""
+    """Return True if poll(2) of this descriptor, not a socket, cannot wait for a program."""
     try:
         if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH:
             return False
@@ -105,7 +105,7 @@ def _is_pollable(descriptor: int) -> bool:
 
 
 def poll(descriptor: int, events: int) -> int:
-    """Return which of these events a descriptor has now, and hang-ups and errors; 0 for none."""
+    """Return the pending events of a descriptor: these, hang-ups and errors; 0 for none."""
     look = select.poll()
     look.register(descriptor, events)
     ready = look.poll(0)

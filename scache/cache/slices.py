@@ -1,4 +1,4 @@
-"""Work in slices of time, so that requests are answered in between."""
+"""Time slices for background work, so that requests are answered in between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 SLICE = 0.002
-"""Seconds of work until requests have their turn."""
+"""Seconds of background work until requests are served again."""
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What scache(8) logs of its work, in the very words that log readers parse."""
+"""The statistics that Postfix's scache(8) logs, in the format that log parsers expect."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scache.clock import Clock
 class Statistics:
     """Lookups and peaks since the last report (scache(8), connection_cache_status_update_time).
 
-    A hit of ``find_dest`` counts as a domain lookup and not as an address
-    lookup. Peaks are updated by saves alone.
+    A hit of ``find_dest`` counts as a domain lookup and not as an address lookup. Only saves
+    update the peaks.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -20,7 +20,7 @@ class Statistics:
         self._endpoints: dict[bytes, int] = {}
         self._destinations: dict[bytes, int] = {}
         self.bindings = 0
-        """How many there are."""
+        """The number of bindings."""
         self._reset()
 
     def _reset(self) -> None:
@@ -53,11 +53,11 @@ class Statistics:
         self._connections -= 1
 
     def connections_of(self, endpoint: bytes) -> int:
-        """Return how many connections of an endpoint are parked."""
+        """Return the number of parked connections of an endpoint."""
         return self._endpoints.get(endpoint, 0)
 
     def bindings_of(self, destination: bytes) -> int:
-        """Return how many bindings a destination has."""
+        """Return the number of bindings of a destination."""
         return self._destinations.get(destination, 0)
 
     def bindings_added(self, destination: bytes, count: int = 1) -> None:
@@ -66,12 +66,12 @@ class Statistics:
         self.bindings += count
 
     def binding_removed(self, destination: bytes) -> None:
-        """Count a binding that is gone."""
+        """Count a binding that was removed."""
         _decrease(self._destinations, destination)
         self.bindings -= 1
 
     def saved(self) -> None:
-        """Take note of the peaks; called after every save."""
+        """Update the peaks; called after every save."""
         if len(self._destinations) > self._most_destinations:
             self._most_destinations = len(self._destinations)
         if len(self._endpoints) > self._most_endpoints:
@@ -80,7 +80,7 @@ class Statistics:
             self._most_connections = self._connections
 
     def report(self) -> list[str]:
-        """Return the lines to log, none if there is nothing to say, and start over."""
+        """Return the lines to log, and reset the statistics. Return no line if all are zero."""
         lines = []
         if self.domain_hits or self.domain_misses:
             lines.append(_lookups("domain", self.domain_hits, self.domain_misses))
