@@ -1,4 +1,4 @@
-"""The anyio edge: sockets, signals, deadlines, and the tasks that keep the cache in order."""
+"""The daemon process: sockets, signals, time-outs and background tasks, on anyio."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["run"]
 def run(settings: Settings) -> int:
     """Run the daemon in the foreground; return its exit code.
 
-    A signal that comes before it is ready waits until it is. Raises
-    StartupError, whose text is one sentence, when it cannot start.
+    SIGNALS are blocked until the daemon is ready to handle them. Raises StartupError, with a
+    message of one sentence, if the daemon cannot start.
     """
     open_files = raise_open_files()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,4 +1,4 @@
-"""Who may do what, by the credentials that the kernel recorded."""
+"""Access control by the peer credentials that the kernel recorded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from scache.unix.namespace import ROOT, Unmapped
 
 
 class Principals(NamedTuple):
-    """Users, and the members of groups."""
+    """Users, given by user ID or by membership in a group."""
 
     uids: Collection[int]
     gids: Collection[int]
     unmapped_users: Unmapped
     unmapped_groups: Unmapped
-    """The ids of these stand for many users and groups, and so for none of them."""
+    """The overflow IDs of a user namespace: many users or groups share one, so it never matches."""
 
     def include(self, peer: Peer, groups: Collection[int]) -> bool:
-        """Return whether somebody is one of them, who also belongs to these groups."""
+        """Return True if a peer with these supplementary groups is one of the principals."""
         if peer.uid in self.uids and not self.unmapped_users.may_be(peer.uid):
             return True
         return any(
@@ -31,17 +31,17 @@ class Principals(NamedTuple):
 
 
 class AccessControl:
-    """Serves root, the daemon's own user, and the users and groups that the settings name."""
+    """Access to administrative requests: root, the daemon's user and configured principals."""
 
     def __init__(self, also: Principals, snapshots: Snapshots) -> None:
-        """Serve also these."""
+        """Permit the principals ``also``, besides root and the daemon's user."""
         self._people = also._replace(uids={ROOT, os.geteuid(), *also.uids})
         self._snapshots = snapshots
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
-        """Return whether somebody may ask, who also belongs to these groups."""
+        """Return True if a peer with these supplementary groups may send these requests."""
         return self._people.include(peer, groups)
 
     def snapshot(self, session: Session) -> None:
-        """Take a snapshot for a session."""
+        """Request a snapshot for a session."""
         self._snapshots.ask(session)

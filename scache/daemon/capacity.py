@@ -1,4 +1,4 @@
-"""How much the daemon takes on: what the settings say, as far as its open files allow."""
+"""Limits on clients and connections: the settings, reduced to fit the open file limit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scache.errors import SettingsError
 from scache.settings.declarations import Settings
 
 MIN_OPEN_FILES = 32
-"""Open files without which there is no daemon: with a database in a file it has 18 for itself, and
-a few more while it takes a snapshot."""
+"""Smallest open file limit that the daemon starts with. With a database file it needs 18
+descriptors for itself, and a few more while it takes a snapshot."""
 
 _RAISE_OPEN_FILES = "ulimit -n, or LimitNOFILE= in a unit of systemd"
 
 
 def raise_open_files() -> int:
-    """Let this process hold as many descriptors as it may; return how many these are.
+    """Raise the soft limit on open files to the hard limit; return the limit in force.
 
-    Raises SettingsError if they are too few.
+    Raises SettingsError if it is less than MIN_OPEN_FILES.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
@@ -34,17 +34,17 @@ def raise_open_files() -> int:
 
 
 class Capacity(NamedTuple):
-    """Descriptors that may be used for each purpose; what is left is the reserve."""
+    """Descriptors for clients and for cached connections; the remaining ones are the reserve."""
 
     clients: int
     connections: int
 
 
 def capacity(settings: Settings, open_files: int) -> Capacity:
-    """Return what fits into so many open files (RLIMIT_NOFILE).
+    """Return the capacity that fits into ``open_files`` descriptors (RLIMIT_NOFILE).
 
-    Where they are few, clients get a fourth of those that are not in reserve,
-    and connections the rest.
+    Clients get at most a fourth of the descriptors that are not in the reserve. Connections get
+    the rest.
     """
     spare = max(open_files - settings.descriptor_reserve, 2)
     clients = min(settings.max_clients, max(spare // 4, 1))
@@ -53,7 +53,7 @@ def capacity(settings: Settings, open_files: int) -> Capacity:
 
 
 def shortage(settings: Settings, room: Capacity, open_files: int) -> str | None:
-    """Return a sentence if there is room for less than the settings say."""
+    """Return a warning if the capacity is less than the settings ask for, else None."""
     if room.clients >= settings.max_clients and room.connections >= settings.max_connections:
         return None
     return (
@@ -63,7 +63,7 @@ def shortage(settings: Settings, room: Capacity, open_files: int) -> str | None:
 
 
 def client_limit(settings: Settings, clients: int) -> str:
-    """Return which limit has so many clients reached, the most that fit, and what raises it."""
+    """Return the end of a log message: the limit that ``clients`` has reached, and its remedy."""
     if clients < settings.max_clients:
         return f"the limit on open files allows: raise it ({_RAISE_OPEN_FILES})"
     return "max_clients allows: raise it"

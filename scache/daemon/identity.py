@@ -1,7 +1,7 @@
-"""Tells whether a descriptor is a socket of the daemon itself, by the sockets and not by a pid.
+"""Detection of the daemon's own sockets among descriptors, by socket identity instead of pid.
 
-SO_PEERCRED of a connection names the process that called listen(2). That may have executed the
-daemon since and left the listening socket to a child, and another process may get its pid.
+SO_PEERCRED is not enough: it names the process that called listen(2). That process can pass the
+listening socket to another process and end, and its pid can be used again.
 """
 
 from __future__ import annotations
@@ -36,26 +36,28 @@ _ANSWER_SIZE = 4096
 
 
 class OwnSockets:
-    """The listening socket, those that it has accepted, and the client's end of each of these.
+    """The listening socket, the sockets accepted from it, and the client's end of each.
 
-    The listening socket is bound to a place of its own, the inode of its file, which no other
-    socket has while it is open. An accepted socket has the place of the one that accepted it.
+    The "place" of a bound socket is the device and inode of its file. No other listening socket
+    has the same place while this one is open. An accepted socket has the place of the listening
+    socket.
     """
 
     def __init__(self, listening: socket.socket) -> None:
-        """Recognize this socket, which is bound to a path, and what belongs to it."""
+        """Use this listening socket, which must be bound to a path."""
         self._address, _ = sockopt.addresses(listening.fileno())
         try:
-            # The first question makes the kernel load its module, for which it waits.
+            # The first query makes the kernel load unix_diag, which blocks: do it at startup.
             self._place = _diagnosis(listening.fileno()).place
         except OSError:
             self._place = None
 
     def include(self, descriptor: int) -> bool:
-        """Return True if this is one of them.
+        """Return True if a descriptor is one of these sockets.
 
-        Each has the address of the listening socket at one end. Another socket may have the same
-        address, so the kernel is asked for the place; if it has no answer, the address decides.
+        Each of them has the address of the listening socket at one end. Another socket may have
+        the same address, so the place is compared too. If the kernel does not tell the place, the
+        address decides.
         """
         if sockopt.option(descriptor, _DOMAIN) != _UNIX:
             return False
@@ -68,18 +70,18 @@ class OwnSockets:
             if place == self._place or peer == 0:
                 return True
             return peer is not None and _diagnosis_of(peer).place == self._place
-        except OSError:  # such as that of a socket of another network namespace
+        except OSError:  # for example, the socket belongs to another network namespace
             return True
 
 
 class _Diagnosis(NamedTuple):
-    """What the kernel tells of a UNIX socket."""
+    """The attributes of a UNIX socket that sock_diag(7) reports."""
 
     place: tuple[int, int] | None
     """Inode and device of the file that it is bound to; None if there is none."""
     peer: int | None
-    """The inode of the socket that it is connected to, 0 if that is not accepted yet or closed.
-    None if it is not connected."""
+    """Inode of the connected peer; 0 if the peer is not accepted yet or closed; None if not
+    connected."""
 
 
 def _diagnosis(descriptor: int) -> _Diagnosis:
@@ -88,9 +90,9 @@ def _diagnosis(descriptor: int) -> _Diagnosis:
 
 
 def _diagnosis_of(inode: int, cookie: int = _NO_COOKIE) -> _Diagnosis:
-    """Ask for the socket with this inode, and this cookie if one is given.
+    """Query the kernel for the socket with this inode, and with this cookie if one is given.
 
-    Raises OSError if the kernel has no answer.
+    Raises OSError if the kernel does not find the socket.
     """
     high, low = divmod(cookie, 2**32)
     body = _REQUEST.pack(_UNIX, 0, 0, _ANY_STATE, inode, _SHOW, low, high)

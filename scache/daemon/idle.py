@@ -1,4 +1,4 @@
-"""Idle exit: decides when no client has needed the daemon for long enough."""
+"""Idle exit: stop the daemon after ``max_idle`` seconds without clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 
 
 class IdleTimer:
-    """Knows since when no client has been connected."""
+    """A timer that runs while no client is connected."""
 
     def __init__(self, max_idle: float) -> None:
         """Wait for ``max_idle`` seconds without clients; 0 waits for ever."""
@@ -23,7 +23,7 @@ class IdleTimer:
             self._change()
 
     def disconnected(self) -> None:
-        """Count a client that has gone; the timer starts when it was the last."""
+        """Count a client that disconnected; start the timer if it was the last one."""
         self._clients -= 1
         if self._clients == 0:
             self._change()
@@ -33,10 +33,10 @@ class IdleTimer:
         self._changed = anyio.Event()
 
     async def wait(self, backlog_is_empty: Callable[[], bool]) -> None:
-        """Return when there was no client for ``max_idle`` seconds (scache(8), max_idle).
+        """Return when no client was connected for ``max_idle`` seconds (scache(8), max_idle).
 
-        If a client waits to be accepted then, because the daemon was stopped (SIGSTOP) or out of
-        descriptors, the time starts over.
+        The timer starts over if a client is in the backlog at that moment: the daemon was stopped
+        (SIGSTOP) or out of descriptors.
         """
         while True:
             changed = self._changed

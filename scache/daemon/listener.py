@@ -1,4 +1,4 @@
-"""The listening socket: nobody gets in who should not, and no other daemon is thrown out."""
+"""The listening socket: creation, access rights, replacement of a stale socket, and accepting."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
 
 _ACCEPTS_PER_TURN = 8
-"""Clients that are accepted before the others have their turn."""
+"""Clients accepted in one step before connected clients are served again."""
 
 _VANISHED = 0.25
-"""As what part of a client one counts that has gone already, and takes less time."""
+"""Cost of a client that has already closed its socket, as a fraction of an accepted client."""
 
 _LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 _ACCEPT_PAUSE = 0.1
-"""Seconds until the next attempt when the process or the machine is out of descriptors."""
+"""Seconds until the next accept(2) after the process or the system ran out of descriptors."""
 
 _START_LOCK_TIMEOUT = 1.0
-"""Seconds to wait for another daemon that starts in the same directory."""
+"""Seconds to wait for the lock of another daemon that starts in the same directory."""
 
 logger = logging.getLogger(__name__)
 
 
 def make_directory(path: Path) -> None:
-    """Make the directory of the default socket: root's for everybody, a user's for that user.
+    """Create the directory of the default socket: mode 0755 for root, 0700 for another user.
 
-    Raises SocketError if it cannot be made, or is another user's, who could
-    put a socket of his own in the place of ours.
+    Raises SocketError if it cannot be created. Raises it as well if another user may write to the
+    directory, because that user could replace the socket.
     """
     uid = os.geteuid()
     try:
@@ -62,7 +62,11 @@ def make_directory(path: Path) -> None:
 
 
 def _belongs_to_us(path: Path, uid: int) -> bool:
-    """Ask the kernel about a directory that is shown as ours, where others may be shown as us."""
+    """Return True if this process owns a directory that stat(2) shows with its user ID.
+
+    In a user namespace, stat(2) shows unmapped owners with the overflow ID, which can be the ID of
+    this process. fchmod(2) succeeds only for the real owner.
+    """
     if not unmapped("uid").may_be(uid):
         return True
     try:
@@ -70,7 +74,7 @@ def _belongs_to_us(path: Path, uid: int) -> bool:
     except OSError:
         return False
     try:
-        os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode))  # which the owner alone may do
+        os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode))  # only the owner may do this
     except OSError:
         return False
     finally:
@@ -79,14 +83,14 @@ def _belongs_to_us(path: Path, uid: int) -> bool:
 
 
 class ListeningSocket:
-    """A socket that listens at a path, and takes the path away when it is closed."""
+    """A socket that listens at a path and removes the path when it is closed."""
 
     def __init__(self, path: Path, mode: int, owner: tuple[int, int]) -> None:
-        """Listen at this path, with this mode and owner (uid, gid; -1 keeps).
+        """Listen at this path, with this mode and owner (uid, gid; -1 keeps the current one).
 
-        A socket that nobody listens on any more is replaced. Raises SocketError
-        if somebody does, or if the path cannot be used or given to the owner;
-        then no socket is left there.
+        A stale socket, on which no process listens, is replaced. Raises SocketError if another
+        process listens there, if the path cannot be used or if the owner cannot be set. The new
+        socket is removed in that case.
         """
         size = len(os.fsencode(path))
         if size > MAX_PATH_SIZE:
@@ -113,10 +117,10 @@ class ListeningSocket:
             raise
 
     def close(self, closer: Closer | None = None) -> None:
-        """Listen no more; remove the socket's path, if it is still ours.
+        """Stop listening; remove the path if it still names this socket.
 
-        The ``closer`` does without waiting what close(2) does for each client that was not
-        accepted: it frees what this client has sent.
+        close(2) can block, because it frees the descriptors that clients in the backlog have sent.
+        ``closer`` closes the socket on another thread.
         """
         if closer is not None and self.socket.fileno() >= 0:
             closer.close((self.socket.detach(),))
@@ -130,12 +134,12 @@ class ListeningSocket:
         except FileNotFoundError:
             pass
         except OSError as error:
-            # Nothing is amiss: the next daemon that may, replaces it.
+            # Not an error: the next daemon with write access to the directory replaces the socket.
             logger.info("the socket %s is left behind: %s", self.path, error.strerror)
 
 
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:
-    """Bind with the mode in force from the first moment."""
+    """Bind the socket with its final mode, so that access is never wider than the setting."""
     umask = os.umask(0o777 & ~mode)
     try:
         sock.bind(os.fspath(path))
@@ -145,10 +149,11 @@ def _bind(sock: socket.socket, path: Path, mode: int) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Hold the socket at a path; yield a descriptor (O_PATH) and the identity of it.
+    """Open the socket at a path; yield an O_PATH descriptor and its identity (device, inode).
 
-    A process that may write to the directory can put a link to any file in its place at any
-    moment: so the path is followed once, and no link is. SocketError if there is no socket.
+    A process with write access to the directory can replace the socket by a link to any file. So
+    the path is resolved only once and links are not followed. Raises SocketError if the file at
+    the path is not a socket.
     """
     handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -164,11 +169,11 @@ def _held(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def _give(handle: int, path: Path, owner: tuple[int, int]) -> None:
-    """Give the socket at a path, held by an O_PATH descriptor, to its owner (uid, gid)."""
+    """Set the owner (uid, gid) of the socket that the O_PATH descriptor ``handle`` refers to."""
     if owner == (UNCHANGED, UNCHANGED):
         return
     try:
-        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) takes no O_PATH
+        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) rejects O_PATH descriptors
     except OSError as error:
         reason = why_not_given(error, *owner)
         raise SocketError(f"cannot make the socket {path}: {reason}") from error
@@ -176,7 +181,7 @@ def _give(handle: int, path: Path, owner: tuple[int, int]) -> None:
 
 @contextmanager
 def _starting_in(directory: Path) -> Iterator[None]:
-    """Keep two daemons that start at once from replacing each other's new socket."""
+    """Lock the directory, so that two starting daemons do not replace each other's new socket."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _START_LOCK_TIMEOUT
@@ -191,7 +196,7 @@ def _starting_in(directory: Path) -> Iterator[None]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on; SocketError for anything else that is there."""
+    """Remove a socket on which no process listens; raise SocketError for any other file."""
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
@@ -201,7 +206,7 @@ def _remove_stale(path: Path) -> None:
             f"{path} exists and is not a socket: remove it, or choose another --socket"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A full backlog must not make us wait: somebody listens, that is all we ask.
+        # Do not wait if the backlog is full: that already shows that a process listens.
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
@@ -227,7 +232,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _unlink_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on; another user's may be ours to replace or not."""
+    """Remove a stale socket; raise SocketError if the directory lets only its owner remove it."""
     try:
         path.unlink()
     except PermissionError as error:
@@ -261,7 +266,7 @@ def _reason(error: OSError, path: Path) -> str:
 
 
 class Listener:
-    """Accepts clients as they come."""
+    """The accepting side of the listening socket, scheduled by the poller."""
 
     def __init__(
         self,
@@ -272,7 +277,7 @@ class Listener:
         on_shortage: Callable[[str], None],
         closer: Closer,
     ) -> None:
-        """Pass clients on, and tell what cannot be done for want of a descriptor."""
+        """Call ``on_client`` for each client, and ``on_shortage`` when out of descriptors."""
         self._closer = closer
         self._listening = sock
         self._loop = loop
@@ -283,11 +288,11 @@ class Listener:
         self._waiting = False
 
     def start(self) -> None:
-        """Begin to accept, and pass each client's socket on."""
+        """Begin to accept clients."""
         self._poller.add(self._listening.socket.fileno(), self._on_ready)
 
     def close(self) -> None:
-        """Accept nobody any more, and close the socket."""
+        """Stop accepting clients and close the socket."""
         if not self._open:
             return
         self._open = False
@@ -295,9 +300,9 @@ class Listener:
         self._listening.close(self._closer)
 
     def _on_ready(self) -> None:
-        """Wait for a turn: clients that are there come before those that want to be."""
+        """Enqueue accepting in the scheduler, so that it does not delay connected clients."""
         if self._waiting:
-            self._heed(0)  # or it would be ready all the time
+            self._heed(0)  # epoll is level-triggered: it would report the socket at every poll
             return
         self._waiting = True
         self._poller.enqueue(self._listening.socket.fileno(), self._accept, second=True)
@@ -324,10 +329,10 @@ class Listener:
             else:
                 self._on_client(client)
                 left -= 1
-        self._on_ready()  # there may be more
+        self._on_ready()  # the backlog may hold more clients
 
     def _pause(self, error: OSError) -> None:
-        """Wait a little when there is no descriptor to be had: the client waits in the backlog."""
+        """Stop accepting for _ACCEPT_PAUSE seconds; clients wait in the backlog meanwhile."""
         self._on_shortage(f"cannot accept a client now ({error.strerror}), trying again")
         self._heed(0)
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
@@ -337,12 +342,12 @@ class Listener:
             self._heed(READABLE)
 
     def _heed(self, events: int) -> None:
-        """Be told of these events; the socket stays among those that are watched."""
+        """Poll the socket for these events; 0 keeps it registered without events."""
         self._poller.modify(self._listening.socket.fileno(), events)
 
 
 def _has_vanished(client: socket.socket) -> bool:
-    """Whether a client has hung up already, without a word; nobody else need know of it."""
+    """Return True if a client has closed its socket without sending anything."""
     try:
         return not client.recv(1, _LOOK)
     except OSError:

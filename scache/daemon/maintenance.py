@@ -1,4 +1,4 @@
-"""What has to be done now and then, each a task of its own that sleeps in between."""
+"""Periodic background tasks: expiry, commits, checkpoints, closing, time-outs and statistics."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
 from scache.unix.closing import Closer, Look
 
 EXPIRY_PAUSE = 0.01
-"""Seconds between two rounds of expiry, so that a steady trickle does not keep us busy."""
+"""Seconds between two rounds of expiry; limits the rounds while rows expire continuously."""
 
 TICK = 0.5
-"""Seconds until expiry looks at the clocks again, however far away the next one is: the timers
-of the loop stand still while the machine sleeps, and nothing tells that the wall clock was set."""
+"""Longest sleep of the expiry task, in seconds. The event loop's timers stop while the machine
+sleeps, and a change of the wall clock is not reported, so the clocks are read regularly."""
 
 WATCH_INTERVAL = 0.05
-"""Seconds for which a connection is not watched: most are found sooner."""
+"""Seconds until a saved connection is watched for hang-ups; most are found before that."""
 
 CLOSE_INTERVAL = 0.1
-"""Seconds between two looks at what waits to be closed, while anything does."""
+"""Seconds between two checks of the descriptors that wait to be closed."""
 
 CHECKPOINT_INTERVAL = 1.0
 """Seconds from a commit to the checkpoint that follows."""
 
 _CATCH_UP_ROUNDS = 3
-"""How often the log is copied before clients wait for the rest."""
+"""Checkpoints made while clients are served, before serving pauses for the last one."""
 
 CATCH_UP_TIMEOUT = 0.008
-"""Seconds for which clients wait, at the most, while the log is made ready to start over."""
+"""Longest pause of serving, in seconds, for the checkpoint that lets the log start over."""
 
 LONG_CATCH_UP_TIMEOUT = 0.05
-"""The same once the log is several times as long as it should be: it has to end some time."""
+"""Longest pause, in seconds, when the log is several times its intended size."""
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks at the files of the database."""
+"""Seconds between two checks of the database files."""
 
 RENEW_INTERVAL = 10.0
-"""Seconds between two attempts to make a lost file anew."""
+"""Seconds between two attempts to create a lost file again."""
 
 logger = logging.getLogger(__name__)
 
 
 class Signal:
-    """An event that can be waited for again and again; setting it twice is setting it once."""
+    """An event for repeated waits by one task; it is cleared when a wait returns."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
 
     def set(self) -> None:
-        """Wake whoever waits, or will."""
+        """Wake the waiting task, or let the next wait return at once."""
         self._event.set()
 
     async def wait(self, at_most: float = math.inf) -> None:
-        """Return when it has been set since the last time, or after ``at_most`` seconds."""
+        """Return once the event is set, or after ``at_most`` seconds."""
         if at_most == math.inf:
             await self._event.wait()
         else:
@@ -74,7 +74,7 @@ class Signal:
 
 
 async def expire(cache: Cache, clock: Clock) -> None:
-    """Clear away what expires, when it does, a slice at a time."""
+    """Remove rows when they expire, in slices, so that clients are served in between."""
     earlier = Signal()
     cache.on_earlier_expiry = earlier.set
     while True:
@@ -87,13 +87,13 @@ async def expire(cache: Cache, clock: Clock) -> None:
 
 
 async def clear_expired(cache: Cache, clock: Clock) -> None:
-    """Clear away all that has expired by now, however much that is, a slice at a time."""
+    """Remove all rows that have expired by now, in slices; return when none is left."""
     while cache.expire() <= clock.now():
         await anyio.lowlevel.checkpoint()
 
 
 async def watch(cache: Cache) -> None:
-    """Begin to watch for hang-ups of what stays in the cache for longer than WATCH_INTERVAL."""
+    """Watch connections for hang-ups once they have been cached for about WATCH_INTERVAL."""
     parked = Signal()
     cache.on_parked = parked.set
     while True:
@@ -104,7 +104,7 @@ async def watch(cache: Cache) -> None:
 
 
 async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
-    """See that what waits to be closed is closed, and tell what cannot be."""
+    """Monitor the closing of descriptors; log and count the ones whose close(2) does not return."""
     pending = Signal()
     closer.on_pending = pending.set
     while True:
@@ -135,7 +135,7 @@ def _trouble(look: Look) -> str:
 
 
 async def commit(database: Database, committed: Signal) -> None:
-    """Commit each batch COMMIT_INTERVAL after it began."""
+    """Commit each batch COMMIT_INTERVAL seconds after its first write; retry after a fault."""
     pending = Signal()
     database.batch.on_pending = pending.set
     pending.set()  # for what was written before this task began
@@ -152,8 +152,8 @@ async def commit(database: Database, committed: Signal) -> None:
 async def checkpoint(database: Database, poller: Poller, committed: Signal) -> None:
     """Keep the write-ahead log short.
 
-    Most of it is copied while requests are served. The rest, which they have
-    added meanwhile, is copied while they wait, CATCH_UP_TIMEOUT at the most.
+    Most of the log is copied while requests are served. Serving then pauses for at most
+    CATCH_UP_TIMEOUT seconds, and the pages that these requests have added are copied.
     """
     while True:
         await committed.wait()
@@ -163,7 +163,7 @@ async def checkpoint(database: Database, poller: Poller, committed: Signal) -> N
         async with database.control_turn:
             timeout = LONG_CATCH_UP_TIMEOUT if database.log_is_very_long else CATCH_UP_TIMEOUT
             for _ in range(_CATCH_UP_ROUNDS):
-                await database.checkpoint()  # each leaves less to the next
+                await database.checkpoint()  # each round leaves fewer pages for the next one
             with poller.paused():
                 database.batch.commit()
                 with anyio.move_on_after(timeout):
@@ -171,7 +171,7 @@ async def checkpoint(database: Database, poller: Poller, committed: Signal) -> N
 
 
 async def watch_files(database: Database) -> None:
-    """Notice what others do to the files of the database, and mend what can be mended."""
+    """Check if another process changed or removed the database files; renew the database if so."""
     while database.is_file:
         await anyio.sleep(LOOK_INTERVAL)
         if database.look_at_files() and not await database.renew():
@@ -181,7 +181,7 @@ async def watch_files(database: Database) -> None:
 async def drop_overdue(
     watchdog: Watchdog[Session], sessions: Collection[Session], connected: Signal
 ) -> None:
-    """Disconnect clients that leave an exchange half done; sleep while there are no clients."""
+    """Disconnect clients that stop in the middle of an exchange; sleep while there are none."""
     while True:
         if not sessions:
             await connected.wait()
@@ -191,13 +191,13 @@ async def drop_overdue(
 
 
 def log_statistics(cache: Cache) -> None:
-    """Log what scache(8) logs of the time since the last report."""
+    """Log the statistics since the last report, in the format of Postfix's scache(8)."""
     for line in cache.statistics.report():
         logger.info("%s", line)
 
 
 async def report(cache: Cache, interval: float) -> None:
-    """Log the statistics every ``interval`` seconds; 0 is never."""
+    """Log the statistics every ``interval`` seconds; never if it is 0."""
     while interval:
         await anyio.sleep(interval)
         log_statistics(cache)
