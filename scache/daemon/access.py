@@ -13,13 +13,15 @@ from scache.unix.namespace import ROOT, Unmapped
 
 
 class Principals(NamedTuple):
-    """Users, given by user ID or by membership in a group."""
+    """Users, given by user ID or by membership in a group.
+
+    An ID that may be an overflow ID never matches, because many unmapped users or groups share it.
+    """
 
     uids: Collection[int]
     gids: Collection[int]
     unmapped_users: Unmapped
     unmapped_groups: Unmapped
-    """The overflow IDs of a user namespace: many users or groups share one, so it never matches."""
 
     def include(self, peer: Peer, groups: Collection[int]) -> bool:
         """Return True if a peer with these supplementary groups is one of the principals."""

@@ -104,7 +104,7 @@ async def watch(cache: Cache) -> None:
 
 
 async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
-    """Monitor the closing of descriptors; log and count the ones whose close(2) does not return."""
+    """Monitor the closer; log and count descriptors for which close(2) does not return."""
     pending = Signal()
     closer.on_pending = pending.set
     while True:
@@ -171,7 +171,7 @@ async def checkpoint(database: Database, poller: Poller, committed: Signal) -> N
 
 
 async def watch_files(database: Database) -> None:
-    """Check if another process changed or removed the database files; renew the database if so."""
+    """Check the database files for changes by other processes; create a lost file again."""
     while database.is_file:
         await anyio.sleep(LOOK_INTERVAL)
         if database.look_at_files() and not await database.renew():
@@ -181,7 +181,7 @@ async def watch_files(database: Database) -> None:
 async def drop_overdue(
     watchdog: Watchdog[Session], sessions: Collection[Session], connected: Signal
 ) -> None:
-    """Disconnect clients that stop in the middle of an exchange; sleep while there are none."""
+    """Disconnect clients that stop in an exchange; wait while no client is connected."""
     while True:
         if not sessions:
             await connected.wait()
