@@ -1,4 +1,4 @@
-"""The data plane's writes, gathered into one transaction that is committed now and then."""
+"""The data plane's writes, collected into transactions that are committed at intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT_INTERVAL = 0.05
 """Seconds from the first write of a batch to its commit."""
 
 FAULT_RETRY_INTERVAL = 0.2
-"""Seconds between attempts to commit while the disk refuses."""
+"""Seconds between attempts to commit while the database refuses writes."""
 
 COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
@@ -25,62 +25,60 @@ COUNT = (
 
 Parameters = Sequence[int | float | bytearray | bytes | str | None]
 Operation = tuple[str, Parameters]
-"""One statement and its parameters; if those are a list, of rows, it is done for each of them."""
+"""One statement and its parameters. A list holds many rows: the statement is executed for each."""
 
 text = bytearray
-"""Makes a parameter of a label. For one of the type bytes, which it could bind as it is, sqlite3
-first looks for an adapter, which costs a fifth of a statement."""
+"""Converts a label to a parameter. For the type bytes sqlite3 first looks for an adapter, which
+costs a fifth of the time of a statement (measured)."""
 
 
 class Batch:
-    """One write transaction after another on the data plane's connection.
+    """The write transactions of the data plane's connection, one after another.
 
-    A transaction begins with the first write and collects whatever follows
-    until somebody calls `commit`, which is cheaper than a transaction for each
-    write. Readers in other processes see whole batches.
+    A transaction begins with the first write and collects all writes until `commit` is called.
+    This is cheaper than one transaction for each write. Other processes see whole batches only.
 
-    A commit that the disk refuses rolls the whole batch back (SQLite docs,
-    "Response to errors within a transaction"). So the operations of a batch
-    are kept until they are safe, and are done again at the next occasion: the
-    live rows stay true, in SQLite's page cache, until a commit succeeds.
+    SQLite may roll back the whole batch when the disk refuses a commit (SQLite docs, "Response to
+    errors within a transaction"). The operations of a batch are therefore kept until a commit
+    succeeds, and are executed again in the next transaction. Until then the live rows are correct
+    in SQLite's page cache.
 
-    A statement that is refused rolls it back as well, because a trigger of an
-    administrator may have left half of it (RAISE(FAIL)), or nothing of the
-    whole batch (RAISE(ROLLBACK)).
+    The batch is also rolled back when a statement is refused, because an administrator's trigger
+    may have left half of the statement (RAISE(FAIL)) or have undone the batch (RAISE(ROLLBACK)).
     """
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock) -> None:
         self.clock = clock
-        """Its offset is what was added to the times of all that is live, for their stamps."""
+        """The clock; its offset converts the times of live rows to the stamps in the database."""
         self.on_pending: Callable[[], None] = lambda: None
-        """Called when a commit becomes due: call `commit` COMMIT_INTERVAL later."""
+        """Called when a commit becomes due. The callback calls `commit` COMMIT_INTERVAL later."""
         self.before_commit: Callable[[], object] = lambda: None
-        """Called when a commit is about to be tried: write what waits to be written."""
+        """Called before each commit. The callback writes its pending rows."""
         self.counts: Counter[str] = Counter()
-        """What to add to the table ``counter`` with the next commit."""
+        """Values to add to the table ``counter`` with the next commit, by counter."""
         self.faults = Faults()
         self._connection = connection
         self._cursor = connection.cursor()
-        """One for all: making a cursor for each statement costs a sixth of its time."""
+        """The only cursor. A new one costs a sixth of the time of a statement (measured)."""
         self._operations: list[Operation] = []
         self._counted: Counter[str] = Counter()
-        """What of `counts` is in the batch: one sum for each, however often a commit fails."""
+        """Sums moved from `counts` into the current batch, kept until a commit succeeds."""
         self.commit_failed = False
-        """Whether an earlier commit still waits for the disk: then nothing may grow, so that what
-        has to be kept for later cannot grow without bound."""
+        """True since a commit failed, until one succeeds. `add` and `add_many` are then refused,
+        to bound the number of kept operations."""
         self._held_back = False
-        """Whether the batch waits for a counter or for rows of `add_many`, which were refused: then
-        no request may add to it."""
+        """True since a counter or rows of `add_many` were refused, until the next try to commit.
+        Meanwhile `add` is refused."""
 
     @property
     def fault(self) -> str | None:
-        """What the database complains of; None while it can be written."""
+        """SQLite's message for the first fault that lasts; None if there is none."""
         return self.faults.text
 
     def begin(self) -> None:
-        """Make sure of a transaction that has seen every earlier operation.
+        """Begin a transaction, if there is none, and execute the kept operations again in it.
 
-        Raises DatabaseFault when there can be none now.
+        Raises DatabaseFault if that fails.
         """
         connection = self._connection
         if connection.in_transaction:
@@ -101,17 +99,17 @@ class Batch:
             self.on_pending()
 
     def catch_up(self) -> None:
-        """Make sure that queries see every earlier operation; raise DatabaseFault if they cannot.
+        """Make queries see every earlier operation. Raises DatabaseFault if that fails.
 
-        Unlike `begin` it takes no transaction if there is no such operation.
+        Unlike `begin`, this begins no transaction if no operation is kept.
         """
         if self._operations:
             self.begin()
 
     def execute(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
-        """Do one write; DatabaseFault if the database refuses it, and then nothing has changed.
+        """Execute one write. Raises DatabaseFault, and changes nothing, if the database refuses it.
 
-        The cursor is that of every write and query: look at it before the next.
+        All writes and queries share the returned cursor: read it before the next one.
         """
         if not self._connection.in_transaction:
             self.begin()
@@ -123,25 +121,25 @@ class Batch:
         return self._cursor
 
     def add(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
-        """Do one write of a request that makes the database grow.
+        """Execute one write that makes the database grow, for a request.
 
-        It is refused as well while an earlier commit fails or is held back.
+        Raises DatabaseFault also while an earlier commit fails or earlier rows are held back.
         """
         if self.commit_failed or self._held_back:
             raise DatabaseFault(self.fault)
         return self.execute(sql, parameters)
 
     def ignored(self, writes: int = 1) -> DatabaseFault:
-        """Forget the latest writes, as a trigger has ignored the first; return what to raise."""
+        """Drop the latest operations, because a trigger ignored the first; return what to raise."""
         sql, _ = self._operations[-writes]
         del self._operations[-writes:]
         return self._fault(sql, _ignored())
 
     def add_many(self, sql: str, rows: list[Any]) -> int:
-        """Do one write that makes the database grow for each of these rows, or for none.
+        """Execute one write that makes the database grow for all of these rows, or for none.
 
-        Return how many rows that added. If it is refused, the batch waits until `before_commit` has
-        tried again.
+        Return the number of rows added. After a refusal the batch is held back until the next
+        commit, when `before_commit` tries again.
         """
         if self.commit_failed:
             raise DatabaseFault(self.fault)
@@ -156,9 +154,9 @@ class Batch:
         return self._cursor.rowcount
 
     def execute_eventually(self, sql: str, parameters: Parameters) -> sqlite3.Cursor | None:
-        """Do one write, now or as soon as the database lets us: then there is no cursor.
+        """Execute one write now, or keep it for the next transaction and return None.
 
-        For what has happened already, whatever the database says.
+        Use this to record a fact, such as a closed connection, that a refusal cannot undo.
         """
         try:
             return self.execute(sql, parameters)
@@ -167,9 +165,9 @@ class Batch:
             return None
 
     def undo(self, done: Operation, undoing: Operation) -> None:
-        """Do one write that takes back an earlier one, now or as soon as the database lets us.
+        """Execute a write that reverts an earlier one, now or in the next transaction.
 
-        If the earlier one waits to be committed, neither of them has to be kept.
+        If the earlier one is not committed yet, neither operation is kept.
         """
         try:
             self._operations.remove(done)
@@ -183,10 +181,10 @@ class Batch:
                 self._refused(undoing[0], error)
 
     def query(self, sql: str, parameters: Parameters) -> list[tuple[Any, ...]]:
-        """Return the rows of a SELECT; DatabaseFault if they cannot be read.
+        """Return the rows of a SELECT. Raises DatabaseFault if they cannot be read.
 
-        While the database is locked they are those of the last commit: whoever
-        must not see such rows calls `begin` or `catch_up` before.
+        While the database is locked, the rows are those of the last commit. A caller that must not
+        see such rows calls `begin` or `catch_up` first.
         """
         if self._operations and not self._connection.in_transaction:
             with contextlib.suppress(DatabaseFault):
@@ -200,10 +198,10 @@ class Batch:
         return rows
 
     def commit(self) -> bool:
-        """Make the batch durable and visible to others; return whether nothing is left to do.
+        """Make the batch durable and visible to other processes; return True if nothing is pending.
 
-        Never raises: a refusal is logged once, the batch is kept, and the
-        caller tries again after FAULT_RETRY_INTERVAL.
+        Never raises: a refusal is logged once, and the batch is kept. The caller tries again after
+        FAULT_RETRY_INTERVAL.
         """
         self._held_back = False
         self.before_commit()
@@ -217,7 +215,7 @@ class Batch:
             return False
         self._write_counts()
         if self._held_back:
-            self._roll_back()  # and let others write, of whom one may end the fault
+            self._roll_back()  # release the write lock: another program may have to end the fault
             return False
         try:
             self._connection.execute("COMMIT")
@@ -231,28 +229,28 @@ class Batch:
         self._counted.clear()
         growth_was_refused, self.commit_failed = self.commit_failed, False
         self._tell()
-        # What was refused meanwhile waits to be written: nobody else would think of it.
+        # Write the rows that were refused meanwhile: no later event would cause this commit.
         return self.commit() if growth_was_refused else True
 
     def gather(self) -> None:
-        """Write what waits for the next commit, as far as the database lets us, for `serialize`."""
+        """Write all that is pending, as far as the database accepts it, before `serialize`."""
         self.before_commit()
         with contextlib.suppress(DatabaseFault):
             self.begin()
             self._write_counts()
 
     def serialize(self) -> bytes:
-        """Return an image of the database, the batch under way included.
+        """Return an image of the database that includes the current batch.
 
-        Reads every page, so not for the event loop's thread. And SQLite does
-        that without the connection's lock: for no other thread either.
+        This reads every page, which is too slow for the event loop's thread. SQLite does not lock
+        the connection meanwhile, so another thread must not call it either.
         """
         return self._connection.serialize()
 
     def go_on_with(self, connection: sqlite3.Connection) -> None:
-        """Leave a database for another that has what was committed last.
+        """Switch to the connection of another database, a copy of the last committed state.
 
-        What waits to be committed is done again there. Never raises.
+        Operations that are not committed are executed again there. Never raises.
         """
         with contextlib.suppress(sqlite3.Error):
             self._roll_back()
@@ -262,7 +260,7 @@ class Batch:
         self.on_pending()
 
     def _write_counts(self) -> None:
-        """Add `counts` to the transaction under way."""
+        """Add `counts` to the current transaction."""
         for name, value in list(self.counts.items()):
             try:
                 self._cursor.execute(COUNT, (name, value))
@@ -280,12 +278,12 @@ class Batch:
             self._connection.rollback()
 
     def _refused(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
-        """Undo what a write that failed may have done, for `begin` to do the rest again."""
+        """Roll back after a failed write, so that `begin` executes the kept operations again."""
         self._roll_back()
         return self._fault(sql, error)
 
     def _fault(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
-        """Remember what went wrong, say so once, and return what to raise."""
+        """Record the fault of a statement, log it once, and return what to raise."""
         known = len(self.faults.failing)
         fault = self.faults.failed(sql, error, self._connection)
         if len(self.faults.failing) > known:
@@ -293,12 +291,12 @@ class Batch:
         return fault
 
     def _tell(self) -> None:
-        """Let the log say in time that a fault has ended."""
+        """Log the end of a fault, or ask for another commit if it is too early for that."""
         self.faults.tell()
         if self.faults.to_tell:
             self.on_pending()
 
 
 def _ignored() -> sqlite3.IntegrityError:
-    """Return what to make of a write that a trigger has ignored, which is no error for SQLite."""
+    """Return the error for a write that a trigger ignored, which SQLite reports as success."""
     return sqlite3.IntegrityError("RAISE(IGNORE)")

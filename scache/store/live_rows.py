@@ -1,7 +1,7 @@
-"""The live rows: what is cached now, read and written on the event loop's thread.
+"""The rows of the current connections, bindings and clients.
 
-Every statement is constant and finds its rows through an index: nothing here
-scans, sorts or waits for a disk.
+They are read and written on the event loop's thread. Statements find their rows through an index,
+so that a request neither scans nor sorts a table, and none waits for a disk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from scache.store.batch import Batch, Parameters, text
 from scache.store.serialized import MAX_DISCONNECTED_CLIENTS
 from scache.store.steps import following
 
-# CAST keeps any bytes exact in a TEXT column, where people's tools show them as text.
+# CAST keeps any bytes exact in a TEXT column, and SQL tools show them as text.
 _SAVE_CONNECTION = """
     INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
 """
-# A SELECT and a DELETE by key: together faster than one DELETE ... RETURNING with a subquery.
+# A SELECT and a DELETE by key are faster than one DELETE ... RETURNING with a subquery.
 _OLDEST_OF_ENDPOINT = """
     SELECT id, endpoint, properties, saved_at, expires_at, client_id FROM connection
     WHERE endpoint = CAST(? AS TEXT) AND expires_at > ? ORDER BY id LIMIT 1
@@ -91,7 +91,7 @@ class Binding(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A binding that is removed, or about to be."""
+    """A binding that was removed, or is about to be removed."""
 
     id: int
     destination: bytes
@@ -100,18 +100,18 @@ class Gone(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What saving a binding came to."""
+    """The outcome of saving a binding."""
 
     binding_id: int
-    """Of the binding that is there now: the one given, or the one that was there already."""
+    """The id of the stored binding: that of the new row, or of the same binding saved earlier."""
     added: bool
-    """Whether there was none."""
+    """True if no row of the same binding existed."""
     replaced: Gone | None = None
-    """The same binding, which had expired already and was still there."""
+    """The expired row of the same binding that was replaced."""
 
 
 def as_row(row: Connection, offset: float) -> Parameters:
-    """Return the row of the table, with stamps, for a connection as the process knows it."""
+    """Convert a connection to a row of its table, in which times are stamps."""
     row_id, endpoint, properties, saved_at, expires_at, client_id = row
     stamps = saved_at + offset, expires_at + offset
     return row_id, text(endpoint), text(properties), *stamps, client_id
@@ -120,11 +120,10 @@ def as_row(row: Connection, offset: float) -> Parameters:
 class LiveRows:
     """The tables ``connection``, ``binding`` and ``client`` of a running daemon.
 
-    A method raises DatabaseFault when the database says no, and then has
-    changed nothing. Those that record what has happened already do not: their
-    writes wait for the database.
+    A method raises DatabaseFault, and changes nothing, when the database refuses a write. Methods
+    marked "Never refused" do not raise it: their writes are kept until the database accepts them.
 
-    Times are those of `Clock.now`, in and out; the tables have stamps.
+    Arguments and results have times of `Clock.now`; the tables have stamps.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -134,17 +133,17 @@ class LiveRows:
         ((self._disconnected,),) = batch.query(_COUNT_DISCONNECTED, ())
 
     def follow_clock(self) -> None:
-        """Move the stamps of what is live as far as the wall clock was set. Never refused."""
+        """Shift the stamps of live rows by the step of the wall clock. Never refused."""
         for operation in following(self._clock):
             self._batch.execute_eventually(*operation)
 
     def save_connection(self, row: Connection) -> None:
-        """Add a connection."""
+        """Insert the row of a connection."""
         if not self._batch.add(_SAVE_CONNECTION, as_row(row, self._clock.offset)).rowcount:
             raise self._batch.ignored()
 
     def restore_connection(self, row: Connection) -> None:
-        """Bring back a connection that was taken, in its old place. Never refused."""
+        """Put back a connection that was taken, with its old id. Never refused."""
         taken = (_REMOVE_CONNECTION, (text(row.endpoint), row.id))
         self._batch.undo(taken, (_SAVE_CONNECTION, as_row(row, self._clock.offset)))
 
@@ -159,10 +158,10 @@ class LiveRows:
     def oldest_of_destination(
         self, destination: bytes, now: float
     ) -> tuple[Connection, bytes, int] | None:
-        """Return the connection to use for a destination, its binding's properties and id.
+        """Return a connection for a destination, and the properties and id of its binding.
 
-        That is the oldest connection of the first endpoint that has one, the
-        endpoints in the order in which they were bound.
+        The endpoints are tried in the order in which they were bound. The result is the oldest
+        connection of the first endpoint that has one.
         """
         self._batch.begin()
         stamp = now + self._clock.offset
@@ -186,18 +185,18 @@ class LiveRows:
         return Connection(row_id, endpoint, properties, *times, client_id)
 
     def take_connection(self, row: Connection) -> None:
-        """Remove a connection that is about to be handed out."""
+        """Remove a connection that is about to be handed over."""
         if not self._batch.execute(_REMOVE_CONNECTION, (text(row.endpoint), row.id)).rowcount:
             raise self._batch.ignored()
 
     def remove_connection(self, endpoint: bytes, connection_id: int) -> None:
-        """Remove a connection whose descriptor is gone. Never refused."""
+        """Remove a connection after its descriptor was closed. Never refused."""
         self._batch.execute_eventually(_REMOVE_CONNECTION, (text(endpoint), connection_id))
 
     def save_binding(self, row: Binding, *, may_add: bool = True) -> Saved | None:
-        """Move the expiry of a binding that is there already, or else add it.
+        """Extend the binding if it is saved already and has not expired; otherwise add it.
 
-        None if it would have to be added, and may not be.
+        Return None if it would have to be added and ``may_add`` is false.
         """
         offset = self._clock.offset
         identity = (text(row.destination), text(row.endpoint), text(row.properties))
@@ -223,13 +222,13 @@ class LiveRows:
         return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> None:
-        """Remove a binding that is there."""
+        """Remove a binding that exists."""
         if not self._batch.execute(_REMOVE_BINDING, (text(destination), binding_id)).rowcount:
             raise self._batch.ignored()
 
     def expired_bindings(self, now: float, limit: int) -> list[Gone]:
-        """Return bindings that have expired, the first to expire first."""
-        self._batch.catch_up()  # a step of the clock may still wait to be written
+        """Return up to ``limit`` expired bindings, in the order of their expiry."""
+        self._batch.catch_up()  # a step of the clock may not be written yet
         return self._gone(_EXPIRED_BINDINGS, (now + self._clock.offset, limit))
 
     def connections_of_endpoint(self, endpoint: bytes, limit: int) -> list[int]:
@@ -239,7 +238,7 @@ class LiveRows:
         return [row_id for (row_id,) in rows]
 
     def bindings_of_destination(self, destination: bytes, limit: int) -> list[Gone]:
-        """Return up to ``limit`` bindings of a destination, that are to be removed."""
+        """Return up to ``limit`` bindings of a destination, the oldest first, for their removal."""
         self._batch.begin()
         return self._gone(_BINDINGS_OF_DESTINATION, (text(destination), limit))
 
@@ -251,17 +250,17 @@ class LiveRows:
         ]
 
     def next_binding_expiry(self) -> float:
-        """Return when the next binding expires; inf if there is none."""
+        """Return the time at which the next binding expires; inf if there is none."""
         self._batch.catch_up()
         ((expires_at,),) = self._batch.query(_NEXT_BINDING_EXPIRY, ())
         return math.inf if expires_at is None else float(expires_at) - self._clock.offset
 
     def bindings_by_destination(self) -> dict[bytes, int]:
-        """Return how many bindings each destination has (reads all of them: for the start)."""
+        """Count the bindings of each destination. Reads the whole table, so only at the start."""
         return dict(self._batch.query(_DESTINATIONS, ()))
 
     def add_client(self, client_id: int, peer: Peer, now: float) -> None:
-        """Record that a client has connected. Never refused, but left out during a fault."""
+        """Record that a client has connected. Never refused, but not recorded during a fault."""
         try:
             pid, uid, gid, program = peer
             stamp = now + self._clock.offset
@@ -273,7 +272,7 @@ class LiveRows:
             self._batch.counts["clients_not_recorded"] += 1
 
     def end_client(self, client_id: int, now: float) -> None:
-        """Record that a client has disconnected, and forget the oldest if they are too many.
+        """Record that a client has disconnected, and delete the oldest row beyond the limit.
 
         Never refused.
         """
