@@ -104,7 +104,7 @@ async def watch(cache: Cache) -> None:
 
 
 async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
-    """Monitor the closer; log and count descriptors for which close(2) does not return."""
+    """Monitor the closer; log and count the descriptors that stay stuck in a system call."""
     pending = Signal()
     closer.on_pending = pending.set
     while True:

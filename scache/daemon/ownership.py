@@ -1,4 +1,4 @@
-"""The owner of the socket: why it cannot be set, and the users that it keeps out by mistake."""
+"""The owner of the socket: error messages, and a check for an owner set by mistake."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scache.unix.namespace import ROOT, user_name
 
 
 def why_not_given(error: OSError, uid: int, gid: int) -> str:
-    """Return why the socket cannot be given to this user and group, and what to do.
+    """Return a message: why the owner of the socket cannot be set, and the remedy.
 
-    ``error`` is what chown(2) raised; UNCHANGED stands for a user or a group that was not named.
+    ``error`` is the error of chown(2). UNCHANGED stands for a user or group that is not set.
     """
     names = []
     if uid not in (UNCHANGED, os.geteuid()):
@@ -53,11 +53,12 @@ def _why_refused(error: OSError, uid: int, gid: int) -> str:
 
 
 def left_out(path: Path) -> str | None:
-    """Return a sentence if the socket at a path lets in no user at all but root by mistake.
+    """Return a warning if only root can connect to the socket at a path by mistake, else None.
 
-    A daemon that root starts in the private directory of another program makes a socket that this
-    program cannot connect to, unless its owner or mode says so. It is a mistake if the directory
-    has an owner other than root who may not connect, and no other user may who gets that far.
+    Example: root starts the daemon with a socket in the private directory of another program. The
+    program's user cannot connect unless the socket has a suitable owner or mode. It is a mistake
+    if the directory has an owner other than root, and neither this owner nor any other user except
+    root can reach the socket and connect to it.
     """
     try:
         directory, sock = path.parent.stat(), path.lstat()
@@ -74,7 +75,7 @@ def left_out(path: Path) -> str | None:
 
 
 def _lets_in_anybody(directory: os.stat_result, sock: os.stat_result) -> bool:
-    """Return whether some user other than root may connect (unix(7): write the socket)."""
+    """Return True if a user other than root may connect (unix(7): write permission is needed)."""
     if sock.st_mode & stat.S_IWOTH:
         return True
     if sock.st_mode & stat.S_IWUSR and sock.st_uid != ROOT and _may_enter(directory, sock.st_uid):
@@ -97,7 +98,7 @@ def _may_enter(directory: os.stat_result, uid: int) -> bool:
 
 
 def _may_belong(uid: int, gid: int) -> bool:
-    """Return whether a user is in a group; True for a user without an entry in the database."""
+    """Return True if a user is in a group, or has no entry in the user database."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:

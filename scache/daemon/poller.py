@@ -1,9 +1,9 @@
-"""Which sockets are ready: one epoll for all of them, inside asyncio's loop.
+"""An epoll poller for the client sockets, driven from asyncio's event loop.
 
-A turn of asyncio's loop costs more than most messages do. So the sockets are
-not watched by that loop but by an epoll of our own, which the loop watches as a
-single descriptor. When that is ready, whatever is ready is served, and what
-becomes ready meanwhile, for a slice of time, before the loop has its next turn.
+One iteration of asyncio's event loop takes longer than serving most messages. So the sockets are
+registered with a separate epoll instance, which the loop watches as a single descriptor. When it
+is ready, the poller serves the ready sockets and polls again, for one slice of time, and then
+returns to the loop.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
 SLICE = 0.002
-"""Seconds that the sockets are served until everything else on the loop has its turn."""
+"""Seconds of serving sockets before control returns to the event loop."""
 
 _LINGER = 0.001
-"""Seconds to wait for the next message within a slice: the shortest that epoll can wait.
-A client that is served has its next message ready sooner than the loop can make a turn."""
+"""Seconds to wait for the next message within a slice: the shortest time-out of epoll. A client
+often sends its next message sooner than one iteration of the event loop takes."""
 
 _FEW = 8
-"""Sockets that are served between two looks at the time."""
+"""Sockets served between two readings of the clock."""
 
 logger = logging.getLogger(__name__)
 
 
 class Poller:
-    """Calls back when a descriptor is ready, again and again until it is removed."""
+    """An epoll instance with one callback per descriptor, called each time it is ready."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve within this loop."""
+        """Create the epoll instance and register it with this event loop."""
         self._loop = loop
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._ready: deque[int] = deque()
-        """Those that were ready and have not been served yet."""
+        """Descriptors that a poll reported as ready and that are not served yet."""
         self._later: deque[Callback] = deque()
         self._scheduler = Scheduler(loop.time)
         self._queued = False
@@ -50,36 +50,36 @@ class Poller:
         loop.add_reader(self._epoll.fileno(), self._serve)
 
     def add(self, descriptor: int, callback: Callback) -> None:
-        """Call back whenever there is something to read, or a hang-up."""
+        """Call back whenever the descriptor is readable or its peer has closed."""
         self._epoll.register(descriptor, READABLE)
         self._callbacks[descriptor] = callback
 
     def modify(self, descriptor: int, events: int) -> None:
-        """Wait for these events from now on."""
+        """Poll a descriptor for these events from now on."""
         self._epoll.modify(descriptor, events)
 
     def remove(self, descriptor: int) -> None:
-        """Forget a descriptor, if it was known; to be called before it is closed."""
+        """Stop polling a descriptor, if it is registered; call this before closing it."""
         if self._callbacks.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
     def descriptors(self) -> list[int]:
-        """Return all that are watched, and the one that watches them."""
+        """Return the registered descriptors and the descriptor of the epoll instance."""
         return [*self._callbacks, self._epoll.fileno()]
 
     def call_later(self, callback: Callback) -> None:
-        """Call back once, for little, when those that are ready now have been served."""
+        """Call back once, before the next poll; the callback must be short."""
         self._later.append(callback)
         self._queue()
 
     def enqueue(self, descriptor: int, callback: Callback, *, second: bool = False) -> None:
-        """Call back once, as the scheduler of heavy clients decides (`Scheduler.enqueue`)."""
+        """Call back once, when the scheduler of heavy clients decides (`Scheduler.enqueue`)."""
         self._scheduler.enqueue(descriptor, callback, second=second)
         self._queue()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Serve nobody for a moment."""
+        """Stop serving sockets and queued callbacks inside the context."""
         self._loop.remove_reader(self._epoll.fileno())
         self._paused = True
         try:
@@ -91,12 +91,12 @@ class Poller:
                 self._queue()
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Unregister from the event loop and close the epoll instance."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def _queue(self) -> None:
-        """Make sure of a turn, though no descriptor be ready."""
+        """Schedule one call of `_serve` on the event loop, even if no descriptor is ready."""
         if not self._queued:
             self._queued = True
             self._loop.call_soon(self._serve_queued)
@@ -107,7 +107,7 @@ class Poller:
             self._serve()
 
     def _serve(self) -> None:
-        """Serve for a slice of time, or until nobody has anything more to say."""
+        """Serve for one slice of time, or until no client has anything to serve."""
         now = self._loop.time
         end = now() + SLICE
         more = True
@@ -115,7 +115,7 @@ class Poller:
             try:
                 more = self._serve_once(end)
             except Exception:
-                # A bug there must not keep the others from being served: they are still ready.
+                # A bug in one callback must not stop the daemon: other sockets are still ready.
                 logger.exception("cannot serve a socket as it should be, please report it")
         if self._unfinished:
             self._queue()
@@ -125,9 +125,9 @@ class Poller:
         return bool(self._ready or self._later or self._scheduler.waiting)
 
     def _serve_once(self, end: float) -> bool:
-        """Serve the light clients that are ready, then heavy ones if they are due.
+        """Serve the light clients that are ready, then heavy clients if they are due.
 
-        Return whether there may be more to do at once.
+        Return True if there may be more to serve at once.
         """
         for _ in range(len(self._later)):
             self._later.popleft()()
@@ -138,7 +138,7 @@ class Poller:
         served = 0
         while self._ready:
             descriptor = self._ready.popleft()
-            # One of those before may have closed it.
+            # An earlier callback may have removed the descriptor.
             callback = self._callbacks.get(descriptor)
             if callback is not None:
                 callback()
@@ -146,7 +146,7 @@ class Poller:
                     scheduler.served(descriptor)
             served += 1
             if self._ready and not served % _FEW and self._loop.time() >= end:
-                return True  # the others come first in the next slice
+                return True  # the next slice starts with the remaining ready sockets
         if scheduler.due:
             scheduler.run()
         return bool(served or self._unfinished)

@@ -15,15 +15,15 @@ from scache.settings.declarations import UNCHANGED
 from scache.unix.namespace import user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
-"""Numbers of the capabilities that the daemon may need (Linux, include/uapi/linux/capability.h)."""
+"""Numbers of the capabilities that the daemon uses (Linux, include/uapi/linux/capability.h)."""
 
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 
 
 def has_capability(name: str) -> bool:
-    """Return whether this process has a capability of CAPABILITIES (proc(5), CapEff).
+    """Return True if this process has a capability of CAPABILITIES (proc(5), CapEff).
 
-    Without /proc, root counts as having all of them.
+    Without /proc, root is assumed to have all of them.
     """
     try:
         found = _EFFECTIVE.search(Path("/proc/self/status").read_text(encoding="utf-8"))
@@ -43,9 +43,9 @@ def group_name(gid: int) -> str:
 
 
 def become(uid: int, gid: int) -> None:
-    """Run as this user from now on, in its groups; UNCHANGED keeps the user or the group.
+    """Change to this user and its groups; UNCHANGED keeps the user or the group.
 
-    Raises SettingsError if this process may not.
+    Raises SettingsError if this process lacks the privilege.
     """
     if uid == UNCHANGED:
         return

@@ -1,4 +1,4 @@
-"""Tells whether a descriptor can be sent, before a client is told that it will be."""
+"""A test send of a descriptor, made before the daemon promises it to a client."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import socket
 from scache.unix import fdpass
 
 SHORTAGES = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of a sendmsg(2) with descriptors that are no fault of the receiver.
+"""Errors of sendmsg(2) with descriptors that the receiver did not cause.
 
-ETOOMANYREFS: without CAP_SYS_RESOURCE, no more descriptors of a user may be on their way than one
-process may open (unix(7)).
+ETOOMANYREFS: without CAP_SYS_RESOURCE, the descriptors in flight of one user are limited to
+RLIMIT_NOFILE (unix(7)).
 """
 
 
 def shortage_message(error: OSError) -> str:
-    """Return what to log of one of these errors."""
+    """Return the log message for one of the errors in SHORTAGES."""
     why = "the kernel is short of memory"
     if error.errno == errno.ETOOMANYREFS:
         why = "the user of this daemon has too many on their way: raise the limit on open files"
@@ -25,20 +25,21 @@ def shortage_message(error: OSError) -> str:
 
 
 class Probe:
-    """A socket through which a descriptor is sent on trial.
+    """A socket for test sends of descriptors.
 
-    Its peer takes nothing more, so sendmsg(2) fails with EPIPE, after it has checked the limit and
-    allocated the memory. That is half as expensive as to send and receive (5 us instead of 10).
+    Its peer is shut down for reading, so sendmsg(2) fails with EPIPE after the kernel has checked
+    the limit and allocated the memory. This takes half the time of a real send and receive (5 us
+    instead of 10 us).
     """
 
     def __init__(self) -> None:
-        """Make the socket and its peer. Raises OSError if that is not possible."""
+        """Create the socket and its peer. Raises OSError if that fails."""
         self._socket, self._peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._peer.shutdown(socket.SHUT_RD)
 
     def shortage(self, descriptor: int) -> OSError | None:
-        """Return why a descriptor cannot be sent to any client now; None if it can."""
+        """Return the error if a descriptor cannot be sent to any client now, else None."""
         try:
             fdpass.send(self._socket, b".", (descriptor,))
         except BrokenPipeError:

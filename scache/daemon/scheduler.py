@@ -1,11 +1,12 @@
 """The scheduler of heavy clients: deficit round robin by time, light clients first.
 
 A light client is served as soon as it is ready. Heavy clients (pipelines, large reads, new
-connections) wait in one queue and get a quantum of time each in turn; while light clients are
-active, all heavy clients together get an eighth of the time.
+connections) wait in one queue. The first in the queue gets one quantum of time and goes to the
+end of the queue. While light clients are active, all heavy clients together get an eighth of the
+time.
 
-A quantum ends between two steps, so a step may overrun it; the client then has a deficit, and
-skips the rounds that pay it off.
+A step is not interrupted, so the last step of a quantum may overrun it. The client then has a
+deficit, which reduces its next quanta.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from collections import deque
 from collections.abc import Callable
 
 QUANTUM = 0.0005
-"""Seconds that a heavy client is served before the next one: a few steps of 16 requests."""
+"""Seconds of service for a heavy client before the next one; fits a few steps of 16 requests."""
 
 HEAVY_SHARE = 1 / 8
-"""Part of the time that heavy clients get together while light clients are active. With a quantum
-after each poll instead, almost every request of a light client waits for one (measured: seven
-times the undisturbed median)."""
+"""Share of the time for all heavy clients while light clients are active. With one quantum after
+each poll instead, almost every request of a light client waits for a quantum (measured: seven
+times the median latency without heavy clients)."""
 
 _ACTIVE = 0.02
-"""Seconds for which a client counts as light or heavy after it was served."""
+"""Seconds for which a client counts as light or as heavy after it was served or enqueued."""
 
 _BACKLOG = 0.05
-"""Seconds of light service at a stretch for which heavy clients are compensated at most: a
-thousand light clients take about that long."""
+"""Longest delay of heavy clients, in seconds, that the scheduler makes up for. Serving a thousand
+light clients once takes about this long."""
 
 Callback = Callable[[], None]
 
 
 class Scheduler:
-    """Decides when heavy clients are served, and which."""
+    """A queue of heavy clients, with the rule that decides when the first one is served."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         """Measure time with this clock, in seconds."""
@@ -41,11 +42,11 @@ class Scheduler:
         self._deficits: dict[int, float] = {}
         """Seconds by which clients in the queue have overrun their quanta, by descriptor."""
         self._heavy_at: dict[int, float] = {}
-        """When the client of a descriptor was last enqueued; bounded by the descriptors in use."""
+        """Time at which each descriptor was last enqueued; one entry per descriptor number."""
         self._light_until = 0.0
-        """Until when light clients count as active."""
+        """Time until which light clients count as active."""
         self._due_at = 0.0
-        """When heavy clients have used no more than their share of the time."""
+        """Time from which heavy clients are again below their share."""
 
     @property
     def waiting(self) -> bool:
@@ -61,10 +62,10 @@ class Scheduler:
         return now >= self._light_until or now >= self._due_at
 
     def enqueue(self, descriptor: int, callback: Callback, *, second: bool = False) -> None:
-        """Serve the client of a descriptor by this callback once, when it is its turn.
+        """Put a client into the queue; the callback runs one step for it.
 
-        ``second`` puts it behind the first in the queue: new connections get every other quantum,
-        however many heavy clients there are.
+        ``second`` inserts it behind the first in the queue. New connections use this: they get
+        every other quantum, independent of the length of the queue.
         """
         self._heavy_at[descriptor] = self._now()
         if second:
@@ -73,16 +74,18 @@ class Scheduler:
             self._queue.append((descriptor, callback))
 
     def served(self, descriptor: int) -> None:
-        """Account for a client that was served outside of the queue while others wait in it."""
+        """Account for a client that was served directly while heavy clients wait in the queue."""
         now = self._now()
         if now <= self._heavy_at.get(descriptor, 0.0) + _ACTIVE:
             return
-        if now >= self._light_until:  # its next request comes at once, so it goes before the others
+        # The first light client after a pause: heavy clients wait for their share from now on,
+        # because the next request of this client usually follows at once.
+        if now >= self._light_until:
             self._due_at = now + QUANTUM / HEAVY_SHARE
         self._light_until = now + _ACTIVE
 
     def run(self) -> None:
-        """Serve heavy clients: one quantum, or what light clients owe them."""
+        """Serve heavy clients for one quantum, or for more until they have had their share."""
         while self._queue:
             began = self._now()
             self._serve_quantum()
@@ -94,7 +97,10 @@ class Scheduler:
                 return
 
     def _serve_quantum(self) -> None:
-        """Serve the first in the queue; it stays there if it enqueues itself again."""
+        """Serve the first client in the queue for one quantum.
+
+        The client goes to the end of the queue if it has used its quantum and has more to do.
+        """
         descriptor, callback = self._queue.popleft()
         left = self._deficits.pop(descriptor, 0.0) + QUANTUM
         while left > 0:

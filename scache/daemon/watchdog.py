@@ -1,4 +1,4 @@
-"""Finds the clients that stop in the middle of an exchange."""
+"""Time-out detection for clients that stop in the middle of an exchange."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ class Watched(Hashable, Protocol):
 
     @property
     def half_done(self) -> bool:
-        """True while the client owes the rest of an exchange, or does not take a reply."""
+        """True while the rest of an exchange is missing, or a reply is not fully sent."""
 
     @property
     def progress(self) -> int:
-        """Steps that the client has made so far."""
+        """Number of steps that the client has made so far."""
 
     @property
     def awaited_turn(self) -> int | None:
-        """The number of the turn that the client waits for; None if it waits for none."""
+        """Number of the quantum that the client waits for in the queue; None if not queued."""
 
 
 W = TypeVar("W", bound=Watched)
 
 
 class _Sight(NamedTuple):
-    """What a look has shown of a client that is half done."""
+    """The state of a half-done client at the last poll."""
 
     progress: int
     awaited_turn: int | None
     looks: int
-    """Looks since the first one that showed it at this step."""
+    """Polls since the first one that found the client at this step."""
 
 
 class Watchdog(Generic[W]):
-    """Tells which clients have made no step of an exchange for the whole timeout.
+    """Detection of clients that have made no step of an exchange for the whole timeout.
 
-    The daemon looks at all clients every `interval` seconds, so a step costs nothing.
+    The daemon polls all clients every `interval` seconds, so a step needs no timer of its own.
 
-    Looks are counted instead of seconds. While the daemon is stopped (SIGSTOP), the machine sleeps
-    or the event loop is busy, a client can send the rest of its exchange and it is not read. Such a
-    pause counts as one interval, however long it is, and one more look than the timeout has room
-    for has to agree: what was sent during the pause is read before that.
+    The watchdog counts polls, not seconds. While the daemon is stopped (SIGSTOP), the machine
+    sleeps or the event loop is busy, a client can send data that the daemon does not read. A pause
+    of any length counts as one interval. The watchdog also requires one poll more than the timeout
+    holds, so the daemon reads the data sent during the pause before it drops the client.
     """
 
     def __init__(self, timeout: float) -> None:
         """Allow each client ``timeout`` seconds for its next step."""
         self._looks = max(_MIN_LOOKS, math.ceil(timeout / _MAX_INTERVAL))
         self.interval = timeout / self._looks
-        """Seconds between two looks; a client is dropped one or two intervals after its timeout."""
+        """Polling interval in seconds; a client is dropped 1 or 2 intervals after its timeout."""
         self._sights: dict[W, _Sight] = {}
 
     def look(self, clients: Iterable[W]) -> list[W]:
-        """Return the clients whose time has run out."""
+        """Poll all clients; return the ones that have exceeded the timeout."""
         before, self._sights = self._sights, {}
         overdue = []
         for client in clients:
