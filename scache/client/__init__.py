@@ -1,1 +1,1 @@
-"""Clients of the daemon, and of the genuine scache(8): blocking and async."""
+"""Blocking and async clients of the daemon and of Postfix's scache(8)."""

@@ -1,4 +1,4 @@
-"""The async client: plain anyio, for asyncio and trio."""
+"""The async client, for asyncio and trio by way of anyio."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ T = TypeVar("T")
 
 
 class AsyncClient(BaseClient):
-    """`Client` for async programs; its promises are the same.
+    """A client for async programs, with the same guarantees as `Client`.
 
-    Tasks of one event loop may share one: their requests wait for each other. Another event loop
-    gets `ClientInUse`, unless it is of the same kind and the first has ended. A request that is
-    cancelled half-way closes the connection, and the next one opens another.
+    Tasks of one event loop may share a client; their requests run one after the other. A request
+    from another event loop raises `ClientInUse`, unless that loop is of the same library and the
+    first loop has ended. A cancelled request closes the connection if it has begun; the next
+    request opens another.
     """
 
     def __init__(
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
     ) -> None:
-        """Do what `Client` does."""
+        """Create a client with the arguments of `Client`."""
         super().__init__(path, timeout=timeout, inline=inline)
         self._turn = anyio.Lock()
         self._loops: dict[str, object] = {}
-        """Under one key, the event loop of the first request."""
+        """The event loop of the first request, under the key ``loop``."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,7 +56,7 @@ class AsyncClient(BaseClient):
         self.close()
 
     def close(self) -> None:
-        """Do what `Client.close` does; a request that is under way raises `Unavailable`."""
+        """Do what `Client.close` does. A request in progress raises `Unavailable`."""
         if self._process != this_process() or not self._turn.locked():
             self._hang_up()
         elif self._connection is not None:
@@ -122,7 +123,7 @@ class AsyncClient(BaseClient):
             raise
 
     async def _run(self, begin: Begin[T]) -> T:
-        """Carry out an exchange when it is its turn."""
+        """Carry out an exchange after those that were requested before."""
         self._enter_loop()
         turn = self._turn
         try:
@@ -135,17 +136,17 @@ class AsyncClient(BaseClient):
         except LateError:
             raise self._late() from None
         except BaseException:
-            with suppress(RuntimeError):  # it was not ours, or was released as it should be
+            with suppress(RuntimeError):  # another task holds the lock, or it is released already
                 turn.release()
             raise
 
     def _enter_loop(self) -> None:
-        """Take the turns of this event loop; raise ClientInUse if another one has a request."""
+        """Bind the client to this event loop; raise ClientInUse if another loop has it."""
         loop = current_token()
         if self._forked():
             self._turn = anyio.Lock()  # the old one may be held by a task of the parent
             self._loops = {}
-        bound = self._loops.setdefault("loop", loop)  # atomic: one of two threads is the first
+        bound = self._loops.setdefault("loop", loop)  # atomic, so one of two threads is the first
         if bound == loop:
             return
         if type(_native(loop)) is not type(_native(bound)) or not _has_ended(bound):
@@ -153,13 +154,13 @@ class AsyncClient(BaseClient):
         self._loops, self._turn = {"loop": loop}, anyio.Lock()
 
     async def _request(self, begin: Begin[T]) -> T:
-        """Carry out an exchange, on a new connection if the one that we had is gone."""
+        """Carry out an exchange; connect again if the daemon has closed the old connection."""
         connection = self._rested()
         if connection is not None:
             try:
                 return await self._drive(connection, begin(connection.conversation))
             except HangupError:
-                # As in the blocking client.
+                # Never repeat a request that the daemon may have carried out.
                 if connection.told:
                     raise
         connection = await self._connect()
@@ -178,7 +179,7 @@ class AsyncClient(BaseClient):
         return connection
 
     async def _drive(self, connection: Connection, exchange: Exchange[T]) -> T:
-        """Do what the exchange says until it ends; hang up if it does not end well."""
+        """Run an exchange to its end; close the connection if the exchange fails."""
         connection.at_rest = False
         room: int | None = None
         try:
@@ -213,16 +214,16 @@ class AsyncClient(BaseClient):
 
     async def _receive(self, connection: Connection) -> None:
         await anyio.wait_readable(connection.socket)
-        connection.receive(self._buffer)  # the exchange asks again for what did not come
+        connection.receive(self._buffer)  # the exchange asks again if data is missing
 
 
 def _native(loop: object) -> object:
-    """Return asyncio's or trio's own object for an event loop (later versions of anyio wrap it)."""
+    """Return the event loop object of asyncio or trio, which later versions of anyio wrap."""
     return getattr(loop, "native_token", loop)
 
 
 def _has_ended(loop: object) -> bool:
-    """Return whether an event loop is closed (asyncio) or its run is over (trio)."""
+    """Return True if an event loop is closed (asyncio) or its run has ended (trio)."""
     native: Any = _native(loop)
     if hasattr(native, "is_closed"):
         return bool(native.is_closed())

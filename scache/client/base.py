@@ -1,4 +1,4 @@
-"""What both clients hold: a connection, and the time that a request may take."""
+"""The base class of the blocking and the async client."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from scache.errors import Unavailable
 from scache.unix import fdpass
 
 DEFAULT_TIMEOUT = 5.0
-"""Seconds that a request may take, as Postfix's own client gives it."""
+"""Seconds that a request may take, the same as in Postfix's client."""
 
 CONNECT_PAUSE = 0.01
-"""Seconds until the next attempt while the daemon's backlog is full: no event tells of room."""
+"""Seconds between two attempts to connect while the daemon's backlog is full. They are polled,
+because no event reports room in the backlog."""
 
 
 _forks: list[int] = []
@@ -22,19 +23,20 @@ os.register_at_fork(after_in_child=lambda: _forks.append(os.getpid()))
 
 
 def this_process() -> tuple[int, int]:
-    """Return what tells this process from those that it was forked from.
+    """Return the pid and the number of forks, which identify this process among its ancestors.
 
-    The pid alone does not: a child can have that of its parent in a pid namespace of its own, or
-    that of an ancestor that has ended. The number of forks alone misses those of C code.
+    The pid alone is not enough: a child in another pid namespace can have the pid of its parent,
+    and any child can have the pid of an ancestor that has ended. The number of forks alone is not
+    enough, because it does not include forks by C code.
     """
     return os.getpid(), len(_forks)
 
 
 class BaseClient:
-    """A client that may be connected."""
+    """A client with at most one connection to the daemon."""
 
     def __init__(self, path: str | Path, *, timeout: float, inline: bool) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds."""
+        """Use the daemon's socket at this path; each request may take ``timeout`` seconds."""
         self._path = os.fspath(path)
         self._timeout = timeout
         self._inline = inline
@@ -58,9 +60,9 @@ class BaseClient:
             self._connection = None
 
     def _rested(self) -> Connection | None:
-        """Return the connection for a new request, or hang up if an exception broke into the last.
+        """Return the connection for a new request; None if there is none.
 
-        None if there is no connection then.
+        A connection is closed first if an exception interrupted its last request.
         """
         if self._connection is not None and not self._connection.at_rest:
             self._hang_up()
@@ -69,9 +71,10 @@ class BaseClient:
         return self._connection
 
     def _forked(self) -> bool:
-        """Leave the conversation to the parent, if this process is a child that has just found out.
+        """Close the inherited connection and return True if this process was forked since.
 
-        Only copies of descriptors are closed: the parent's connection goes on.
+        Only this process's copies of the descriptors are closed. The parent's connection stays
+        open.
         """
         if self._process == this_process():
             return False

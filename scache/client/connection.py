@@ -1,4 +1,4 @@
-"""A connection to the daemon: its socket, its conversation and the descriptors that came on it."""
+"""A connection to the daemon: its socket, its conversation and the received descriptors."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from scache.protocol.client import ClientConversation
 from scache.unix import fdpass
 
 _LONGEST_WAIT = 2**31 - 1
-"""Milliseconds; the most that poll(2) takes."""
+"""Milliseconds; the longest time-out of poll(2)."""
 
 _FEW = 8
-"""Descriptors for which it is cheaper to reserve each than to ask how many are open."""
+"""Below this number, reserving each descriptor is cheaper than counting the open ones."""
 
 _SLACK = 256
 """Descriptors that other threads may open between a request and its reply."""
 
 
 class Connection:
-    """A connection to the daemon, and every descriptor that came on it and was not passed on.
+    """A connection to the daemon, and the owner of received descriptors until they are passed on.
 
-    At whatever bytecode a signal handler raises an exception, each descriptor has an owner: a list
-    here, or the object that was given it. A connection that is not at rest is to be closed then.
+    A signal handler may raise an exception at any bytecode. Each descriptor still has an owner
+    then: a list of this object, or the object that it was passed to. The caller must close a
+    connection that is not at rest after an exception.
     """
 
     def __init__(self) -> None:
-        """Make the socket, which does not block; DescriptorLimit if there is no room for it."""
+        """Create a non-blocking socket; raise DescriptorLimit at the file descriptor limit."""
         self.at_rest = False
-        """True between two requests, if the server answered all that it was asked."""
+        """True between two requests if the server has answered all requests."""
         self.told = False
-        """True if the server may have acted on what it was sent of the request under way."""
+        """True if the server may have acted on data that was sent for the current request."""
         self.conversation = ClientConversation()
         self._heard = False
         self._received: list[fdpass.Received] = []
         self._spares: list[int] = []
-        """Descriptors that keep room for those to come."""
+        """Placeholder descriptors that reserve room for those to be received."""
         try:
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
@@ -73,27 +74,30 @@ class Connection:
         return True
 
     def begin_request(self) -> None:
-        """Account for a new request, of which nothing was sent."""
+        """Reset the state for a new request, of which nothing has been sent."""
         self.told = self._heard = False
 
     def rest(self) -> None:
-        """Account for the end of an exchange."""
+        """Close the placeholder descriptors and mark the connection as at rest."""
         if self._spares:
             fdpass.close_owned(self._spares)
         self.at_rest = True
 
     def wait_readable(self, seconds: float) -> bool:
-        """Wait until there is something to receive; return False if the time is over."""
+        """Wait until the socket is readable; return False after the time-out."""
         return bool(self._readable.poll(min(seconds * 1000, _LONGEST_WAIT)))
 
     def wait_writable(self, seconds: float) -> None:
-        """Wait until there is room to send, or the time is over."""
+        """Wait until the socket is writable, or until the time-out."""
         writable = select.poll()
         writable.register(self.socket, select.POLLOUT)
         writable.poll(min(seconds * 1000, _LONGEST_WAIT))
 
     def make_room(self, count: int) -> int:
-        """Do what `Room` asks for; DescriptorLimit, with the connection at rest, if none fits."""
+        """Carry out a `Room` step: reserve up to ``count`` descriptors; return the number.
+
+        Raises DescriptorLimit, with the connection at rest, if there is no room for one.
+        """
         room = self.reserve(count)
         if not room:
             self.at_rest = True
@@ -105,7 +109,7 @@ class Connection:
         return room
 
     def reserve(self, count: int) -> int:
-        """Keep room for so many descriptors until they are received; return how many fit."""
+        """Reserve ``count`` descriptors until they are received; return the number that fit."""
         missing = count - len(self._spares)
         if missing >= _FEW and _is_room_for(missing + _SLACK):
             return count
@@ -117,9 +121,9 @@ class Connection:
         return len(self._spares)
 
     def receive(self, buffer: memoryview) -> None:
-        """Give the conversation what one recvmsg(2) brings, if there is something to receive.
+        """Pass the result of one recvmsg(2), if it does not block, to the conversation.
 
-        HangupError at the end of the stream.
+        Raises HangupError at the end of the stream.
         """
         spares = len(self._spares) if self.conversation.due else 0
         if spares:
@@ -132,7 +136,7 @@ class Connection:
             if isinstance(error, BlockingIOError):
                 return
             if isinstance(error, ConnectionResetError):
-                # It closed without having read what it was sent.
+                # The server closed the connection without reading all data that was sent.
                 self.told = self._heard
             raise HangupError from error
         received = self._received[-1]
@@ -149,8 +153,8 @@ class Connection:
         self._heard = True
 
     def send(self, data: bytes, descriptors: Sequence[int]) -> bytes:
-        """Send as much as there is room for; return the rest. The descriptors go with the first."""
-        # An exception from a signal handler may come when all has been sent.
+        """Send as much as fits; return the rest. The descriptors go with the first byte."""
+        # A signal handler may raise an exception after the data was sent.
         before, self.told = self.told, True
         try:
             sent = fdpass.send(self.socket, data, descriptors)
@@ -164,12 +168,12 @@ class Connection:
         return data[sent:]
 
     def shut_down(self) -> None:
-        """End the request that waits on this connection, whose descriptor must stay open for it."""
+        """Interrupt the request that waits on this connection, without closing the descriptor."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up, and close every descriptor that was not passed on."""
+        """Close the connection and every descriptor that was not passed on."""
         self.at_rest = False
         self.socket.close()
 
@@ -179,10 +183,11 @@ class Connection:
 
 
 def is_raised_by_call(error: BaseException, function: Callable[..., object] | None = None) -> bool:
-    """Return True if what the catching function called, in C, raised the error itself.
+    """Return True if a C function that the catching function called raised the error.
 
-    With a ``function`` in Python: if it was called, and what it called in C raised the error. False
-    if a signal handler raised it, such as a TimeoutError, or another function in Python.
+    With ``function``, a Python function: return True if a C function that it called raised the
+    error. Return False if a signal handler or another Python function raised it, as in the case of
+    a TimeoutError from a handler of SIGALRM.
     """
     place = error.__traceback__
     if place is not None and function is not None:
@@ -193,7 +198,7 @@ def is_raised_by_call(error: BaseException, function: Callable[..., object] | No
 
 
 def send_courtesy(sock: socket.socket, data: bytes) -> None:
-    """Send this now or never: without it the connection is of no more use, and is shut down."""
+    """Send data without waiting; shut the connection down if that fails."""
     try:
         sock.send(data, socket.MSG_NOSIGNAL)
     except OSError as error:
@@ -204,9 +209,9 @@ def send_courtesy(sock: socket.socket, data: bytes) -> None:
 
 
 def _is_room_for(count: int) -> bool:
-    """Return True if this process can surely open so many descriptors.
+    """Return True if this process can certainly open ``count`` more descriptors.
 
-    Linux 6.2 and later tell by the size of /proc/self/fd how many are open; before, it is 0.
+    The size of /proc/self/fd is the number of open descriptors since Linux 6.2, and 0 before.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -1,4 +1,4 @@
-"""What both clients do alike: arguments to exchanges, and outcomes to results."""
+"""Conversion of arguments to exchanges and of outcomes to results, shared by both clients."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from scache.protocol.messages import (
 )
 
 _LONGEST_TTL = 2**31 - 1
-"""Seconds; what the wire can hold. Every server lowers it to its own limit."""
+"""Seconds; the largest ttl in the protocol. Every server lowers it to its own limit."""
 
 Text: TypeAlias = str | bytes
 """A label or properties: bytes, or text that is sent as UTF-8; no NUL."""
 
 
 class HangupError(Exception):
-    """The server closed the connection; no program ever sees this."""
+    """The server closed the connection. Internal: callers get `Unavailable` instead."""
 
 
 class LateError(Exception):
-    """The time of a request is over; no program ever sees this."""
+    """A request has timed out. Internal: callers get `Unavailable` instead."""
 
 
 class Room(NamedTuple):
-    """A step: make sure that so many descriptors can be received; give back how many can be.
+    """A step: reserve room for descriptors to be received; send back the number that fit.
 
-    It comes between two requests. Without any room the exchange ends there.
+    It comes between two requests. If there is no room for any, the exchange must not go on.
     """
 
     descriptors: int
@@ -55,19 +55,19 @@ class HasFileno(Protocol):
 
 
 class Purged(NamedTuple):
-    """What a purge came to."""
+    """The result of a purge."""
 
     connections: int
-    """How many were closed."""
+    """Connections that were closed."""
     bindings: int
-    """How many were removed."""
+    """Bindings that were removed."""
 
 
 T = TypeVar("T")
 Exchange: TypeAlias = Generator[Step | Room, Any, T]
 Finds: TypeAlias = Sequence[FindEndp] | Sequence[FindDest]
 Begin: TypeAlias = Callable[[ClientConversation], Exchange[T]]
-"""Begins an exchange on the conversation of whatever connection there is."""
+"""Begins an exchange on the conversation of the current connection."""
 
 
 def save_endp(
@@ -104,9 +104,9 @@ def of_destinations(destinations: Iterable[Text]) -> Finds:
 
 
 def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
-    """Find one connection for each request; add what comes of it to a list as it comes.
+    """Find one connection for each request; append each result to ``found`` as it arrives.
 
-    Never more is asked for than there is room for in this process.
+    The exchange never requests more connections than this process has room for.
     """
 
     def exchange(conversation: ClientConversation) -> Exchange[None]:
@@ -131,7 +131,7 @@ def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
 
 
 def hand_out(found: list[Found | None]) -> list[Found | None]:
-    """Give what was found to the program."""
+    """Return the found connections to the caller, and enable their ResourceWarning."""
     for each in found:
         if each is not None:
             each.warns = True
@@ -139,7 +139,7 @@ def hand_out(found: list[Found | None]) -> list[Found | None]:
 
 
 def hand_over(found: list[Found | None], error: BaseException) -> None:
-    """Give what was found to the program with the error that tells of a limit, or else close it."""
+    """Attach the found connections to a DescriptorLimit; close them on any other error."""
     if isinstance(error, DescriptorLimit):
         error.found = found
         return
@@ -151,8 +151,8 @@ def hand_over(found: list[Found | None], error: BaseException) -> None:
 def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin[list[bool]]:
     """Save many connections."""
     requests = []
-    # Kept until all is done: a generator's socket that nobody else has would be closed before,
-    # and its descriptor name something else.
+    # Keep references: a socket that only the generator holds would be closed before it is sent,
+    # and its descriptor number could name another file.
     connections = []
     for ttl, endpoint, properties, connection in items:
         requests.append(SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties)))
@@ -179,9 +179,9 @@ def save_dest_many(items: Iterable[tuple[int, Text, Text, Text]]) -> Begin[list[
 
 
 def snapshot() -> Begin[Found]:
-    """Get a snapshot: a `Found` without properties, whose descriptor is that of a sealed memfd.
+    """Request a snapshot: a `Found` without properties that owns a sealed memfd.
 
-    The memfd holds a SQLite database of all that is cached.
+    The memfd holds a SQLite database with the contents of the cache.
     """
 
     def exchange(conversation: ClientConversation) -> Exchange[Found]:
@@ -205,10 +205,10 @@ def purge(
     def exchange(conversation: ClientConversation) -> Exchange[Purged]:
         nonlocal begun
         if begun and of_ids:
-            # It may be another daemon by now. If its database is in memory, its ids began anew.
+            # Do not repeat on a new connection: a restarted daemon may reuse ids.
             raise HangupError
         begun = True
-        # First, because it is these that an earlier server does not know.
+        # Ids come first: an earlier server refuses them, so nothing else was purged then.
         connections = yield from _purge(conversation, of_ids)
         connections += yield from _purge(conversation, of_endpoints)
         bindings = yield from _purge(conversation, of_destinations)
@@ -220,7 +220,7 @@ def purge(
 def _purge(
     conversation: ClientConversation, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
 ) -> Exchange[int]:
-    """Purge until nothing is left; return how many it was."""
+    """Repeat the purges until nothing is left; return the number of purged rows."""
     total = 0
     while requests:
         counts = yield from conversation.purge_many(requests)
@@ -247,7 +247,7 @@ def _id(number: int) -> int:
 
 def _bytes(text: Text) -> bytes:
     data = text.encode() if isinstance(text, str) else bytes(text)
-    if NUL in data:  # if it is in one of many requests, none of them is sent
+    if NUL in data:  # checked before anything is sent, so a batch fails as a whole
         raise ValueError(f"a label or properties cannot hold a NUL: {text!r}")
     return data
 

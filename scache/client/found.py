@@ -1,4 +1,4 @@
-"""What a find returns."""
+"""The result of a find."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Found:
     """A connection taken out of the cache, with sole ownership of its descriptor.
 
     The descriptor is closed by `close`, at the end of a ``with`` block, or, with a ResourceWarning,
-    when the object is dropped. `socket` and `detach` give it away. Do not pass `descriptor` to
-    os.close: use `close`, or `detach` first. A number that was closed all the same, and is that of
-    another file by now, is left alone.
+    when the object is dropped. `socket` and `detach` pass it to the caller. Do not pass
+    `descriptor` to os.close: use `close`, or `detach` first. If the number was closed nevertheless
+    and now belongs to another file, that file is not closed.
     """
 
     __slots__ = (
@@ -39,21 +39,21 @@ class Found:
     def __init__(
         self, descriptor: int, endpoint_properties: bytes, destination_properties: bytes = b""
     ) -> None:
-        """Take ownership of a descriptor; of none if it is -1."""
+        """Take ownership of a descriptor; -1 means none."""
         self._numbers: list[int] = []
         """The descriptor while it is owned."""
-        # Its one step closes the descriptor. No bytecode lies in between at which a signal handler
-        # could raise an exception. The weak reference takes that step when the object is gone, so
-        # that the descriptor is closed even if such an exception ends `__del__`.
+        # One step of this iterator removes and closes the descriptor. It is a single bytecode, so
+        # no exception from a signal handler can come in between. The weak reference takes the step
+        # when the object is gone, so the descriptor is closed even if an exception ends `__del__`.
         self._closing = map(os.close, self._numbers)
         self._guard = weakref.ref(self, partial(next, self._closing))
         self._identity: tuple[int, int] | None = None
         self.warns = True
-        """True if dropping the object with an open descriptor is a mistake that is told."""
+        """True if dropping the object with an open descriptor causes a ResourceWarning."""
         self.endpoint_properties = endpoint_properties
-        """The properties that it was saved with, exact."""
+        """The exact properties that the connection was saved with."""
         self.destination_properties = destination_properties
-        """The properties of the binding that led here; empty for ``find_endp``."""
+        """The properties of the binding that matched; empty for ``find_endp``."""
         if descriptor != _CLOSED:
             self._numbers.append(descriptor)
 
@@ -64,10 +64,10 @@ class Found:
         endpoint_properties: bytes,
         destination_properties: bytes = b"",
     ) -> Self:
-        """Take ownership of the first of these descriptors, which is taken out in the same step.
+        """Remove the first of these descriptors and take ownership of it, in one step.
 
-        Until `warns` is set the object closes itself without a warning, because the program does
-        not have it yet.
+        Until `warns` is set, the object is closed without a warning, because the caller does not
+        have it yet.
         """
         found = cls(_CLOSED, endpoint_properties, destination_properties)
         found.warns = False
@@ -76,9 +76,9 @@ class Found:
 
     @property
     def descriptor(self) -> int:
-        """The open descriptor; -1 once it is closed or given away.
+        """The open descriptor; -1 after it was closed or passed to the caller.
 
-        It is close-on-exec. Its flag O_NONBLOCK is as its last user left it.
+        It is close-on-exec. Its flag O_NONBLOCK is as the last user of the connection left it.
         """
         number = self._number()
         if self._identity is None and number != _CLOSED:
@@ -90,7 +90,8 @@ class Found:
 
         It has the default time-out of new sockets (`socket.setdefaulttimeout`): without one it
         blocks, even if the last user of the connection left it non-blocking. Raises ValueError if
-        the descriptor is closed or given away, and OSError, keeping it, if it is no socket.
+        the descriptor was closed or passed on. Raises OSError, and keeps the descriptor, if it is
+        not a socket.
         """
         number = self._owned()
         connection = socket.socket.__new__(socket.socket)
@@ -101,22 +102,23 @@ class Found:
             self._numbers.clear()
         except BaseException:
             if self._numbers:
-                connection.detach()  # or it would close what is ours
+                connection.detach()  # this object still owns the descriptor
             raise
         return connection
 
     def detach(self) -> int:
-        """Return the descriptor as a number, which the caller has to close.
+        """Return the descriptor as a number, which the caller must close.
 
-        It is close-on-exec, and its flag O_NONBLOCK is as its last user left it. The object keeps
-        the properties alone. Raises ValueError if the descriptor is closed or given away.
+        It is close-on-exec, and its flag O_NONBLOCK is as the last user of the connection left it.
+        The object keeps only the properties. Raises ValueError if the descriptor was closed or
+        passed on.
         """
         number = self._owned()
         self._numbers.clear()
         return number
 
     def close(self) -> None:
-        """Close the descriptor, unless it is closed or given away."""
+        """Close the descriptor, unless it was closed or passed on."""
         if self._is_ours(self._number()):
             next(self._closing, None)
         self._numbers.clear()
@@ -167,7 +169,7 @@ class Found:
         return self._numbers[0] if self._numbers else _CLOSED
 
     def _is_ours(self, number: int) -> bool:
-        """Return False if the program has closed the number, which it read, and not told us."""
+        """Return False if the caller has closed the number that it read from `descriptor`."""
         return self._identity is None or self._identity == _identity(number)
 
     def _owned(self) -> int:
@@ -178,7 +180,7 @@ class Found:
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
-    """Return what tells an open file from others; None if there is none of this number."""
+    """Return the device and inode of an open file; None if the descriptor is not open."""
     try:
         facts = os.fstat(descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""Refuses connections whose state is not in the kernel alone."""
+"""Refusal of TLS connections, whose keys are in the process and not in the kernel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scache.errors import NotParkable
 
 _DEPTH = 4
 _MOST_OBJECTS = 200
-"""Bounds of the search for a TLS socket inside of an object: wrappers are small."""
+"""The most objects that the search for a wrapped TLS socket examines."""
 
 _WRAPPED = ("raw", "buffer")
-"""What the files of the module io wrap, which is not in their __dict__."""
+"""Attributes of files of the module io that hold the wrapped file but are not in __dict__."""
 
 
 def refuse_tls(connection: object) -> None:
-    """Raise NotParkable if an object is a TLS socket of Python, or wraps one."""
-    ssl = sys.modules.get("ssl")  # without it nobody has made a TLS socket
+    """Raise NotParkable if an object is a Python TLS socket or wraps one."""
+    ssl = sys.modules.get("ssl")  # if it is not imported, no TLS socket exists
     if ssl is None or isinstance(connection, int) or type(connection) is socket.socket:
         return
     descriptor = _fileno(connection)
@@ -35,20 +35,20 @@ def refuse_tls(connection: object) -> None:
 
 
 def _fileno(value: object) -> int | None:
-    with suppress(Exception):  # it is asked again when it is saved
+    with suppress(Exception):  # saving the connection will raise the same error
         return int(value.fileno())  # type: ignore[attr-defined]
     return None
 
 
 def _ssl_object_of(connection: object) -> object:
-    """Return the TLS engine of a stream of asyncio; None if it has none."""
+    """Return the TLS engine of an asyncio stream; None if it has none."""
     with suppress(Exception):
         return connection.get_extra_info("ssl_object")  # type: ignore[attr-defined]
     return None
 
 
 def _inside(connection: object) -> Iterator[object]:
-    """Yield an object and what its attributes lead to."""
+    """Yield an object and the objects that its attributes lead to."""
     seen = {id(connection)}
     found = [connection]
     for _ in range(_DEPTH):

@@ -30,35 +30,36 @@ T = TypeVar("T")
 
 
 class Client(BaseClient):
-    """A blocking client of the daemon, or of the genuine scache(8).
+    """A blocking client of the daemon or of Postfix's scache(8).
 
-    It connects at the first request, keeps the connection, and connects once
-    more by itself when the daemon was restarted meanwhile, or when it finds
-    itself in a forked child, which must not share the parent's conversation.
-    One thread at a time may use it: a second one, or a signal handler during a request, gets
-    `ClientInUse`. As a context manager it closes itself.
+    It connects at the first request and keeps the connection. It connects again if the daemon was
+    restarted, or after a fork, because a child must not use the parent's connection. Only one
+    thread at a time may use it: a request from a second thread, or from a signal handler during a
+    request, raises `ClientInUse`. As a context manager it closes itself.
 
-    Labels and properties are bytes, or text that is sent as UTF-8; they may
-    hold anything but a NUL, and come back as exact bytes.
+    Labels and properties are bytes, or text that is sent as UTF-8. They may hold any byte but NUL,
+    and are returned as the exact bytes.
 
-    Every request raises `Unavailable` if no daemon answers within the timeout,
-    or if it hung up when it may have carried the request out, which is never
-    repeated then; OSError for a descriptor that is not open; `ProtocolError` if
-    what answers breaks the protocol or says that the request is malformed (a
-    ttl below 1, a label above 64 KiB); and ValueError for a NUL in a label or
-    in properties.
+    Every request may raise these exceptions:
+
+    - `Unavailable` if no daemon answers within the timeout, or if the daemon closes the connection
+      after it may have carried out the request. The request is not repeated then.
+    - OSError for a descriptor that is not open.
+    - `ProtocolError` if the server violates the protocol, or reports that the request is malformed
+      (a ttl below 1, a label above 64 KiB).
+    - ValueError for a NUL in a label or in properties.
     """
 
     def __init__(
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
     ) -> None:
-        """Speak to the socket at this path; give each request ``timeout`` seconds.
+        """Use the daemon's socket at this path; each request may take ``timeout`` seconds.
 
-        ``inline=False`` stays in the base protocol with every server.
+        ``inline=False`` uses the base protocol with every server.
         """
         super().__init__(path, timeout=timeout, inline=inline)
-        # A Context refuses to be entered twice, by whatever thread, and is left however the
-        # request ends: no exception from a signal handler can leave it taken.
+        # A lock that cannot be left locked: a Context cannot be entered twice, by any thread, and
+        # is always left when the request ends, even by an exception from a signal handler.
         self._turn = Context()
 
     def __enter__(self) -> Self:
@@ -70,11 +71,11 @@ class Client(BaseClient):
     def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
     ) -> bool:
-        """Park a connection under an endpoint for ``ttl`` seconds; return whether it was taken.
+        """Park a connection under an endpoint for ``ttl`` seconds; return True on success.
 
-        The daemon gets a duplicate. Your own descriptor stays yours: close it
-        afterwards, in every case, because whoever finds the connection is to be
-        its only user. False means that the daemon said no, at a limit say.
+        The daemon gets a duplicate of the descriptor. Always close your own descriptor afterwards,
+        because the finder must be the only user of the connection. False means that the daemon
+        refused the request, for example at a limit.
         """
         return self._run(exchanges.save_endp(ttl, endpoint, properties, connection))
 
@@ -83,10 +84,10 @@ class Client(BaseClient):
         return self._find(exchanges.of_endpoints([endpoint]))[0]
 
     def save_dest(self, ttl: int, destination: Text, properties: Text, endpoint: Text) -> bool:
-        """Bind a destination to an endpoint for ``ttl`` seconds; return whether it was taken.
+        """Bind a destination to an endpoint for ``ttl`` seconds; return True on success.
 
-        The endpoint need not have a connection yet. The same destination,
-        endpoint and properties again only set a new ttl.
+        The endpoint need not have a connection yet. If a binding with the same destination,
+        endpoint and properties exists, only its ttl is replaced.
         """
         return self._run(exchanges.save_dest(ttl, destination, properties, endpoint))
 
@@ -95,19 +96,19 @@ class Client(BaseClient):
         return self._find(exchanges.of_destinations([destination]))[0]
 
     def save_many(self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> list[bool]:
-        """Do `save_endp` for each of these tuples of its arguments; return what each returns.
+        """Call `save_endp` with each of these tuples of arguments; return the list of results.
 
-        Our daemon gets them all without a pause for replies. The timeout is
-        for all of them together.
+        In inline mode the requests are sent in batches without waiting for each reply. The timeout
+        is for all of them together.
         """
         return self._run(exchanges.save_many(items))
 
     def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
-        """Do `find_endp` for each of these endpoints; return what each returns."""
+        """Call `find_endp` for each of these endpoints; return the list of results."""
         return self._find(exchanges.of_endpoints(endpoints))
 
     def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
-        """Do `save_dest` for each of these tuples of its arguments; return what each returns."""
+        """Call `save_dest` with each of these tuples of arguments; return the list of results."""
         return self._run(exchanges.save_dest_many(items))
 
     def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
