@@ -1,4 +1,4 @@
-"""The daemon from its first step to its last."""
+"""The server: startup, client admission, background tasks and shutdown of the daemon."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ from scache.unix.namespace import ROOT, described, unmapped
 from scache.version import __version__
 
 MAX_REFUSED = 16
-"""Clients that are answered though nothing is done for them; of more, the first are hung up on.
-So many that are not allowed, and so many for whom there is no room: the ones do not hang up on the
-others."""
+"""Refused clients that stay connected; a further one disconnects the oldest. Clients over the
+client limit and clients that access control refuses are counted separately, so that one kind does
+not disconnect the other."""
 
 STOP_TIMEOUT = 1.0
-"""Seconds that exchanges under way have to come to their end once the daemon is asked to stop."""
+"""Seconds for exchanges in progress to complete after the daemon was asked to stop."""
 
 CLOSE_TIMEOUT = 1.0
-"""Seconds that close(2) of what was cached may take at the end."""
+"""Seconds to wait at shutdown until the cached descriptors are closed."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Those that the daemon answers to."""
+"""Signals that the daemon handles."""
 
 logger = logging.getLogger(__name__)
 
 
 class Server:
-    """The connected clients, and all that is done for them until the daemon stops."""
+    """The connected clients, the poller and the background tasks of a running daemon."""
 
     def __init__(
         self,
@@ -95,18 +95,18 @@ class Server:
         )
         self._allowed = Principals(*settings.allowed_ids, *strangers)
         self._admitted: set[Session] = set()
-        """Those of `_sessions` for whom anything is done,"""
+        """Sessions being served."""
         self._crowd: dict[Session, None] = {}
-        """those for whom there is no room, the first first,"""
+        """Sessions over the client limit, oldest first."""
         self._not_allowed: dict[Session, None] = {}
-        """and those who never get anything."""
+        """Sessions that access control refuses, oldest first."""
         self._crowded = False
-        """Whether there is no room, and that was logged."""
+        """True while the client limit is reached; the log has a message about it."""
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
     async def serve(self, sock: ListeningSocket) -> None:
-        """Serve clients of this listening socket until a signal or idleness ends it."""
+        """Serve clients of this listening socket until a signal or idle exit stops the daemon."""
         listener = Listener(
             sock,
             self._loop,
@@ -116,8 +116,8 @@ class Server:
             self._cache.closer,
         )
         self._cache.is_own_socket = OwnSockets(sock.socket).include
-        # What is there by now stays: the collector need never look at it, which takes it
-        # milliseconds for which everybody waits.
+        # The objects made so far are permanent. Without freeze(), each full collection would scan
+        # them, and all clients would wait for milliseconds.
         gc.freeze()
         gc.enable()
         try:
@@ -158,7 +158,10 @@ class Server:
         tasks.start_soon(self._snapshots.run)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """SIGHUP logs the statistics; SIGTERM and SIGINT stop, and a second one stops at once."""
+        """Handle SIGNALS: SIGHUP logs the statistics, SIGTERM and SIGINT stop the daemon.
+
+        A second SIGTERM or SIGINT ends the process at once.
+        """
         try:
             with anyio.open_signal_receiver(*SIGNALS) as signals:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -173,7 +176,8 @@ class Server:
                         logger.info("stopping: received %s", signal.Signals(number).name)
                         self._stop.set()
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # asyncio leaves one that raises
+            # asyncio leaves a handler that raises KeyboardInterrupt.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     async def _watch_idleness(self, sock: ListeningSocket) -> None:
         await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))
@@ -215,7 +219,10 @@ class Server:
                 next(iter(refused)).abort()
 
     def _out_of_descriptors(self, what: str) -> None:
-        """Say so, and hang up on who has most that wait for their messages."""
+        """Log and count a shortage; disconnect the client with the most waiting descriptors.
+
+        Waiting descriptors are received descriptors whose requests are not served yet.
+        """
         self._cache.counts["limit_open_files"] += 1
         client_logger.warning("out of descriptors: %s", what)
         greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
@@ -227,7 +234,7 @@ class Server:
         return not (people.uids or people.gids) or people.include(peer, groups)
 
     def _admit(self, session: Session) -> str | None:
-        """Let a client have what it asks for; or return why it is told no, for the time being."""
+        """Admit a client, or return why its requests are refused for now."""
         if not session.allowed:
             self._not_allowed.setdefault(session)
             return "not allowed: see allow_uids and allow_gids"
@@ -243,7 +250,7 @@ class Server:
         return None
 
     def _say_crowded(self, *, crowded: bool) -> None:
-        """Log when there is no room for clients any more, and when there is again."""
+        """Log once when the client limit is reached, and once when a client is admitted again."""
         if crowded and not self._crowded:
             client_logger.warning(
                 "%d clients are connected, as many as %s; further ones are told no",
@@ -255,7 +262,7 @@ class Server:
         self._crowded = crowded
 
     def _on_their_way(self) -> Iterator[Connection]:
-        """Yield rows of connections that were found and not sent yet, with stamps."""
+        """Yield the rows of connections that were found but not sent, with wall-clock times."""
         offset = self._clock.offset
         for session in self._sessions:
             for row in (delivery.connection for delivery in session.deliveries):
@@ -272,7 +279,7 @@ class Server:
             self._all_gone.set()
 
     async def _finish_sessions(self) -> None:
-        """Give exchanges under way their time to end."""
+        """Wait up to STOP_TIMEOUT seconds for exchanges in progress to complete."""
         for session in list(self._sessions):
             session.finish()
         self._all_gone = anyio.Event()
@@ -284,12 +291,13 @@ class Server:
 async def serve(settings: Settings, open_files: int) -> None:
     """Run the daemon until it is asked to stop or has been idle for long enough.
 
-    It may hold so many descriptors. Raises StartupError when it cannot start.
+    ``open_files`` is the limit on open files in force. Raises StartupError if the daemon cannot
+    start.
     """
     reap_children()
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
-    # First, so that a daemon that is not to be leaves no trace in a database.
+    # Bind before opening the database: a second daemon must fail without touching it.
     owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
     sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
     with closing(sock):
