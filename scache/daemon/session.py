@@ -1,4 +1,4 @@
-"""One client's session: where its conversation and the cache meet."""
+"""A client session: passes the requests of one conversation to the cache, and the replies back."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ from scache.protocol.server import (
 )
 
 _EVENTS_PER_TURN = 16
-"""Requests served for one client before the others have their turn."""
+"""Requests served for one client before it goes back to the scheduler's queue."""
 
 _EVENTS_PER_MESSAGE = 64
-"""Requests whose replies are sent at once; no more descriptors than a message takes."""
+"""Requests whose replies go into one message; fewer than the descriptors that a message takes."""
 
 _OUTPUT_SIZE = 32768
-"""Bytes of replies that are sent at a time: descriptors go with the first of them, so the fewer
-hits there are behind it, the fewer are lost with a client that leaves before it has read them."""
+"""Bytes of replies in one message, at most about. The descriptors of all hits in a message go with
+its first byte. A client that disconnects before it has read the message loses all of them, so
+shorter messages lose fewer."""
 
 _NO_SNAPSHOT = "no snapshot can be taken now: see the daemon's log"
 
 
 class AccessControl(Protocol):
-    """What is done for administrators."""
+    """Access control and snapshots for administrative requests."""
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
-        """Return whether somebody may ask, who also belongs to these groups."""
+        """Return True if a peer with these supplementary groups may send these requests."""
 
     def snapshot(self, session: Session) -> None:
-        """Take a snapshot; call `Session.snapshot_taken` when it is there, or cannot be."""
+        """Request a snapshot; `Session.snapshot_taken` is called when it is taken or has failed."""
 
 
 class Session:
-    """Serves one client, and nobody else waits for it."""
+    """The session of one client; its methods never block."""
 
     def __init__(
         self,
@@ -76,38 +77,39 @@ class Session:
         *,
         allowed: bool = True,
     ) -> None:
-        """Serve a client once it is admitted: until then ``admit`` says why it is not.
+        """Prepare a session; its requests are refused until ``admit`` returns None.
 
-        Of one that is not ``allowed``, and never will be admitted, one request is recorded.
+        ``admit`` returns the reason while the client is not admitted. A client that is not
+        ``allowed`` is never admitted, and only its first refused request is recorded.
         """
         self._transport = transport
         self.peer = peer
         self._cache = cache
         self._on_end = on_end
         self._on_shortage = on_shortage
-        """Told what could not be done for want of a descriptor."""
+        """Callback with a message when an operation fails because descriptors have run out."""
         self._probe = probe
         self._conversation = conversation
         self._admit = admit
         self.allowed = allowed
         self._denied = False
-        """Whether it is on record that the client is not allowed."""
+        """True once the audit log has a record that the client is not allowed."""
         self._refusal: str | None = None
-        """Why nothing is done for this client, though it is answered."""
+        """Reason for refusing the client's requests; None once it is admitted."""
         self._client_id = cache.client_connected(peer)
         self._administration = administration
         self._asking = False
-        """Whether the client waits for a snapshot, and nothing is read from it meanwhile."""
+        """True while the client waits for a snapshot; its requests are not served meanwhile."""
         self._parcel: int | None = None
-        """A snapshot that is being sent to it, or will be."""
+        """Descriptor of the snapshot to send to the client; None if there is none."""
         self._answer_due = False
-        """Whether the client is to hear of its snapshot once it has taken what was sent before."""
+        """True if the reply to the snapshot request waits until earlier replies are sent."""
         self.deliveries: list[Delivery] = []
-        """What it has found and not been sent, or not said that it has."""
+        """Connections that the client found and whose delivery is not completed yet."""
         self._handed_over = False
         self._flush_at = _EVENTS_PER_MESSAGE
         self.progress = 0
-        """Steps that this client has made, of which a whole exchange has one to three."""
+        """Number of steps that this client has made; an exchange takes one to three steps."""
         self._finishing = False
         self._warned = False
 
@@ -122,18 +124,18 @@ class Session:
             self._flush()
 
     def finish(self) -> None:
-        """End as soon as the exchange under way, if any, has come to its end."""
+        """Disconnect the client as soon as no exchange is in progress."""
         self._finishing = True
         self._leave_if_finished()
 
     def abort(self) -> None:
-        """End now; a connection that was found but not sent goes back."""
+        """Disconnect the client now; put back connections that were found but not sent."""
         if self._transport.open:
             self._transport.close()
             self.disconnected()
 
     def overdue(self) -> None:
-        """End because the client left an exchange half done for too long."""
+        """Disconnect the client because it exceeded the exchange time-out."""
         client_logger.warning(
             "client with process id %d stopped in the middle of an exchange: disconnected",
             self.peer.pid,
@@ -144,7 +146,10 @@ class Session:
 
     @property
     def half_done(self) -> bool:
-        """Whether the client owes us the rest of an exchange, or does not take what we sent."""
+        """True while the rest of an exchange is missing, or a reply is not fully sent.
+
+        False while the client waits for a snapshot, because that is the daemon's work.
+        """
         if self._asking:
             return False
         conversation, transport = self._conversation, self._transport
@@ -154,18 +159,19 @@ class Session:
 
     @property
     def awaited_turn(self) -> int | None:
-        """The number of the turn that it waits for, if it does."""
+        """Number of the quantum that the client waits for in the queue; None if not queued."""
         return self._transport.turns if self._transport.waiting else None
 
     @property
     def waiting_descriptors(self) -> int:
-        """How many this client has sent whose messages have not been served yet."""
+        """Number of descriptors received from the client whose requests are not served yet."""
         return len(self._conversation.descriptors)
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
-        """Serve what the client sent."""
+        """Take over data and descriptors from the client, and serve its requests."""
         if truncated:
-            # Which of them the kernel dropped is unknown, so none can be told from another.
+            # The kernel does not tell which descriptors it dropped, so the others cannot be
+            # assigned to their requests.
             self._on_shortage("one that a client sent could not be received")
             self._cache.closer.close(descriptors)
             descriptors = ()
@@ -173,13 +179,16 @@ class Session:
         self._serve()
 
     def undeliverable(self, data: bytes, error: OSError) -> bytes | None:
-        """Return what to tell the client of descriptors that cannot be sent now."""
+        """Return the reply to send instead of descriptors that cannot be sent now.
+
+        None disconnects the client.
+        """
         client_logger.warning("%s", shortage_message(error))
         if not self._conversation.inline:
-            # It waits for a descriptor, and can be told nothing else.
+            # The base protocol has no error reply where the client expects the descriptor.
             self._cache.counts["connections_not_sent"] += len(self.deliveries)
             return None
-        if not self.deliveries:  # a snapshot goes when all that was found has gone
+        if not self.deliveries:  # a snapshot is sent only after all deliveries are completed
             self._close_parcel()
             self._conversation.reply_refusal(_NO_SNAPSHOT)
             return self._conversation.data_to_send()
@@ -189,7 +198,7 @@ class Session:
         return without_hits(data)
 
     def drained(self) -> None:
-        """Go on, now that the client has taken everything."""
+        """Continue after everything has been sent to the client."""
         if self._conversation.inline:
             self._end_deliveries(sent=True)
         if self._answer_due:
@@ -204,7 +213,7 @@ class Session:
             self._serve()
 
     def disconnected(self) -> None:
-        """Clear up after a client that has gone."""
+        """Release the resources of a client that disconnected."""
         self._cache.closer.close(self._conversation.close())
         self._close_parcel()
         sent = self._handed_over and self._transport.sent_descriptors
@@ -213,7 +222,7 @@ class Session:
         self._on_end(self)
 
     def _serve(self) -> None:
-        """Answer what has been received: a turn's worth of it, and while the client takes it."""
+        """Answer received requests, for one step at most and while the client takes the replies."""
         conversation, transport = self._conversation, self._transport
         if self._refusal is not None:
             self._refusal = self._admit(self)
@@ -230,7 +239,7 @@ class Session:
         if more:
             transport.yield_turn(self._serve)
             if self.progress < self._flush_at:
-                return  # there will be more replies to send at once
+                return  # the next step adds more replies to the same message
         if conversation.output:
             self._flush()
         if conversation.descriptors and not transport.more_to_read():
@@ -239,7 +248,7 @@ class Session:
             self._leave_if_finished()
 
     def _answer(self, answers: dict[type[Event], Callable[[Session, Any], None]]) -> bool:
-        """Answer a turn's worth; return whether the turn ended with that."""
+        """Answer up to _EVENTS_PER_TURN requests; return True if this limit ended the step."""
         conversation, transport = self._conversation, self._transport
         turn_ends = self.progress + _EVENTS_PER_TURN
         while conversation.unread and transport.sent_all and not self._asking:
@@ -311,9 +320,9 @@ class Session:
             self._cache.malformed(kind, self._client_id, detail if self.allowed else self._refusal)
 
     def _to_be_recorded(self) -> bool:
-        """Return whether what the client is not given is news.
+        """Return True if a refusal is to be recorded.
 
-        Or somebody who is not allowed could push all that matters out of the trail.
+        A client that is not allowed is recorded once, so it cannot flush the audit log.
         """
         if self.allowed:
             return True
@@ -330,7 +339,8 @@ class Session:
 
     def _answer_find(self, request: FindEndp | FindDest, delivery: Delivery | None) -> None:
         if delivery is not None and not self._conversation.inline:
-            # In the base protocol the descriptor follows the reply, when it is too late to say no.
+            # In the base protocol the descriptor follows the reply, so test the send before the
+            # reply promises a descriptor.
             error = self._probe.shortage(delivery.descriptor)
             if error is not None:
                 client_logger.warning("%s", shortage_message(error))
@@ -348,7 +358,7 @@ class Session:
             )
 
     def snapshot_taken(self, descriptor: int | None) -> None:
-        """Send the client its snapshot, which is ours to close, or say that there is none."""
+        """Take over the descriptor of a snapshot and send it; None means that there is none."""
         self._parcel = descriptor
         if not self._transport.open:
             self._close_parcel()
@@ -358,7 +368,8 @@ class Session:
             return
         self._asking = False
         if not self._transport.sent_all:
-            # What it has found is on its way still, and whether that has been sent is to be known.
+            # Earlier replies with deliveries are not fully sent yet. Their completion must be known
+            # first, so `drained` sends this reply.
             self._answer_due = True
             return
         self._transport.release()
@@ -421,7 +432,7 @@ class Session:
         return self._transport.groups()
 
     def _permitted(self, kind: str) -> bool:
-        """Return whether this client may ask such things; else say no."""
+        """Return True if the client may send administrative requests; else reply with a refusal."""
         permitted = self._administration.permits(self.peer, self.groups())
         if not permitted:
             self._cache.refuse(kind, self._client_id, "not permitted")
@@ -432,12 +443,12 @@ class Session:
         return permitted
 
     def _hand_over(self, data: bytes) -> None:
-        """Send bytes that carry the descriptors of all that this client has found."""
+        """Send bytes together with the descriptors of all deliveries."""
         self._handed_over = True
         self._transport.send(data, [delivery.descriptor for delivery in self.deliveries])
 
     def _end_deliveries(self, *, sent: bool, finder_left: bool = False) -> None:
-        """Part with the connections that this client found."""
+        """Complete all deliveries: report them as delivered, or put the connections back."""
         deliveries, self.deliveries = self.deliveries, []
         self._handed_over = False
         for delivery in deliveries:
@@ -449,7 +460,8 @@ class Session:
     def _malformed(self, event: Malformed) -> None:
         if event.descriptor is not None:
             self._cache.closer.close((event.descriptor,))
-        known = event.name in GRAMMAR and event.name != NAMES[Hello]  # which has no outcome
+        # A hello has no outcome to record.
+        known = event.name in GRAMMAR and event.name != NAMES[Hello]
         kind = event.name.decode() if known else "unknown"
         if event.too_long:
             self._cache.counts["limit_message_size"] += 1
