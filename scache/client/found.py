@@ -42,8 +42,8 @@ class Found:
         """Take ownership of a descriptor; -1 means none."""
         self._numbers: list[int] = []
         """The descriptor while it is owned."""
-        # One step of this iterator removes and closes the descriptor. It is a single bytecode, so
-        # no exception from a signal handler can come in between. The weak reference takes the step
+        # One step of this iterator closes the descriptor. No bytecode lies within the step, so a
+        # signal handler cannot interrupt it with an exception. The weak reference takes the step
         # when the object is gone, so the descriptor is closed even if an exception ends `__del__`.
         self._closing = map(os.close, self._numbers)
         self._guard = weakref.ref(self, partial(next, self._closing))

@@ -151,7 +151,7 @@ class Client(BaseClient):
             raise
 
     def _run(self, begin: Begin[T]) -> T:
-        """Carry out an exchange, unless another one is under way."""
+        """Carry out an exchange; raise ClientInUse if another one is in progress."""
         self._forked()
         try:
             return self._turn.run(copy_context().run, self._request, begin)
@@ -164,7 +164,7 @@ class Client(BaseClient):
         )
 
     def _request(self, begin: Begin[T]) -> T:
-        """Carry out an exchange, on a new connection if the one that we had is gone."""
+        """Carry out an exchange; connect again if the daemon has closed the old connection."""
         deadline = time.monotonic() + self._timeout
         try:
             connection = self._rested()
@@ -172,8 +172,8 @@ class Client(BaseClient):
                 try:
                     return self._drive(connection, begin(connection.conversation), deadline)
                 except HangupError:
-                    # The daemon was restarted since the last request, say. If it has read this
-                    # one already, asking again might save or take something twice.
+                    # The daemon may have been restarted. Do not repeat a request that it may have
+                    # read: a connection could be saved or taken twice.
                     if connection.told:
                         raise
             connection = self._connect(deadline)
@@ -184,9 +184,10 @@ class Client(BaseClient):
             raise self._late() from None
 
     def close(self) -> None:
-        """Hang up; what was saved stays in the cache. A later request connects again.
+        """Close the connection to the daemon. A later request connects again.
 
-        A request that is under way, in another thread say, raises `Unavailable`.
+        Saved connections stay in the cache. A request in progress, for example in another thread,
+        raises `Unavailable`.
         """
         self._forked()
         try:
@@ -200,7 +201,7 @@ class Client(BaseClient):
     def _forked(self) -> bool:
         if not super()._forked():
             return False
-        self._turn = Context()  # a thread of the parent may be in the old one for ever
+        self._turn = Context()  # a thread of the parent may have entered the old one
         return True
 
     def _connect(self, deadline: float) -> Connection:
@@ -216,7 +217,7 @@ class Client(BaseClient):
         return connection
 
     def _drive(self, connection: Connection, exchange: Exchange[T], deadline: float) -> T:
-        """Do what the exchange says until it ends; hang up if it does not end well."""
+        """Run an exchange to its end; close the connection if the exchange fails."""
         connection.at_rest = False
         room: int | None = None
         try:
@@ -252,16 +253,16 @@ class Client(BaseClient):
 
     def _receive(self, connection: Connection, deadline: float) -> None:
         if connection.wait_readable(_until(deadline)):
-            connection.receive(self._buffer)  # the exchange asks again for what did not come
+            connection.receive(self._buffer)  # the exchange asks again if data is missing
 
 
 def _is_taken(error: RuntimeError) -> bool:
-    """Return True if the error says that a Context is entered already."""
+    """Return True if the error means that the Context is entered already."""
     return type(error) is RuntimeError and is_raised_by_call(error)
 
 
 def _until(deadline: float) -> float:
-    """Return the seconds that remain, more than 0; LateError if none do."""
+    """Return the seconds until the deadline; raise LateError if it has passed."""
     remaining = deadline - time.monotonic()
     if remaining <= 0:
         raise LateError

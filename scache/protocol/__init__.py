@@ -1,1 +1,1 @@
-"""The protocol of scache(8), sans-IO: the codec, the messages, and both halves."""
+"""The protocol of scache(8), sans-IO: the codec, the messages, and both sides."""

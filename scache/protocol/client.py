@@ -1,9 +1,8 @@
-"""The client's half of the conversation, sans-IO.
+"""The client's side of the conversation, sans-IO.
 
-Each request is an exchange: a generator that yields what to do next, either a
-`Send` or NEED_DATA (receive something, give it to `ClientConversation.receive`,
-go on), and returns the outcome. Whoever drives it owns the socket, the clock
-and the way of waiting.
+Each request is an exchange: a generator that yields steps and returns the outcome. A step is a
+`Send`, or NEED_DATA: receive data, pass it to `ClientConversation.receive` and go on. The caller
+of the generator owns the socket and the clock, and decides how to wait.
 """
 
 from __future__ import annotations
@@ -54,23 +53,23 @@ class Send(NamedTuple):
 
     data: bytes
     descriptors: Sequence[int] = ()
-    """They stay the owner's who gave them to the exchange."""
+    """They still belong to the caller that passed them to the exchange."""
     best_effort: bool = False
-    """A courtesy: what the exchange is for is done already, and it goes on if this fails."""
+    """True if the exchange has succeeded already and a failure to send does not matter."""
 
 
 class Hit(NamedTuple):
     """The reply to a find that hits; its descriptor is the first of `descriptors`."""
 
     properties: tuple[bytes, ...]
-    """Of the binding, for ``find_dest`` alone, and of the endpoint."""
+    """The properties of the binding, only for ``find_dest``, then those of the endpoint."""
 
 
 Outcome = Hit | Status
 
 
 class Reply(NamedTuple):
-    """A reply, its closed set of attributes checked."""
+    """A reply whose attributes were checked."""
 
     status: Status
     properties: tuple[bytes, ...]
@@ -79,51 +78,52 @@ class Reply(NamedTuple):
 Step = Send | NeedData
 
 MAX_BATCH = 128
-"""Requests sent ahead of their replies; their descriptors fit into one message."""
+"""Most requests sent ahead of their replies; their descriptors fit into one sendmsg(2)."""
 
 MAX_BATCH_SIZE = 32768
-"""Bytes sent ahead of the replies: they fit into any socket's buffer, so that
-the two sides never wait for each other to read."""
+"""Most bytes sent ahead of their replies. They fit into any socket's buffer, so the two sides
+cannot deadlock while each waits for the other to read."""
 
 MAX_REPLY_SIZE = 2 * MAX_MESSAGE_SIZE
-"""Bytes that a reply may have: it may hold properties from two requests."""
+"""Most bytes of a reply, which may hold the properties of two requests."""
 
 
 class ClientConversation:
     """A client's side of one connection to scache(8) or to our daemon.
 
-    The exchanges raise ProtocolError when the server breaks the rules; the
-    conversation cannot go on after that.
+    The exchanges raise ProtocolError if the server violates the protocol. The conversation must
+    not be used afterwards.
     """
 
     def __init__(self) -> None:
         self.inline = False
-        """Whether the server has granted inline mode."""
+        """True if the server has granted inline mode."""
         self.features: frozenset[bytes] = frozenset()
-        """The words of the server's list: send no request or attribute that is not in it."""
+        """The extensions that the server lists; the client must not use any other."""
         self._buffer = b""
         self._at = 0
         self.descriptors: deque[int] = deque()
-        """Descriptors that were received, oldest first; the owner of the socket closes them."""
+        """Received descriptors, oldest first; the owner of the socket must close them."""
         self.due = 0
-        """Descriptors that may come with what is received next, in reply to finds or a snapshot."""
+        """Descriptors that replies to the pending finds or snapshot may still bring."""
         self._truncated = False
         self._greeted = False
 
     def receive(self, data: bytes, *, truncated: bool = False) -> None:
-        """Take the bytes of one recvmsg(2), after its descriptors were added to `descriptors`.
+        """Take the bytes of one recvmsg(2); the caller has appended to `descriptors` before.
 
-        ``truncated`` says that the kernel had to drop some of them (MSG_CTRUNC). The exchange goes
-        on with those that came before, and raises DescriptorLimit in place of receiving more.
+        ``truncated`` is True if the kernel dropped descriptors (MSG_CTRUNC). The exchange uses the
+        data and descriptors that have arrived, then raises DescriptorLimit instead of receiving
+        more.
         """
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
         self._truncated = self._truncated or truncated
 
     def hello(self) -> Generator[Step, None, None]:
-        """Ask for inline mode; a server that does not know it stays in the base protocol.
+        """Request inline mode; a server without it stays in the base protocol.
 
-        Further attributes of the reply are passed over: later servers may have some.
+        Unknown attributes of the reply are ignored, because later servers may send some.
         """
         yield Send(HELLO)
         answer = yield from self._message()
@@ -139,7 +139,7 @@ class ClientConversation:
         if not self.inline and answer == _DUMMY_ATTRIBUTES:
             yield Send(DESCRIPTOR_BYTE, (descriptor,))
             answer = yield from self._message()
-        # A malformed request is refused before its descriptor is asked for.
+        # The server refuses a malformed request before it asks for the descriptor.
         return self._parse(answer, 0).status
 
     def save_dest(self, request: SaveDest) -> Generator[Step, None, Status]:
@@ -152,10 +152,10 @@ class ClientConversation:
         requests: Sequence[FindEndp | FindDest],
         on_outcome: Callable[[Outcome], object],
     ) -> Generator[Step, None, None]:
-        """Find all of these, many ahead of their replies in inline mode.
+        """Send all of these finds; in inline mode many are sent ahead of their replies.
 
-        Each outcome is given to ``on_outcome``, which takes the first of `descriptors` out if it
-        is a `Hit`, and raises nothing.
+        Each outcome is passed to ``on_outcome``. For a `Hit` it must remove the first of
+        `descriptors`. It must not raise an exception.
         """
         for batch, messages in _batches(requests, MAX_BATCH if self.inline else 1):
             self.due = len(batch) if self.inline else 0
@@ -166,9 +166,9 @@ class ClientConversation:
     def save_many(
         self, requests: Sequence[SaveEndp | SaveDest], descriptors: Sequence[int]
     ) -> Generator[Step, None, list[Status]]:
-        """Save all of these, which are of one kind; return the status of each.
+        """Send all of these saves, which are of one kind; return the status of each.
 
-        ``descriptors`` are those of ``save_endp``, one a request.
+        ``descriptors`` has one descriptor for each ``save_endp`` request.
         """
         statuses = []
         if not self.inline:
@@ -185,7 +185,7 @@ class ClientConversation:
         return statuses
 
     def snapshot(self) -> Generator[Step, None, None]:
-        """Ask for an image, whose descriptor is the first of `descriptors` in the end."""
+        """Request a snapshot; its descriptor is then the first of `descriptors`."""
         self._require_inline()
         self.due = 1
         yield Send(encode_request(Snapshot()))
@@ -196,9 +196,9 @@ class ClientConversation:
     def purge_many(
         self, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
     ) -> Generator[Step, None, list[int]]:
-        """Purge all of these, which is up to PURGE_SLICE of each; return how many it was.
+        """Send these purges; return the number of rows that each has removed, up to PURGE_SLICE.
 
-        Raises TooOld, and sends nothing, if the server does not know all of these requests.
+        Raises TooOld, and sends nothing, if the server does not support all of these requests.
         """
         self._require_inline()
         if PURGE_ID not in self.features and any(isinstance(each, PurgeId) for each in requests):
@@ -223,7 +223,7 @@ class ClientConversation:
             raise ProtocolError("the server has no inline mode")
 
     def _granted(self, answer: Attributes, names: Sequence[bytes]) -> None:
-        """Check the reply to an administrator's request; raise Refused if it is a no."""
+        """Check the reply to an administrator's request; raise Refused if it is a refusal."""
         found = tuple(name for name, _ in answer)
         if found == REFUSAL_NAMES:
             raise Refused(answer[1][1].decode(errors="backslashreplace"))
@@ -265,9 +265,9 @@ class ClientConversation:
             )
 
     def _need_data(self) -> NeedData:
-        """Return NEED_DATA, unless descriptors were dropped: those of later replies would follow.
+        """Return NEED_DATA; raise DescriptorLimit if the kernel dropped descriptors.
 
-        The next descriptor would then belong to another reply than the next one that is read.
+        After a dropped descriptor, replies and descriptors can no longer be matched.
         """
         self._require_whole()
         return NEED_DATA
@@ -276,7 +276,7 @@ class ClientConversation:
         return self._parse((yield from self._message()), properties)
 
     def _parse(self, attributes: Attributes, properties: int) -> Reply:
-        """Check that a reply has the attributes that it must have, and no other."""
+        """Parse a reply; raise ProtocolError unless it has exactly the expected attributes."""
         names = [name for name, _ in attributes]
         if names != [b"status", *[b"property"] * properties]:
             raise ProtocolError(f"the server sent a reply that makes no sense: {attributes!r}")
@@ -286,7 +286,7 @@ class ClientConversation:
         return Reply(status, tuple([value for _, value in attributes[1:]]))
 
     def _message(self) -> Generator[NeedData, None, Attributes]:
-        """Wait for a message, passing over the announcement, which not every server makes."""
+        """Wait for a message; skip the announcement, which not every server sends."""
         while (message := self._next_message()) is None:
             yield self._need_data()
         if self._greeted or encode(message) != ANNOUNCEMENT:
@@ -295,7 +295,7 @@ class ClientConversation:
         return (yield from self._message())
 
     def _next_message(self) -> Attributes | None:
-        """Return the next message if all of it has been received."""
+        """Return the next message, or None if it is not complete yet."""
         message = decode(self._buffer, self._at)
         if message is None:
             if len(self._buffer) - self._at > MAX_REPLY_SIZE:
@@ -311,7 +311,7 @@ _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
 
 
 def _batches(requests: Sequence[Request], most: int) -> Iterator[tuple[range, bytes]]:
-    """Cut into batches that may be sent ahead: the indices of each, and its messages."""
+    """Split requests into batches; yield the indices and the encoded messages of each batch."""
     start, size = 0, 0
     messages: list[bytes] = []
     for at, request in enumerate(requests):

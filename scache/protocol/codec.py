@@ -1,7 +1,7 @@
-r"""The attribute codec: ``name NUL value NUL ... NUL``, an empty name ends the list.
+r"""The attribute codec: ``name NUL value NUL ... NUL``; an empty name ends the list.
 
-Values are bytes, anything but NUL. Two attributes may have one name, so a
-message is a list of pairs and never a dict.
+A value may have any byte but NUL. A message is a list of pairs and not a dict, because two
+attributes may have the same name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, final
 NUL = b"\0"
 
 MAX_MESSAGE_SIZE = 65536
-"""Bytes that one message may have, from its first name to its last NUL."""
+"""Most bytes of one message, from its first name to its last NUL."""
 
 Attributes = list[tuple[bytes, bytes]]
 
@@ -27,14 +27,14 @@ class NeedData:
 
 
 NEED_DATA: Final = NeedData()
-"""Nothing can be decided before more has been received."""
+"""More data must be received before the next step."""
 
 
 def encode(attributes: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the message that consists of these attributes, in this order.
+    """Return the message with these attributes, in this order.
 
-    Raises ValueError for an empty name or a NUL, which no reader could tell
-    from the end of something.
+    Raises ValueError for an empty name or a NUL byte, because the receiver would take it for the
+    end of the message or of the value.
     """
     parts: list[bytes] = []
     for name, value in attributes:
@@ -47,16 +47,16 @@ def encode(attributes: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def token_at(buffer: bytes, at: int) -> tuple[bytes, int] | None:
-    """Return the name or value that begins at ``at``, and where the next one does.
+    """Return the name or value that begins at ``at``, and the position of the next one.
 
-    None if the NUL that ends it has not been received yet.
+    Return None if its final NUL has not been received yet.
     """
     end = buffer.find(NUL, at)
     return None if end < 0 else (buffer[at:end], end + 1)
 
 
 def decode(buffer: bytes, at: int) -> tuple[Attributes, int] | None:
-    """Return the message that begins at ``at``, and where it ends; None if it is not complete."""
+    """Return the message that begins at ``at``, and its end; None if it is not complete."""
     attributes: Attributes = []
     while (name := token_at(buffer, at)) is not None:
         if not name[0]:
@@ -70,13 +70,13 @@ def decode(buffer: bytes, at: int) -> tuple[Attributes, int] | None:
 
 
 LARGEST_ID = 2**63 - 1
-"""What SQLite keeps as an INTEGER."""
+"""The largest INTEGER of SQLite."""
 
 
 def decode_id(value: bytes) -> int | None:
-    """Return the row id that is written there in decimal, or None if it is none.
+    """Return the row id of a decimal string, or None if it is not a valid id.
 
-    Nothing but digits is one: an id that wraps around would name another row.
+    Only digits are accepted, and large numbers do not wrap around to the id of another row.
     """
     if not value.isdigit() or len(value) > len(str(LARGEST_ID)):
         return None
@@ -88,15 +88,15 @@ _NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?)0*([0-9]*)")
 _UNSIGNED_LONG_MAX = 2**64 - 1
 _UNSIGNED_LONG_DIGITS = 20
 _SURELY_SMALL = 9
-"""Digits that an int holds whatever they are."""
+"""Any number of this many digits fits into a C int."""
 
 
 def decode_integer(value: bytes) -> int | None:
-    """Return the integer that the genuine program reads there, or None if it reads none.
+    """Return the integer that Postfix's scache(8) reads from a value, or None if it is invalid.
 
-    It scans an unsigned int with C's ``%u`` and keeps it in an int: blanks and a
-    sign may come first, nothing may follow, and strtoul(3) gives the largest
-    unsigned long for what is larger, of which the lowest 32 bits are kept.
+    Postfix scans an unsigned int with C's ``%u`` and stores it in an int. Blanks and a sign may
+    precede the digits, and nothing may follow them. For a number that is too large, strtoul(3)
+    returns the largest unsigned long. The lowest 32 bits of the result are kept.
     """
     if len(value) <= _SURELY_SMALL and value.isdigit():
         return int(value)
@@ -111,6 +111,6 @@ def decode_integer(value: bytes) -> int | None:
 
 
 def decode_ttl(value: bytes) -> int | None:
-    """Return the ttl that the genuine program reads there, at least 1, or None if it reads none."""
+    """Return the ttl that Postfix's scache(8) reads from a value, or None if it is below 1."""
     ttl = decode_integer(value)
     return ttl if ttl is not None and ttl > 0 else None

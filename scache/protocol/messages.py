@@ -1,4 +1,4 @@
-"""The requests and replies of scache(8), as values and as bytes."""
+"""The requests and replies of scache(8), and their encoding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scache.protocol.codec import NUL, decode_id, decode_ttl, encode
 from scache.version import __version__
 
 ANNOUNCEMENT = encode([(b"protocol", b"connection_cache_protocol")])
-"""What the server says first (Postfix 3.6 and later expect it)."""
+"""The first message of the server, which Postfix 3.6 and later expect."""
 
 DUMMY = encode([(b"dummy", b"")])
-"""Says "go on", in both directions, around the passing of a descriptor."""
+"""An acknowledgement in both directions, sent before and after a descriptor."""
 
 DESCRIPTOR_BYTE = b"\0"
 """The byte that carries a descriptor."""
@@ -55,21 +55,21 @@ class Hello(NamedTuple):
     """Ask for inline mode, our extension; Postfix's scache(8) calls it malformed."""
 
     features: frozenset[bytes] | None = None
-    """What the client understands in replies; None if it does not know features."""
+    """The extensions that the client understands in replies; None if it sends no list."""
 
 
 class Snapshot(NamedTuple):
-    """Ask for an image of all that is known: a sealed memfd that holds a SQLite database."""
+    """Request a snapshot of the cache: a sealed memfd that holds a SQLite database."""
 
 
 class PurgeEndp(NamedTuple):
-    """Close the connections of an endpoint, the oldest first, PURGE_SLICE at the most."""
+    """Close up to PURGE_SLICE connections of an endpoint, oldest first."""
 
     endpoint: bytes
 
 
 class PurgeDest(NamedTuple):
-    """Remove the bindings of a destination, PURGE_SLICE at the most."""
+    """Remove up to PURGE_SLICE bindings of a destination."""
 
     destination: bytes
 
@@ -78,29 +78,30 @@ class PurgeId(NamedTuple):
     """Close one connection."""
 
     id: int
-    """Of its row, as the table ``connection`` has it."""
+    """The id of its row in the table ``connection``."""
 
 
 Admin = Snapshot | PurgeEndp | PurgeDest | PurgeId
-"""What administrators ask for, in inline mode alone."""
+"""An administrator's request, which is available in inline mode only."""
 
 Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin
 
 PURGE_SLICE = 64
-"""What one request purges, so that nobody else waits for long; whoever gets so many asks again."""
+"""Most rows that one request purges, so that other clients do not wait for long. A client that
+gets this count repeats the request."""
 
 
 class Grammar(NamedTuple):
-    """How one kind of request stands on the wire."""
+    """The encoding of one kind of request."""
 
     kind: type[Request]
     names: tuple[bytes, ...]
-    """The attributes after ``request``, in this order, which is that of the fields of `kind`."""
+    """The attributes after ``request``, in the order of the fields of `kind`."""
     reply_properties: int
-    """How many ``property`` attributes follow the ``status`` of the reply."""
+    """The number of ``property`` attributes after the ``status`` of the reply."""
 
     number: Callable[[bytes], int | None] | None = None
-    """Reads the first of the attributes, if that is a number; returns None if it is none."""
+    """The decoder of the first attribute if it is a number; returns None for an invalid one."""
 
 
 GRAMMAR: dict[bytes, Grammar] = {
@@ -121,7 +122,7 @@ NAMES: dict[type[Request], bytes] = {grammar.kind: name for name, grammar in GRA
 
 
 def encode_request(request: Request) -> bytes:
-    """Return the message that makes this request; ValueError if a string has a NUL byte."""
+    """Return the message of a request; raise ValueError if a value has a NUL byte."""
     name = NAMES[type(request)]
     if isinstance(request, Hello):
         words = None if request.features is None else b" ".join(sorted(request.features))
@@ -134,7 +135,7 @@ _STATUS = tuple(b"status\0%d\0" % status for status in Status)
 
 
 def encode_reply(status: Status, *properties: bytes) -> bytes:
-    """Return the reply with this status and these properties (none of which has a NUL byte)."""
+    """Return the reply with this status and these properties, which must not have a NUL byte."""
     head = _STATUS[status]
     for value in properties:
         head += b"property\0%b\0" % value
@@ -142,13 +143,13 @@ def encode_reply(status: Status, *properties: bytes) -> bytes:
 
 
 STATUS_REPLY = tuple(encode_reply(status) for status in Status)
-"""The reply to a save, and to a request that nobody knows, by status."""
+"""The reply to a save or to an unknown request, by status."""
 
 _HIT = re.compile(_STATUS[Status.OK] + rb"((?:property\0[^\0]*\0){1,2})\0")
 
 
 def without_hits(replies: bytes) -> bytes:
-    """Return replies with a miss in place of each hit of a find."""
+    """Return these replies with each hit of a find replaced by a miss."""
 
     def miss(hit: re.Match[bytes]) -> bytes:
         return encode_reply(Status.FAIL, *[b""] * (hit[1].count(NUL) // 2))
@@ -159,34 +160,34 @@ def without_hits(replies: bytes) -> bytes:
 INLINE_VERSION = b"1"
 
 PURGE_ID = NAMES[PurgeId]
-"""The feature of a server that knows this request."""
+"""The feature of a server that supports ``purge_id``."""
 
 FEATURES = (PURGE_ID,)
-"""The words for the extensions that this version understands, as a client and as a server. A client
-lists what it understands in replies, a server which requests and attributes it understands. Neither
-sends anything that the other side has not listed."""
+"""The extensions that this version supports, as a client and as a server. A client lists the
+extensions that it understands in replies. A server lists those that it understands in requests.
+Neither side uses an extension that the other has not listed."""
 
 _FEATURES = (b"features", b" ".join(FEATURES))
 
 HELLO = encode_request(Hello(frozenset(FEATURES)))
-"""Asks for inline mode, and for the server's list of features. Postfix's scache(8) and daemons that
-do not know features read no further than ``hello``."""
+"""The request for inline mode and for the server's list of features. Postfix's scache(8) and
+daemons without features ignore the attributes after ``hello``."""
 
 
 def read_features(attributes: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes] | None:
-    """Return the words of the list of features among these attributes; None if there is no list.
+    """Return the features that these attributes list; None if there is no list.
 
-    Several lists are one. Words have blanks between them; their order and number mean nothing.
+    Several lists are joined. Features are separated by blanks; order and repetition do not matter.
     """
     lists = [value for name, value in attributes if name == b"features"]
     return frozenset(b" ".join(lists).split()) if lists else None
 
 
 PURGED_NAMES = (b"status", b"count")
-"""The attributes of the reply to a purge that was done."""
+"""The attributes of the reply to a successful purge."""
 
 REFUSAL_NAMES = (b"status", b"reason")
-"""The attributes of the reply to an administrator's request that was not granted."""
+"""The attributes of the reply to an administrator's request that was refused."""
 
 _GRANTED = (
     (b"status", b"0"),
@@ -195,10 +196,10 @@ _GRANTED = (
 )
 
 HELLO_REPLY = encode(_GRANTED)
-"""Grants inline mode to a client that does not know features, and takes no further attribute."""
+"""Grants inline mode to a client that sent no features and accepts no further attribute."""
 
 HELLO_REPLY_WITH_FEATURES = encode([*_GRANTED, _FEATURES])
-"""Grants inline mode to a client that knows features."""
+"""Grants inline mode to a client that sent a list of features."""
 
 EMPTY_REPLY = {
     grammar.kind: tuple(
@@ -206,4 +207,4 @@ EMPTY_REPLY = {
     )
     for grammar in GRAMMAR.values()
 }
-"""The reply to each kind of request when there is nothing to tell but the status."""
+"""The reply with empty properties to each kind of request, by status."""

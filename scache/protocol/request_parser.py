@@ -1,4 +1,4 @@
-"""How requests are told from the bytes that a client has sent."""
+"""The parser of requests."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from scache.protocol.messages import GRAMMAR, Grammar, Hello, Request, read_feat
 
 
 class Malformed(NamedTuple):
-    """A request that nobody can serve."""
+    """A malformed request, which cannot be served."""
 
     name: bytes
-    """What it called itself."""
+    """The name of the request as the client sent it."""
     descriptor: int | None = None
-    """The one that it carried, in inline mode; the taker's to close."""
+    """The descriptor that came with it, in inline mode; the receiver of the event must close it."""
     too_long: bool = False
-    """Whether it is longer than it may be."""
+    """True if the request is longer than the limit."""
 
 
 REQUEST = b"request\0"
-"""How every request begins."""
+"""The first bytes of every request."""
 
 ATTRIBUTES = re.compile(b"(?:[^\0]++\0[^\0]*+\0)*+")
-"""Every whole attribute from here on, up to an empty name or to what is not complete yet."""
+"""Matches all complete attributes up to an empty name or to an incomplete attribute."""
 
 MESSAGES = re.compile(b"(?:(?:[^\0]++\0[^\0]*+\0)*+\0)*+")
-"""Every whole message from here on."""
+"""Matches all complete messages."""
 
 
 def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, slice]]]:
-    """Return what matches a whole well-formed request, and how to read a match.
+    """Return a pattern for a complete well-formed request, and a table to read its matches.
 
-    By the index of the last group that took part: the grammar of the request,
-    and the groups that are its values.
+    The key of the table is the index of the last group that matched. The value is the grammar of
+    the request and the slice of groups that are its values.
     """
     alternatives = []
     readings: dict[int | None, tuple[Grammar, slice]] = {}
@@ -53,18 +53,17 @@ def _well_formed() -> tuple[re.Pattern[bytes], dict[int | None, tuple[Grammar, s
 
 
 WELL_FORMED, _READINGS = _well_formed()
-"""A whole request, its number apart, which may be none."""
+"""The pattern matches a complete request; it does not check that a number is valid."""
 
 
 _new = tuple.__new__
-"""Makes a request of the values of its fields, without the Python function that a named tuple has
-for it."""
+"""Creates a request from its values faster than the Python function of a named tuple does."""
 
 
 def parse(buffer: bytes, at: int, max_size: int) -> tuple[Request, int] | None:
-    """Return the well-formed request that begins at ``at``, and where it ends.
+    """Return the well-formed request that begins at ``at``, and its end.
 
-    None if it is not complete, or if anything about it is odd: see `read_odd`.
+    Return None if it is incomplete, too long or not well-formed; `read_odd` handles these.
     """
     match = WELL_FORMED.match(buffer, at)
     if match is None:
@@ -83,11 +82,10 @@ def parse(buffer: bytes, at: int, max_size: int) -> tuple[Request, int] | None:
 
 
 def read_odd(tokens: list[bytes], *, complete: bool) -> Request | Malformed:
-    """Return the request that these strings are, of which the first is its name.
+    """Return the request that these tokens form: its name, then attribute names and values.
 
-    They are names and values in turn, those of a message that is too long if they are not
-    complete, and are read as the genuine program reads them: what follows the last attribute that
-    it expects is not looked at.
+    Like Postfix's scache(8), ignore all tokens after the last expected attribute. If the tokens
+    are not ``complete``, they are the beginning of a message that is too long.
     """
     name = tokens[0] if tokens else b""
     grammar = GRAMMAR.get(name)
