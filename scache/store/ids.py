@@ -1,17 +1,17 @@
-"""Row ids that never come back, not even after a crash."""
+"""Row ids that are never used again, not even after a crash."""
 
 from __future__ import annotations
 
 from scache.store.batch import Batch
 
 ID_RESERVE = 1_000_000
-"""Ids set aside at a time, so that a crash that loses the last rows brings none of theirs back."""
+"""Ids reserved at a time. Ids of rows that a crash loses are not used again."""
 
 _RESERVE = "UPDATE instance SET last_id = ? WHERE id = ?"
 
 
 class Ids:
-    """The one sequence that connections, bindings and clients take their ids from."""
+    """The common sequence of the ids of connections, bindings and clients."""
 
     def __init__(self, batch: Batch, instance_id: int, first: int) -> None:
         self._batch = batch
@@ -22,10 +22,10 @@ class Ids:
         self._renew_at = first + ID_RESERVE // 2
 
     def take(self) -> int:
-        """Return an id that nothing ever had."""
+        """Return an id that was never used before."""
         self.last += 1
         if self.last == self._renew_at:
-            # Written within COMMIT_INTERVAL, long before the other half is used up.
+            # This is committed within COMMIT_INTERVAL, long before the other half is used up.
             self._batch.execute_eventually(_RESERVE, (self.last + ID_RESERVE, self.instance_id))
             self._renew_at += ID_RESERVE // 2
         return self.last

@@ -14,14 +14,14 @@ class Migration(NamedTuple):
 
 
 def _directory() -> Path:
-    """Return where the files are: inside the installed package, or at the top of a checkout."""
+    """Return the directory of the SQL files, in the installed package or in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def migrations() -> list[Migration]:
-    """Return every migration, the first first."""
+    """Return all migrations in the order of their versions."""
     return [
         Migration(int(path.name[:4]), path.read_text(encoding="utf-8"))
         for path in sorted(_directory().glob("[0-9][0-9][0-9][0-9]_*.sql"))
@@ -31,7 +31,7 @@ def migrations() -> list[Migration]:
 def pending_script(version: int, known: list[Migration]) -> str:
     """Return the SQL that brings a database of this version up to date.
 
-    Each migration and its record (``PRAGMA user_version``) share one transaction.
+    Each migration sets its version (``PRAGMA user_version``) in the same transaction.
     """
     return "".join(
         f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;\n"

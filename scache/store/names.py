@@ -1,7 +1,7 @@
-"""The names of a database file: its write-ahead log lies beside the one that its daemon uses.
+"""The check that a database file is opened under the name that its daemon uses.
 
-Through any other name (a hard link, a bind mount, a file that was moved) SQLite finds no log there,
-or a stale one, and reads an old state without a word.
+The write-ahead log is beside that name. Under another name (a hard link, a bind mount, a file that
+was moved) SQLite finds no log or a stale one, and reads an old state without an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scache.errors import DatabaseError
 from scache.store.files import is_held
 
 PATIENCE: Final = 2.0
-"""Seconds that a daemon may hold its file without a log: it is starting, or has just stopped."""
+"""Seconds to wait for the log of a file in use: a daemon has none while it starts or stops."""
 
 _PAUSE = 0.02
 
@@ -49,11 +49,11 @@ def _has_its_log(file: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # SQLite will say why it cannot be read
+        return True  # SQLite will report why the file cannot be read
 
 
 def _is_open(index: Path) -> bool:
-    """Return whether a connection has a log open, of which this is the index; or raise OSError."""
+    """Return True if a connection has the log with this index open. Raises OSError."""
     descriptor = os.open(index, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _OPEN_MARK, 1, 0)

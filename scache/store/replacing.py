@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, even if a signal ends the process."""
+"""Replacing a file atomically, even if a signal ends the process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Final
 
 CHUNK: Final = 1 << 20
-"""Bytes that are written between two looks for a signal."""
+"""Bytes written between two checks for a pending signal."""
 
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-"""Signals that people and shells end a command with."""
+"""Signals with which users and shells end a command."""
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file, for its owner alone to read, in place of the one that is there.
+    """Write a file that only its owner can read, and replace an existing file of that name.
 
-    A signal that would end the process waits until the temporary file has been renamed or
-    removed, which is before the next `CHUNK`. Raises OSError.
+    A signal that would end the process is blocked until the temporary file is renamed or removed.
+    When one is pending, no further `CHUNK` is written. Raises OSError.
     """
     with _held_back() as held_back:
         descriptor, name = tempfile.mkstemp(prefix=".scache-dump-", dir=path.parent)
@@ -41,7 +41,7 @@ def replace(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _held_back() -> Iterator[set[signal.Signals]]:
-    """Hold back the signals that would end this thread's process; yield which these are."""
+    """Block the signals that would end the process, in this thread; yield their set."""
     ending = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:

@@ -1,4 +1,4 @@
-"""The schema that the migrations make, and triggers and indexes that others have added to it."""
+"""The schema that the migrations create, and the triggers and unique indexes added to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADDITIONS: Final = """
 SCHEMA: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
 )
-"""Selects kind, name and SQL of each table, index, trigger and view, whoever made it."""
+"""Selects kind, name and SQL of all tables, indexes, triggers and views, also of added ones."""
 
 
 class Addition(NamedTuple):

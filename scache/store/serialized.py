@@ -1,4 +1,4 @@
-"""Images of a whole database, in the form in which SQLite would write it to a file."""
+"""Images of a whole database, in SQLite's file format."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Final
 from scache.model import Connection, SocketInfo
 
 FORMAT_VERSIONS = slice(18, 20)
-"""In the header: how the file is to be written and read (SQLite docs, "Database File Format")."""
+"""The write and read versions in the header of a file (SQLite docs, "Database File Format")."""
 ROLLBACK_JOURNAL = b"\1\1"
 
 FAULT: Final = "database_fault"
-"""The setting under which the image of a live daemon says what is wrong with its database."""
+"""The setting in the image of a live daemon that describes the fault of its database."""
 
 CLIENTS_SERVED: Final = "clients_served"
-"""The setting under which the image of a live daemon says how many clients it serves: without those
-that are connected and refused, for `max_clients` or for `allow_uids` and `allow_gids`."""
+"""The setting in the image of a live daemon with the number of clients that it serves. Connected
+clients refused because of `max_clients`, `allow_uids` or `allow_gids` are not counted."""
 
-# One that was found while the database could not be written is still there.
+# The row of a connection that was found while the database refused writes still exists.
 _ADD_CONNECTION = """
     INSERT OR IGNORE INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
     VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
@@ -35,14 +35,14 @@ _ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
 _TRIGGERS = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
 
 MAX_DISCONNECTED_CLIENTS = 10_000
-"""Rows of ``client`` kept for processes that have left; the oldest go first."""
+"""Rows of ``client`` kept for disconnected clients; the oldest are deleted first."""
 
 
 def read(descriptor: int) -> bytes:
-    """Return the image that `scache.Client.snapshot` has got, and close its descriptor."""
+    """Return the image in a descriptor of `scache.Client.snapshot`, and close the descriptor."""
     try:
-        # The offset of the descriptor is shared with the daemon: it is neither used nor moved.
-        # A private mapping, because Linux before 6.7 refuses a shared one of a sealed memfd.
+        # Map the file, because reading would move the offset, which is shared with the daemon.
+        # Map it privately, because Linux before 6.7 refuses a shared mapping of a sealed memfd.
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as data:
             return data[:]
     finally:
@@ -50,7 +50,7 @@ def read(descriptor: int) -> bytes:
 
 
 def load(image: bytes) -> sqlite3.Connection:
-    """Return a database in memory that is this image; sqlite3.Error if it is none."""
+    """Return a database in memory with the content of the image. Raises sqlite3.Error."""
     if image[FORMAT_VERSIONS] != ROLLBACK_JOURNAL:  # in memory there is no write-ahead log
         image = image[: FORMAT_VERSIONS.start] + ROLLBACK_JOURNAL + image[FORMAT_VERSIONS.stop :]
     connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -68,12 +68,11 @@ def complete(
     descriptors: Iterable[tuple[int, SocketInfo]],
     settings: Mapping[str, str],
 ) -> bytes:
-    """Return an image of a database, which is ours, with what only the process knows.
+    """Add the daemon's own state to a copy of its database; return an image of the copy.
 
-    That is connections that were found and not sent yet, with stamps, for they
-    are still here; the facts of the descriptor of each connection, by its id;
-    and rows of ``setting``. What an administrator has added to the schema is in
-    the image, but refuses none of that.
+    The state consists of connections that were found and are not sent yet (their times are stamps),
+    the facts of each connection's descriptor, by the connection's id, and rows of ``setting``.
+    Triggers that an administrator has added stay in the image, but do not act on these rows.
     """
     copy.execute("BEGIN")
     triggers = copy.execute(_TRIGGERS).fetchall()

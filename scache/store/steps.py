@@ -1,4 +1,4 @@
-"""Steps of the wall clock: the stamps of what is live move with it, in one transaction."""
+"""Steps of the wall clock. The stamps of live rows are shifted by a step in one transaction."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MOVE = (
     """,
 )
 LATEST_BOOT = "SELECT boot, booted_at FROM instance ORDER BY id DESC LIMIT 1"
-"""A run goes on with the scale of the one before, if the machine was not started since: what that
-one left behind can be compared with the clock of today."""
+"""Selects the boot id and the clock offset of the latest run. A run since the same boot continues
+with this offset, so that the rows of the earlier run can be compared with its clock."""
 
 _RECORD = "INSERT INTO clock_step (at, offset) VALUES (?, ?)"
 _TRIM = f"""
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def following(clock: Clock) -> list[Operation]:
-    """Follow the wall clock, if it was set; return what must be done in the database then.
+    """Adapt the clock's offset if the wall clock was set; return the operations that this needs.
 
-    Stamps that the clock gives from now on are of the new scale: the operations have to be done,
-    in one transaction, before any later one.
+    The clock's stamps use the new offset at once. Execute the operations in one transaction, before
+    any later operation.
     """
     moved = clock.moved()
     if not moved:
