@@ -1,4 +1,4 @@
-"""A client's socket: bytes and descriptors, in and out, never waiting."""
+"""Non-blocking transport of bytes and descriptors over a client's socket."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ from scache.unix import fdpass
 from scache.unix.closing import Closer
 
 _MUCH_SIZE = 4096
+"""Bytes in one read from which the client waits in the scheduler's queue before the next read."""
+
 _MANY_DESCRIPTORS = 16
-"""Bytes and descriptors of one read from which on whoever sent them has to wait for a turn."""
+"""Descriptors in one read from which the client waits in the queue before the next read."""
 
 _BUFFER = fdpass.new_buffer()
-"""For all clients: they are served in one thread, one after the other."""
+"""Receive buffer that all clients share, because one thread serves them one after the other."""
 
 _PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
 
 client_logger = logging.getLogger("scache.clients")
-"""For what clients can cause again and again: whoever writes the log may leave some of it out."""
+"""Logger for messages that clients can cause repeatedly; its handler may suppress some of them."""
 
 
 class Receiver(Protocol):
-    """What a transport tells of its client."""
+    """The callbacks of a transport."""
 
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
-        """Take what one `fdpass.receive` brought."""
+        """Take over the data and descriptors of one `fdpass.receive`."""
 
     def undeliverable(self, data: bytes, error: OSError) -> bytes | None:
-        """Return what to send instead of data whose descriptors the kernel cannot send now.
+        """Return a replacement for data whose descriptors the kernel cannot send now.
 
-        None to hang up. Nothing of the data has been sent.
+        Nothing of the data has been sent. None disconnects the client.
         """
 
     def drained(self) -> None:
-        """Know that everything given to `Transport.send` has been sent."""
+        """Continue after a backlog of `Transport.send` has been sent completely."""
 
     def disconnected(self) -> None:
-        """Know that the client has gone; the transport is closed."""
+        """Release resources after the client disconnected; the transport is closed."""
 
 
 class Transport:
-    """One connected client.
+    """The transport of one connected client.
 
-    While a client does not take what we send it, nothing more is read from it.
+    Back-pressure: nothing is read from a client while a reply to it is not fully sent.
     """
 
     def __init__(self, sock: socket.socket, poller: Poller, closer: Closer) -> None:
         sock.setblocking(False)
-        # A byte that is sent out of band stays in line with the descriptors that came with it:
-        # recvmsg(2) would pass over it, and free these before it returned.
+        # Keep out-of-band bytes in the stream. Without this option, recvmsg(2) skips such a byte
+        # and closes the descriptors that came with it before it returns.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._closer = closer
         self._socket = sock
@@ -65,23 +67,23 @@ class Transport:
         self._watched = self._held = False
         self._go_on: Callable[[], None]
         self.waiting = False
-        """Whether the client's turn is still to come, and nothing is read from it meanwhile."""
+        """True while the client waits in the scheduler's queue and nothing is read from it."""
         self.turns = 0
-        """How many it has had."""
+        """Number of times that the client was taken from the queue and served."""
         self.open = True
         self._at_end = False
-        """True once the end of what the client sends was read: nothing is left in the queue."""
+        """True once end of file was read: the receive queue of the socket is empty."""
         self.sent_all = True
-        """Whether everything given to `send` has reached the kernel."""
+        """True if the kernel has accepted everything given to `send`."""
 
     def start(self, receiver: Receiver) -> None:
-        """Begin to read, and tell this receiver."""
+        """Start reading from the client; call this receiver."""
         self._receiver = receiver
         self._watch()
 
     @property
     def sent_descriptors(self) -> bool:
-        """Whether every descriptor given to `send` has reached the kernel."""
+        """True if the kernel has accepted every descriptor given to `send`."""
         return not any(descriptors for _, descriptors in self._unsent)
 
     def fileno(self) -> int:
@@ -93,10 +95,10 @@ class Transport:
         return fdpass.peer_groups(self._socket)
 
     def more_to_read(self) -> bool:
-        """Whether the client has sent more than has been read.
+        """Return True if the client has sent data that is not read yet.
 
-        All the descriptors of one sendmsg(2) come with the first of the pieces that the kernel
-        cuts it into, so those that nobody has asked for may belong to what is still to be read.
+        The kernel splits a long message, and all its descriptors arrive with the first part. So
+        surplus descriptors may belong to requests that are not read yet.
         """
         try:
             return bool(self._socket.recv(1, _PEEK))
@@ -104,9 +106,9 @@ class Transport:
             return False
 
     def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send bytes, with descriptors attached to the first of them, now or when there is room.
+        """Send bytes, with descriptors attached to the first byte; queue what does not fit now.
 
-        The descriptors stay the caller's, to be kept open until `sent_descriptors`.
+        The caller owns the descriptors, and must keep them open until `sent_descriptors` is True.
         """
         if not self.sent_all:
             self._unsent.append((data, descriptors))
@@ -121,7 +123,8 @@ class Transport:
                 if instead is not None:
                     self.send(instead)
                     return
-            # The client has gone. Whoever sends is in the middle of something: tell it later.
+            # The client has disconnected. Report it later, because the caller of this method is
+            # not prepared for `disconnected` here.
             sent = 0
             self._poller.call_later(self._hang_up)
         if sent < len(data):
@@ -130,9 +133,9 @@ class Transport:
             self._poller.modify(self._descriptor, WRITABLE)
 
     def yield_turn(self, go_on: Callable[[], None]) -> None:
-        """Let others have their turn, then call ``go_on``; read nothing in between.
+        """Wait in the scheduler's queue, then call ``go_on``; read nothing meanwhile.
 
-        Of several the last is called, and none if reading is on `hold` by then.
+        A later call replaces ``go_on``. It is not called if reading is on `hold` by then.
         """
         self._go_on = go_on
         if not self.waiting:
@@ -152,17 +155,17 @@ class Transport:
             self._tell(self._go_on)
 
     def hold(self) -> None:
-        """Read nothing until `release`; to be called when everything has been sent."""
+        """Read nothing until `release`; call this only if `sent_all` is True."""
         self._held = True
         self._watch_no_more()
 
     def release(self) -> None:
-        """Read again."""
+        """Resume reading after `hold`."""
         self._held = False
         self._watch()
 
     def close(self) -> None:
-        """Hang up. The receiver is not told: whoever calls this knows."""
+        """Close the socket without calling `Receiver.disconnected`."""
         if self.open:
             self.open = False
             self._poller.remove(self._descriptor)
@@ -185,7 +188,7 @@ class Transport:
             self._on_writable()
             return
         if self.waiting:
-            self._watch_no_more()  # or it would be ready all the time
+            self._watch_no_more()  # epoll is level-triggered: it would report every poll
             return
         try:
             data, descriptors, truncated = fdpass.receive(self._socket, _BUFFER)
