@@ -1,19 +1,19 @@
-"""Snapshots of the live cache: a forked child has all of it, and all the time that it needs.
+"""Snapshots of the live cache, made by a forked child process.
 
-fork(2) gives the child the rows, the descriptors and the connections under way
-as they were in one moment, for the price of a page table. Whatever it does
-then costs the daemon nothing but a copy of each page that it changes meanwhile.
-The alternatives were tried: SQLite reads the pages of a connection that it
-serializes without its lock, so doing that on another thread ruins the database
-("database disk image is malformed", within a second), and doing it on the
-loop's thread, or asking the kernel about thousands of descriptors with the
-interpreter's lock in hand, keeps clients waiting for many milliseconds.
+fork(2) gives the child a consistent copy of the rows, the descriptors and the connections that are
+being delivered. The daemon pays for the copy of the page table, and for a copy of each page that
+it changes while the child runs.
 
-The child only reads, and leaves by _exit(2). SQLite forbids more: a connection
-must not be closed or written through after a fork ("How To Corrupt An SQLite
-Database File"). No other thread is inside SQLite at the moment of the fork, for which
-`Database.held_still` waits, and as long as the child reads the daemon commits
-and checkpoints nothing, so the pages stay what they were in a file too.
+The alternatives were tested and rejected. sqlite3_serialize() reads pages without the lock of the
+connection, so calling it on another thread corrupts the database ("database disk image is
+malformed", within a second). Calling it on the event loop's thread delays clients by many
+milliseconds. So does querying the kernel about thousands of descriptors, because the thread that
+does so holds the interpreter lock.
+
+The child only reads, and ends with _exit(2). SQLite forbids to close or write a connection after a
+fork ("How To Corrupt An SQLite Database File"). `Database.held_still` waits until no other thread
+is inside SQLite before the fork. The daemon neither commits nor checkpoints while the child reads
+the database, so the pages of a database file do not change either.
 """
 
 from __future__ import annotations
@@ -42,62 +42,69 @@ from scache.unix.closing import is_file
 from scache.unix.socket_info import facts_of
 
 TIMEOUT = 10.0
-"""Seconds that a snapshot may take."""
+"""Seconds that one snapshot may take in all."""
 
 COPY_TIMEOUT = 3.0
-"""Seconds of them for which commits wait at the most."""
+"""Longest time in seconds for which commits wait for a snapshot; part of TIMEOUT."""
 
 MAX_LEAVING = 64
-"""Children that may be on their way to their end: while a file is cached whose server does not
-answer, each child stays there, and when there are this many no further snapshot is taken."""
+"""Children that were killed and have not ended yet; no snapshot is taken at this limit. A child
+cannot end while it holds a file whose file server does not answer."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 _NAP = 0.0002
-"""Seconds for which the child sleeps again and again. A request may have to wait for a processor
-though there is another one on which only the child runs: when that one falls idle, Linux looks for
-who waits elsewhere."""
+"""Seconds of each sleep of the child between two slices of work. The sleep makes its processor
+idle, and Linux then moves a process to it that waits for another processor. Without the sleep, a
+request may wait although only the child uses the other processor."""
 
 _STINT = 64
+"""Descriptors that the child examines between two sleeps."""
+
 _WRITE_SIZE = 65536
-"""Descriptors and bytes that it deals with in between."""
+"""Bytes that the child writes between two sleeps."""
 
 _COPY_PATIENCE = 0.2
+"""Seconds after which the child leaves SCHED_IDLE while commits wait for it."""
+
 _PATIENCE = 2.0
-"""Seconds for which a child in SCHED_IDLE is left in it, while commits wait for it and
-after that: then it gets its share."""
+"""Seconds after which the child leaves SCHED_IDLE when commits do not wait for it."""
 
 _COPY_NICENESS = 5
+"""Niceness added while commits wait, if the daemon may not raise priorities (sched(7))."""
+
 _NICENESS = 10
-"""Of the child of a daemon that may not take it out of SCHED_IDLE again (sched(7)): what is added
-to the daemon's own while commits wait for it, and after that."""
+"""Niceness added after that, if the daemon may not raise priorities."""
 
 logger = logging.getLogger(__name__)
 
 
 class Asker(Protocol):
-    """Who waits for a snapshot."""
+    """A session that waits for a snapshot."""
 
     def snapshot_taken(self, descriptor: int | None) -> None:
-        """Take the descriptor of a sealed image, now yours to close; None if there is none."""
+        """Take over the descriptor of a sealed image; None if the snapshot failed."""
 
     def abort(self) -> None:
-        """End, because that could not be done."""
+        """Disconnect, because `snapshot_taken` raised an exception."""
 
 
 class SnapshotError(Exception):
-    """The child did not do its work."""
+    """The child failed, or no child may be started."""
 
 
 class _Child(NamedTuple):
     pid: int
     pidfd: int
     told: int
-    """A pipe that has a byte when it has read the database, and another when all is done."""
+    """A pipe: one byte after the child has read the database, another after the image is done."""
 
 
 class Snapshots:
-    """Takes snapshots one at a time; whoever asks meanwhile gets, with the others, the next."""
+    """The queue of snapshot requests.
+
+    Snapshots are taken one at a time. All requests that arrive meanwhile share the next one.
+    """
 
     def __init__(
         self,
@@ -108,10 +115,11 @@ class Snapshots:
         clients: Callable[[], Iterable[int]],
         figures: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        """Include, besides what is in the cache, what is on its way to those who found it.
+        """Prepare to take snapshots of this cache.
 
-        ``clients`` returns the descriptors of all clients' sockets, watched or not; ``figures``
-        returns rows of ``setting`` that only the process knows.
+        ``on_their_way`` returns the connections that were found but not sent; they are included.
+        ``clients`` returns the descriptors of all client sockets, polled or not. ``figures``
+        returns rows of ``setting`` that are not in the database.
         """
         self._database = database
         self._cache = cache
@@ -121,16 +129,16 @@ class Snapshots:
         self._figures = figures
         self._askers: list[Asker] = []
         self._leaving: set[int] = set()
-        """Children that were ended and are not gone, by their pidfds."""
+        """Pidfds of the children that were killed and have not ended yet."""
         self._wanted = Signal()
 
     def ask(self, asker: Asker) -> None:
-        """Take a snapshot of this moment or later."""
+        """Request a snapshot that is taken after this call."""
         self._askers.append(asker)
         self._wanted.set()
 
     async def run(self) -> None:
-        """Do what is asked, for ever."""
+        """Take the requested snapshots; never return."""
         while True:
             await self._wanted.wait()
             askers, self._askers = self._askers, []
@@ -145,7 +153,7 @@ class Snapshots:
         except (OSError, TimeoutError, SnapshotError) as error:
             logger.warning("cannot take a snapshot now: %s", error or type(error).__name__)
         except Exception:
-            # A bug here must not end the daemon: what it serves needs no snapshots.
+            # A bug here must not end the daemon, because requests do not need snapshots.
             logger.exception("cannot take a snapshot now, please report it")
         try:
             for asker in askers:
@@ -155,7 +163,7 @@ class Snapshots:
                 self._cache.closer.close((image,))
 
     async def _take(self) -> int:
-        """Return a descriptor of a sealed image."""
+        """Take a snapshot; return the descriptor of a sealed image, owned by the caller."""
         if len(self._leaving) >= MAX_LEAVING:
             raise SnapshotError(
                 f"{len(self._leaving)} processes of earlier snapshots cannot end, because a cached "
@@ -163,7 +171,7 @@ class Snapshots:
             )
         image = os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            # The machine may just have slept, or its clock been set, and no timer has told yet.
+            # The machine may have slept, or its clock may have been set, without a timer firing.
             await clear_expired(self._cache, self._database.batch.clock)
             async with self._database.held_still():
                 child = self._fork(image)
@@ -190,7 +198,7 @@ class Snapshots:
             told, tell = os.pipe()
             stack.callback(os.close, told)
             try:
-                # Python warns that another thread may hold a lock: ours does nothing just now.
+                # Python warns that another thread may hold a lock; `held_still` excludes that.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
                 if pid == 0:
@@ -201,15 +209,15 @@ class Snapshots:
                 pidfd = os.pidfd_open(pid)
             except OSError:
                 os.kill(pid, signal.SIGKILL)
-                with suppress(ChildProcessError):  # it is buried already
+                with suppress(ChildProcessError):  # the kernel reaps it (see `reap_children`)
                     os.waitpid(pid, 0)
                 raise
             stack.pop_all()
         return _Child(pid, pidfd, told)
 
     def _end(self, child: _Child) -> None:
-        """Make sure that a child is gone, or soon will be; `reap_children` does the rest."""
-        _urge(child)  # or it would keep its descriptors as long as the machine is busy
+        """Kill a child and track its end; the kernel reaps it (see `reap_children`)."""
+        _urge(child)  # in SCHED_IDLE it would keep its descriptors while the machine is busy
         with suppress(OSError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         os.close(child.told)
@@ -217,25 +225,25 @@ class Snapshots:
         self._poller.add(child.pidfd, partial(self._gone, child.pidfd))
 
     def _gone(self, pidfd: int) -> None:
-        """Forget a child that has gone."""
+        """Stop tracking a child that has ended."""
         self._leaving.remove(pidfd)
         self._poller.remove(pidfd)
         os.close(pidfd)
 
     def _work(self, image: int, tell: int, on_their_way: list[Connection]) -> NoReturn:
-        """Be the child."""
+        """In the child: write the image, report progress through ``tell`` and exit."""
         try:
             own = os.getpriority(os.PRIO_PROCESS, 0)
             _stand_back(own, _COPY_NICENESS)
-            signal.set_wakeup_fd(-1)  # it is the daemon's, who would think that it was meant
+            signal.set_wakeup_fd(-1)  # a signal to the child would wake the daemon
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            # What a client or another daemon waits for must not stay open with us.
+            # Clients and other daemons wait for these to be closed: the child must not hold them.
             fdpass.close({*self._poller.descriptors(), *self._clients()})
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
-            _stand_back(own, _NICENESS)  # the more so: commits wait no longer
+            _stand_back(own, _NICENESS)  # lower the priority further: commits wait no longer
             settings = dict(self._figures())
             if (fault := self._database.fault) is not None:
                 settings[FAULT] = fault
@@ -252,9 +260,10 @@ class Snapshots:
             os._exit(1)
 
     def _facts(self) -> Iterator[tuple[int, SocketInfo]]:
-        """In the child: yield what is known of each cached connection, and part with it.
+        """In the child: yield the socket information of each cached connection, and close it.
 
-        Its peer is to see the end of it when the daemon closes it, and not when the child ends.
+        The child closes its copy early, so that the peer sees end of file when the daemon closes
+        the connection, and not when the child ends.
         """
         for number, (row_id, descriptor) in enumerate(self._cache.descriptors()):
             if not number % _STINT:
@@ -266,7 +275,11 @@ class Snapshots:
 
 
 def _close_all_but_files(kept: int) -> None:
-    """In the child: close what must not stay open if the end of the process waits for a file."""
+    """In the child: close all descriptors except files and ``kept``.
+
+    The end of the process may wait for the close of a file. Other descriptors must not stay open
+    until then.
+    """
     for entry in list(Path("/proc/self/fd").iterdir()):
         descriptor = int(entry.name)
         if descriptor != kept and not is_file(descriptor):
@@ -274,10 +287,10 @@ def _close_all_but_files(kept: int) -> None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """In the child: write little at a time.
+    """In the child: write data in small pieces, with a sleep before each.
 
-    Kernels that are built for servers let whoever has a processor keep it through a system call,
-    or until the next tick of the clock.
+    Kernels built for servers (without preemption) let a process keep its processor during a system
+    call, or until the next timer tick.
     """
     rest = memoryview(data)
     while rest:
@@ -286,7 +299,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _hand_out(image: int | None, asker: Asker) -> None:
-    """Give one of them its own descriptor; whatever goes wrong is no concern of the others."""
+    """Give a descriptor of the image to one asker; errors are logged and affect only this one."""
     descriptor = None
     if image is not None:
         try:
@@ -306,8 +319,8 @@ def _hand_out(image: int | None, asker: Asker) -> None:
 def _stand_back(own: int, more: int) -> None:
     """In the child: run at a low priority, so that the daemon and its clients run first.
 
-    ``own`` is the daemon's niceness. A child that may raise its priority again runs as SCHED_IDLE,
-    until `_urge` changes that; any other adds ``more`` to the niceness.
+    ``own`` is the daemon's niceness. A child that may raise its priority again runs in SCHED_IDLE
+    until `_urge` takes it out. Otherwise ``more`` is added to the niceness.
     """
     may_raise_priority = _may_raise_priority()
     os.setpriority(os.PRIO_PROCESS, 0, max(own, 0) + (0 if may_raise_priority else more))
@@ -344,16 +357,17 @@ async def _expect_byte(child: _Child, patience: float) -> None:
 
 
 def _urge(child: _Child) -> None:
-    """Let a child have its share of the processor from now on."""
-    with suppress(OSError):  # it may have ended
-        signal.pidfd_send_signal(child.pidfd, 0)  # then its number may be another process's
+    """Take a child out of SCHED_IDLE, so that it gets a regular share of the processor."""
+    with suppress(OSError):  # the child may have ended
+        # Fails if the child has ended: its pid may then belong to another process.
+        signal.pidfd_send_signal(child.pidfd, 0)
         os.sched_setscheduler(child.pid, os.SCHED_OTHER, os.sched_param(0))
 
 
 def reap_children() -> None:
-    """Let children of this process be gone when they end, without a wait(2).
+    """Let the kernel reap the children of this process, so that no wait(2) is needed.
 
-    To wait for one that had thousands of descriptors takes up to 20 ms, in which nobody is
-    served; this way it takes them from the child.
+    wait(2) for a child with thousands of descriptors takes up to 20 ms, during which no client is
+    served. Without it, the child spends this time.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
