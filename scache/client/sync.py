@@ -116,12 +116,12 @@ class Client(BaseClient):
         return self._find(exchanges.of_destinations(destinations))
 
     def snapshot(self) -> int:
-        """Return the descriptor of a snapshot of all that is cached, which the caller has to close.
+        """Return the descriptor of a snapshot of the cache, which the caller must close.
 
-        It is a sealed memfd that holds a SQLite database: `scache help sql` says what is in it, and
-        ``sqlite3.Connection.deserialize`` opens what is read from it. Raises `Refused`
-        unless you are root, the daemon's user, or one of its administrators;
-        ProtocolError from a server that has no inline mode.
+        It is a sealed memfd that holds a SQLite database. `scache help sql` describes the database,
+        and ``sqlite3.Connection.deserialize`` opens its contents. Raises `Refused` unless you are
+        root, the daemon's user or an administrator, and ProtocolError if the server has no inline
+        mode.
         """
         return self._run(exchanges.snapshot()).detach()
 
@@ -133,11 +133,11 @@ class Client(BaseClient):
     ) -> Purged:
         """Close all connections of these endpoints; remove all bindings of these destinations.
 
-        Close also the connections with these ids, as the table ``connection`` has them; one that is
-        not cached any more counts as none. With ids, a daemon that was restarted since the last
-        request is `Unavailable`: if its database is in memory, its ids have begun anew. Raises what
-        `snapshot` does, and `TooOld`, having purged nothing, if the daemon does not know ids. The
-        timeout is for all of them together.
+        Also close the connections with these ids of the table ``connection``. A connection that is
+        no longer cached is not counted. With ids, the request raises `Unavailable` if the daemon
+        was restarted since the last request, because ids start again with a database in memory.
+        Raises the exceptions of `snapshot`, and `TooOld`, without purging anything, if the daemon
+        does not support ids. The timeout is for all purges together.
         """
         return self._run(exchanges.purge(endpoints, destinations, ids))
 

@@ -1,11 +1,10 @@
-"""The server's half of the conversation: bytes and descriptors in, events out.
+"""The server's side of the conversation, sans-IO: bytes and descriptors in, events out.
 
-No socket, no clock, no cache: whoever owns those feeds what was received to
-`ServerConversation.receive`, takes events from `next_event` until it says
-NEED_DATA, answers each request before it asks for the next event, and sends
-what `data_to_send` returns.
+The caller owns the socket, the clock and the cache. It passes received data to
+`ServerConversation.receive`, takes events from `next_event` until that returns NEED_DATA, answers
+each request before it takes the next event, and sends the result of `data_to_send`.
 
-    state       the peer owes us                next
+    state       expected from the client        next
     ----------  ------------------------------  -------------------------------------
     IDLE        a request                       IDLE, DESCRIPTOR (save_endp),
                                                 DUMMY (a find that hit)
@@ -13,17 +12,20 @@ what `data_to_send` returns.
     DUMMY       ``dummy``, to get a descriptor  RECEIPT
     RECEIPT     ``dummy``, having got it        IDLE
 
-A client that says ``hello`` is in inline mode from then on, and stays IDLE: its
-``save_endp`` carries the descriptor on the message itself, the reply to a find
-that hits carries it on the reply, and there are no dummies.
+After ``hello`` a client is in inline mode, and its state stays IDLE. The message of a ``save_endp``
+carries the descriptor, the reply to a find that hits carries the descriptor, and there are no
+dummies.
 
-Where a client breaks the rules, we do what the genuine program does: it takes
-names and values one by one, looks for ``request`` among them, gives up at the
-first that is not the expected one, and never looks at what follows the last. A
-message has one reply at the most. Four things differ on purpose. A descriptor
-that arrives together with its ``save_endp`` is accepted. Requests sent ahead
-are kept and answered in order. A connection that was found and that the client
-turned away from goes back. A message that is too long is malformed.
+Malformed requests are handled as in Postfix's scache(8). It reads names and values one by one,
+searches them for ``request``, stops at the first attribute that it does not expect, and ignores
+the attributes after the last expected one. A message has at most one reply.
+
+Four things differ from Postfix on purpose:
+
+- A descriptor that arrives together with its ``save_endp`` is accepted.
+- Requests that are sent ahead are kept and answered in order.
+- A found connection is put back if the client does not take its descriptor.
+- A message that is too long is malformed.
 """
 
 from __future__ import annotations
@@ -69,13 +71,13 @@ from scache.protocol.request_parser import (
 
 
 class Save(NamedTuple):
-    """A whole ``save_endp``; answer with `reply_status`."""
+    """A complete ``save_endp``; answer with `reply_status`."""
 
     request: SaveEndp
     descriptor: int | None
-    """Now the taker's to close; None if none came."""
+    """The received descriptor, which the receiver of the event must close; None if none came."""
     lost: bool = False
-    """Whether the client did send one, which could not be received."""
+    """True if the client sent a descriptor that could not be received."""
 
 
 class Deliver(NamedTuple):
@@ -83,17 +85,17 @@ class Deliver(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """The client has had time to take the descriptor: our copy is done with."""
+    """The client has answered after the descriptor was sent: close the cache's copy."""
 
 
 class Abandoned(NamedTuple):
-    """The client turned away from its hit before the descriptor was sent."""
+    """The client did something else before the descriptor of its hit was sent."""
 
 
 Event = Save | SaveDest | FindEndp | FindDest | Admin | Malformed | Deliver | Delivered | Abandoned
-"""A ``save_dest`` is an event as it is: answer with `reply_status`; so is a find: answer with
-`reply_hit` or `reply_miss`; so is what an administrator asks: answer with `reply_status`,
-`reply_purged` or `reply_refusal`."""
+"""An event of the conversation. Answer a ``save_dest`` with `reply_status`, a find with `reply_hit`
+or `reply_miss`, and an administrator's request with `reply_status`, `reply_purged` or
+`reply_refusal`."""
 
 
 class _State(Enum):
@@ -103,7 +105,7 @@ class _State(Enum):
     RECEIPT = auto()
 
 
-# Looked up once: an enumeration's member is found by way of its metaclass.
+# Global names are faster than members of the enumeration, which the metaclass looks up.
 _IDLE, _AWAIT_DESCRIPTOR, _AWAIT_DUMMY, _AWAIT_RECEIPT = _State
 
 _FIND_OR_BIND = (FindEndp, FindDest, SaveDest)
@@ -111,14 +113,14 @@ _FIND_OR_BIND = (FindEndp, FindDest, SaveDest)
 _DELIVER, _DELIVERED, _ABANDONED = Deliver(), Delivered(), Abandoned()
 
 MAX_DESCRIPTORS_AHEAD = 253
-"""Descriptors that may wait for the rest of their messages: as many as one sendmsg(2) takes."""
+"""Most descriptors that may wait for the rest of their messages, the limit of one sendmsg(2)."""
 
 MAX_AHEAD_SIZE = 4 * MAX_MESSAGE_SIZE
-"""Bytes of requests that a client may send ahead while it owes us a dummy."""
+"""Most bytes of requests that a client may send ahead while the server waits for its dummy."""
 
 
 class ServerConversation:
-    """One client's conversation, in the base protocol of scache(8) or in inline mode."""
+    """The conversation with one client, in the base protocol of scache(8) or in inline mode."""
 
     def __init__(
         self,
@@ -128,47 +130,47 @@ class ServerConversation:
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_ahead_size: int = MAX_AHEAD_SIZE,
     ) -> None:
-        """Take requests of up to so many bytes, and so many bytes of them ahead of a dummy.
+        """Set the limits of one request and of the requests sent ahead of a dummy, in bytes.
 
-        Without ``offer_inline`` nobody gets to know that there is more than the base protocol.
+        Without ``offer_inline`` the extensions are disabled and ``hello`` is malformed.
         """
         self._offers_inline = offer_inline
         self._max_message_size = max_message_size
         self._max_ahead_size = max_ahead_size
         self.inline = False
-        """Whether the client has asked for inline mode."""
+        """True if the client has requested inline mode."""
         self._state = _IDLE
         self._buffer = b""
         self._at = 0
         self._scanned = 0
-        """How much of the message at `_at` is known to be whole attributes."""
+        """Bytes of the message at `_at` that are known to be complete attributes."""
         self._skipping = False
-        """Whether the message at `_at` is the rest of one that was too long."""
+        """True if the message at `_at` is the rest of one that was too long."""
         self.descriptors: deque[int] = deque()
-        """Those that were received and not passed on yet."""
+        """Received descriptors that were not passed on yet."""
         self._held: deque[Request | Malformed] = deque()
         self._held_size = 0
         self._lost = False
-        """Whether descriptors of what is being read could not be received."""
+        """True if a descriptor of the data that is being parsed could not be received."""
         self._saving: SaveEndp | None = None
         self.output = [ANNOUNCEMENT] if announce else []
-        """What waits for `data_to_send`."""
+        """Replies that `data_to_send` will return."""
         self.output_size = 0
-        """Bytes of hits in it; the other replies are short."""
+        """Bytes of hits in `output`. The other replies are short and are not counted."""
         self.unread = False
-        """Whether `next_event` may have something to say before more is received."""
+        """True if `next_event` may return an event before more data is received."""
 
     def receive(self, data: bytes, descriptors: Sequence[int] = (), *, lost: bool = False) -> None:
-        """Take what one recvmsg(2) brought; the descriptors are ours from here on.
+        """Take the result of one recvmsg(2), and ownership of the descriptors.
 
-        ``lost`` says that one came that could not be received.
+        ``lost`` is True if a descriptor could not be received.
         """
         if descriptors:
             self.descriptors.extend(descriptors)
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] + data
         elif not self._held:
-            self._lost = False  # what it belonged to was read
+            self._lost = False  # the data that the lost descriptor belonged to was parsed
         if lost:
             self._lost = True
         self._buffer = data
@@ -176,51 +178,51 @@ class ServerConversation:
         self.unread = True
 
     def data_to_send(self) -> bytes:
-        """Return what is to be sent now, and forget it."""
+        """Return the data to be sent now, and clear `output`."""
         output, self.output = self.output, []
         self.output_size = 0
         return output[0] if len(output) == 1 else b"".join(output)
 
     @property
     def between_exchanges(self) -> bool:
-        """Whether the client owes us nothing, so that it may be silent for as long as it likes."""
+        """True if no exchange is in progress, so the client may stay idle without a time-out."""
         idle = self._state is _IDLE and not self._held
         return idle and self._at == len(self._buffer) and not self._skipping
 
     def surplus_descriptors(self) -> list[int]:
-        """Return, to be closed, the descriptors that belong to no request.
+        """Return the descriptors that belong to no request; the caller must close them.
 
-        To be asked when all that the client has sent so far was received: then
-        a descriptor that no ``save_endp`` took will never be asked for.
+        Call this when all data that the client has sent so far was received. A descriptor that no
+        ``save_endp`` has taken then is surplus.
         """
         if not self.descriptors or not self.between_exchanges:
             return []
         return self.close()
 
     def close(self) -> list[int]:
-        """Return, to be closed, every descriptor that was received and not passed on."""
+        """Return the descriptors that were not passed on; the caller must close them."""
         surplus = list(self.descriptors)
         self.descriptors.clear()
         return surplus
 
     def reply_status(self, status: Status) -> None:
-        """Answer a save, or what there is no more to say of."""
+        """Answer a save, or another request whose reply has only a status."""
         self.output.append(STATUS_REPLY[status])
 
     def reply_purged(self, count: int) -> None:
-        """Answer a purge of so many connections or bindings."""
+        """Answer a purge; ``count`` is the number of purged connections or bindings."""
         self.output.append(encode(zip(PURGED_NAMES, (b"0", b"%d" % count), strict=True)))
 
     def reply_refusal(self, reason: str) -> None:
-        """Answer what an administrator asked and does not get."""
+        """Refuse an administrator's request, with a reason."""
         values = (b"%d" % Status.FAIL, reason.encode())
         self.output.append(encode(zip(REFUSAL_NAMES, values, strict=True)))
 
     def reply_hit(self, *properties: bytes) -> None:
-        """Answer a find that hit: the properties of the binding, if any, then the endpoint's.
+        """Answer a find that hit; pass the properties of the binding, if any, then the endpoint's.
 
-        In inline mode the descriptor is to go with this reply, or before it;
-        else a Deliver event asks for it.
+        In inline mode the caller must send the descriptor with this reply or before it. Otherwise
+        a Deliver event requests it.
         """
         reply = encode_reply(Status.OK, *properties)
         self.output.append(reply)
@@ -229,14 +231,14 @@ class ServerConversation:
             self._state = _AWAIT_DUMMY
 
     def reply_miss(self, request: FindEndp | FindDest) -> None:
-        """Answer a find that found nothing."""
+        """Answer a find that missed."""
         self.output.append(EMPTY_REPLY[type(request)][Status.FAIL])
 
     def next_event(self) -> Event | NeedData:
-        """Return what the client asks for next.
+        """Return the next event, or NEED_DATA.
 
-        Raises ProtocolError when the client has sent more requests or
-        descriptors ahead than we keep: the conversation cannot go on.
+        Raises ProtocolError if the client has sent more requests or descriptors ahead than the
+        limits allow. The conversation must not be used afterwards.
         """
         while True:
             event: Event | NeedData | None
@@ -268,11 +270,12 @@ class ServerConversation:
         if isinstance(request, SaveEndp):
             if not self.inline:
                 self.output.append(DUMMY)
-            # In the base protocol one came early, if any: the others come with bytes of their own.
+            # In the base protocol a loss counts only for this request: the descriptors of other
+            # requests come with bytes of their own.
             lost, self._lost = self._lost, self._lost and self.inline
             if self.descriptors:
-                # In the base protocol it came early, and the byte that should have carried it
-                # is an empty message to us.
+                # In the base protocol the descriptor came early. The byte that should have carried
+                # it is then parsed as an empty message.
                 return Save(request, self.descriptors.popleft())
             if self.inline or lost:
                 return Save(request, None, lost)
@@ -287,7 +290,7 @@ class ServerConversation:
                 return None
             request = Malformed(NAMES[Hello])
         if isinstance(request, Admin) and not self.inline:
-            request = Malformed(NAMES[type(request)])  # the genuine program knows none of these
+            request = Malformed(NAMES[type(request)])  # as in Postfix's scache(8)
         return self._answer(request) if isinstance(request, Malformed) else request
 
     def _answer(self, request: Malformed) -> Malformed:
@@ -295,7 +298,7 @@ class ServerConversation:
         replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
         self.output.append(replies[Status.BAD])
         if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
-            # It came for this message, and must not become the next one's.
+            # The descriptor belongs to this message and must not be used for the next one.
             return request._replace(descriptor=self.descriptors.popleft())
         return request
 
@@ -310,13 +313,13 @@ class ServerConversation:
         return Save(request, None, lost)
 
     def _take_dummy(self) -> Event | NeedData | None:
-        """Read on for the dummy; None when a request came instead, which is kept for later."""
+        """Read the expected dummy; return None after other input, such as a request to be kept."""
         if self._skipping:
             return self._pass_over_rest()
         buffer = self._buffer
         sent = self._state is _AWAIT_RECEIPT
         if self._held and buffer.startswith(DESCRIPTOR_BYTE, self._at) and not sent:
-            # It belongs to a save_endp that was sent ahead, which has its descriptor already.
+            # The byte belongs to a save_endp that was sent ahead and has its descriptor already.
             self._at += len(DESCRIPTOR_BYTE)
             return None
         if buffer.startswith(DUMMY, self._at):
@@ -338,7 +341,7 @@ class ServerConversation:
         return _DELIVER if came else _ABANDONED
 
     def _pass_over_rest(self) -> NeedData | None:
-        """Pass over the rest of a request that was sent ahead and is too long: it is no dummy."""
+        """Skip the rest of a request that was sent ahead and is too long."""
         end = self._message_end()
         if end is not None:
             self._advance(end)
@@ -348,7 +351,10 @@ class ServerConversation:
         return NEED_DATA
 
     def _take_odd_dummy(self) -> bool | None:
-        """Take a message; return whether it is a dummy with something to it, None if it may be."""
+        """Take a message; return True if it is a dummy in an unusual form.
+
+        Return None if the message is not complete.
+        """
         end = self._message_end()
         if end is None:
             return None if not self._too_long else self._skip()
@@ -370,7 +376,7 @@ class ServerConversation:
         return None
 
     def _next_request(self) -> Request | Malformed | NeedData:
-        """Parse the next request, passing over messages that are none."""
+        """Parse the next request; skip messages that are not requests."""
         parsed = None if self._skipping else parse(self._buffer, self._at, self._max_message_size)
         if parsed is None:
             return self._next_odd_request()
@@ -379,18 +385,19 @@ class ServerConversation:
         return request
 
     def _next_odd_request(self) -> Request | Malformed | NeedData:
-        """Parse the next request when it is not complete or not well-formed."""
+        """Parse the next request if it is not complete or not well-formed."""
         while True:
             start = self._pass_over_messages()
             end = self._message_end()
             match = WELL_FORMED.match(self._buffer, start) if start > self._at else None
             if match is not None and (end is None or match.end() <= end):
-                # What stands before it is no message but a string that lost its own.
+                # The bytes before the request are a stray string and not a message.
                 self._advance(start)
                 return self._next_request()
             if end is None and not self._too_long:
                 return NEED_DATA
-            # Of a message that is too long its beginning counts, however much of it has come.
+            # Parse only the beginning of a message that is too long, so that the result does not
+            # depend on how many of its bytes have arrived.
             limit = self._at + self._max_message_size
             complete = end is not None and end <= limit
             tokens = self._buffer[self._at : end if complete else limit].split(NUL)
@@ -403,7 +410,10 @@ class ServerConversation:
                 return read_odd(tokens[tokens.index(b"request") + 1 :], complete=complete)
 
     def _pass_over_messages(self) -> int:
-        """Pass over whole messages that are no requests; return where a request may begin, or 0."""
+        """Skip complete messages that are not requests.
+
+        Return the position where a request may begin, or 0 if there is none.
+        """
         if self._buffer.startswith(REQUEST, self._at):
             return self._at
         start = self._buffer.find(NUL + REQUEST, self._at) + len(NUL)
@@ -414,7 +424,7 @@ class ServerConversation:
         return start
 
     def _message_end(self) -> int | None:
-        """Return where the message that comes next ends; None if it is not complete."""
+        """Return the end of the next message; None if it is not complete."""
         match = ATTRIBUTES.match(self._buffer, self._at + self._scanned)
         assert match is not None
         if self._buffer.startswith(NUL, match.end()):
@@ -423,7 +433,7 @@ class ServerConversation:
         return None
 
     def _advance(self, at: int) -> None:
-        """Go on with the message that begins there."""
+        """Set the position of the next message."""
         self._at = at
         self._scanned = 0
         self._skipping = False
@@ -433,10 +443,10 @@ class ServerConversation:
         return len(self._buffer) - self._at > self._max_message_size
 
     def _skip(self) -> bool:
-        """Forget what has come of a message without end, and let its rest pass; return False.
+        """Discard the received part of a message that is too long, and skip its rest; return False.
 
-        Of the attribute that is under way so much is kept that names are still
-        told from values.
+        A few bytes of the current attribute are kept, so that names and values can still be told
+        apart.
         """
         name, end, value = self._buffer[self._at + self._scanned :].partition(NUL)
         self._buffer = name[:1] + end + value[:1]
