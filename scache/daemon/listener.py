@@ -107,7 +107,7 @@ class ListeningSocket:
                 _bind(self.socket, path, mode)
                 with _held(path) as (handle, self._identity):
                     _give(handle, path, owner)
-                # Not before: no client can connect until the socket has its owner.
+                # Listen last: no client can connect before the owner of the socket is set.
                 self.socket.listen(socket.SOMAXCONN)
         except OSError as error:
             self.close()
@@ -120,7 +120,7 @@ class ListeningSocket:
         """Stop listening; remove the path if it still names this socket.
 
         close(2) can block, because it frees the descriptors that clients in the backlog have sent.
-        ``closer`` closes the socket on another thread.
+        ``closer`` does this without blocking the caller.
         """
         if closer is not None and self.socket.fileno() >= 0:
             closer.close((self.socket.detach(),))

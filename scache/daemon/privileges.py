@@ -45,7 +45,7 @@ def group_name(gid: int) -> str:
 def become(uid: int, gid: int) -> None:
     """Change to this user and its groups; UNCHANGED keeps the user or the group.
 
-    Raises SettingsError if this process lacks the privilege.
+    Raises SettingsError if the user or the groups cannot be set.
     """
     if uid == UNCHANGED:
         return

@@ -78,8 +78,8 @@ class Scheduler:
         now = self._now()
         if now <= self._heavy_at.get(descriptor, 0.0) + _ACTIVE:
             return
-        # The first light client after a pause: heavy clients wait for their share from now on,
-        # because the next request of this client usually follows at once.
+        # Light clients become active again. The next request of this client usually follows at
+        # once, so heavy clients wait until it is served.
         if now >= self._light_until:
             self._due_at = now + QUANTUM / HEAVY_SHARE
         self._light_until = now + _ACTIVE

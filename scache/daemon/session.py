@@ -170,8 +170,8 @@ class Session:
     def received(self, data: bytes, descriptors: Sequence[int], truncated: bool) -> None:
         """Take over data and descriptors from the client, and serve its requests."""
         if truncated:
-            # The kernel does not tell which descriptors it dropped, so the others cannot be
-            # assigned to their requests.
+            # The kernel does not report which descriptors it dropped, so the remaining ones cannot
+            # be assigned to their requests.
             self._on_shortage("one that a client sent could not be received")
             self._cache.closer.close(descriptors)
             descriptors = ()

@@ -7,12 +7,12 @@ it changes while the child runs.
 The alternatives were tested and rejected. sqlite3_serialize() reads pages without the lock of the
 connection, so calling it on another thread corrupts the database ("database disk image is
 malformed", within a second). Calling it on the event loop's thread delays clients by many
-milliseconds. So does querying the kernel about thousands of descriptors, because the thread that
-does so holds the interpreter lock.
+milliseconds. Querying the kernel about thousands of descriptors on any thread delays them as much,
+because that thread holds the interpreter lock.
 
 The child only reads, and ends with _exit(2). SQLite forbids to close or write a connection after a
-fork ("How To Corrupt An SQLite Database File"). `Database.held_still` waits until no other thread
-is inside SQLite before the fork. The daemon neither commits nor checkpoints while the child reads
+fork ("How To Corrupt An SQLite Database File"). Before the fork, `Database.held_still` waits until
+no other thread is inside SQLite. The daemon neither commits nor checkpoints while the child reads
 the database, so the pages of a database file do not change either.
 """
 
@@ -48,8 +48,8 @@ COPY_TIMEOUT = 3.0
 """Longest time in seconds for which commits wait for a snapshot; part of TIMEOUT."""
 
 MAX_LEAVING = 64
-"""Children that were killed and have not ended yet; no snapshot is taken at this limit. A child
-cannot end while it holds a file whose file server does not answer."""
+"""Limit on children that were killed and have not ended yet; at this limit no snapshot is taken. A
+child cannot end while it holds a file on a file server that does not answer."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 

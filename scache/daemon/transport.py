@@ -19,7 +19,7 @@ _MANY_DESCRIPTORS = 16
 """Descriptors in one read from which the client waits in the queue before the next read."""
 
 _BUFFER = fdpass.new_buffer()
-"""Receive buffer that all clients share, because one thread serves them one after the other."""
+"""Receive buffer for all clients. One thread serves them, so they can share it."""
 
 _PEEK = int(socket.MSG_PEEK)
 _A_BUG = "cannot go on with a client, which is disconnected; please report it"
@@ -188,7 +188,7 @@ class Transport:
             self._on_writable()
             return
         if self.waiting:
-            self._watch_no_more()  # epoll is level-triggered: it would report every poll
+            self._watch_no_more()  # level-triggered: each poll would report the socket
             return
         try:
             data, descriptors, truncated = fdpass.receive(self._socket, _BUFFER)
