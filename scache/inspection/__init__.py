@@ -1,1 +1,1 @@
-"""Looking inside: images of a database, reports and checks. Nothing here runs in the daemon."""
+"""Inspection of a database: images, reports and checks. The daemon does not use this package."""

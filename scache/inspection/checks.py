@@ -1,7 +1,7 @@
-"""What must hold in a database of ours, each rule as a statement that finds what breaks it.
+"""The invariants of a database of scache, each with a statement that finds violations.
 
-A rule that needs to know all that happened looks back as far as the trail
-does, and no further: what was trimmed, dropped or never recorded proves nothing.
+A rule about the audit log covers only the events that the log still has. It is skipped if events
+that it needs were trimmed, dropped or not recorded.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from scache.vocabulary import BINDING_WAYS_OUT, REQUESTS, WAYS_OUT
 COLUMNS: Final = ["check", "result", "found", "detail"]
 
 SHOWN: Final = 3
-"""How many of what breaks a rule are named."""
+"""Violations of a rule that a report names; the others are only counted."""
 
 OK, WRONG, SKIPPED = b"ok", b"wrong", b"skipped"
 
 
 class Check(NamedTuple):
-    """A rule of the database."""
+    """An invariant of the database."""
 
     name: str
     sql: str
-    """Finds what breaks the rule: rows of one text each."""
+    """Selects the violations of the rule, each as a row of one text."""
     sentence: str
-    """What is wrong with what it finds."""
+    """A description of the violations."""
     condition: str = "1"
-    """An expression that is true if the image can tell."""
+    """An SQL expression that is true if the rule can be checked in this image."""
 
 
 _WAYS = ", ".join(f"'{way}'" for way in WAYS_OUT)
@@ -41,7 +41,7 @@ _LIVE = "(:live OR EXISTS (SELECT 1 FROM descriptor))"
 _WELL = f"NOT EXISTS (SELECT 1 FROM setting WHERE name = '{FAULT}')"
 _STOPPED = "(SELECT stopped_at IS NOT NULL FROM instance ORDER BY id DESC LIMIT 1)"
 _SETTLED = f"({_LIVE} OR coalesce({_STOPPED}, 1))"
-"""Whether nothing is on its way to whoever found it without a trace in the database."""
+"""True in a live image or after an orderly stop: each connection has a row or a close reason."""
 _LATEST = """
     SELECT max(moment) FROM (
         SELECT max(connected_at) AS moment FROM client WHERE disconnected_at IS NULL
@@ -54,8 +54,8 @@ _LATEST = """
         )
     )
 """
-"""The latest moment that is known to be past. Times of events stay as they were when the clock is
-set, and those of an earlier run may be ahead of this one's."""
+"""The latest time in the database that has passed. Events count only if the clock was never set,
+because their times do not move with it, and only those of this run."""
 _RECORDED = f"""
     {_WELL}
     AND NOT EXISTS (SELECT 1 FROM counter WHERE name = 'events_dropped' AND value > 0)
@@ -293,20 +293,20 @@ CHECKS: Final = (
         _WELL,
     ),
 )
-"""Every rule but that of the schema, in the order in which they are looked at."""
+"""All rules except that of the schema, in the order in which they are checked."""
 
 
 class Report(NamedTuple):
-    """What became of all rules."""
+    """The results of all rules."""
 
     result: Result
     """One row for each rule."""
     broken: int
-    """How many are."""
+    """The number of rules that are violated."""
 
 
 def check(image: Image, *, live: bool) -> Report:
-    """Look at an image by every rule; ``live`` if it is of a running daemon, not of a file."""
+    """Check all rules; ``live`` is true for an image of a running daemon, false for a file."""
     rows = [_by(image, CHECKS[0], live=live), _schema(image)]
     rows += [_by(image, each, live=live) for each in CHECKS[1:]]
     broken = sum(result == WRONG for _, result, _, _ in rows)
@@ -326,7 +326,7 @@ def _by(image: Image, rule: Check, *, live: bool) -> tuple[Value, ...]:
 
 
 def _schema(image: Image) -> tuple[Value, ...]:
-    """Compare tables, indexes and views with those that the migrations make."""
+    """Compare tables, indexes, triggers and views with those that the migrations create."""
     try:
         rows = [tuple(map(_text, row)) for row in image.execute(SCHEMA).rows]
     except (QueryError, DatabaseError) as error:

@@ -1,7 +1,6 @@
-"""A private copy of the whole cache in memory, for whoever looks inside.
+"""A private copy of the whole cache in memory, for queries.
 
-However long somebody's query takes, and whatever it changes, it works on an
-image: neither the daemon nor its database notices.
+A query on an image delays neither the daemon nor its database, and changes only the image.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from scache.store.serialized import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
 from scache.unix.paths import check_ours, followed
 
 Value = int | float | bytes | None
-"""What a query gives: text and blobs are their exact bytes."""
+"""A value of a result. Text and blobs are their exact bytes."""
 
 READ_TIMEOUT = 5.0
 """Seconds to wait for a database file that another program keeps locked."""
 
 INTERRUPT_STEPS = 10_000
-"""Instructions of SQLite's machine between two looks at `Image.stop_if`: about 1 ms."""
+"""Instructions of SQLite's virtual machine between two checks by `Image.stop_if`: about 1 ms."""
 
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = slice(68, 72)
@@ -44,10 +43,10 @@ _RELATIONS = """
 _COLUMNS = "SELECT name FROM pragma_table_info(CAST(:name AS TEXT))"
 
 _WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
-"""What sqlite3 says of a parameter that it was given no value for; Python 3.13 as 3.11 does."""
+"""The error of sqlite3 for a named parameter without a value, in Python 3.11 to 3.13."""
 
 _WITHOUT_NAME = re.compile(r"Binding \d+ has no name")
-"""What it says of a parameter that is a mere question mark."""
+"""The error of sqlite3 for a parameter that is a question mark."""
 
 _NO_ATTACH = (
     "ATTACH and VACUUM are not allowed: a statement works on a private copy of the cache "
@@ -56,31 +55,31 @@ _NO_ATTACH = (
 
 
 class Result(NamedTuple):
-    """What a statement gave."""
+    """The result of a statement."""
 
     columns: list[str]
-    """None of them if the statement returns no rows."""
+    """Empty if the statement returns no rows."""
     rows: Iterator[tuple[Value, ...]]
-    """To be read once, before the next statement; raises QueryError if that fails half-way."""
+    """Read them once, before the next statement. Raises QueryError if reading a row fails."""
     changed: int
-    """How many rows were inserted, updated or deleted; -1 if the statement does not do that."""
+    """Number of rows inserted, updated or deleted; -1 for other statements."""
 
 
 class Relation(NamedTuple):
     """A table or a view."""
 
     name: str
-    """Bytes of it that are not UTF-8 are surrogates, as in the arguments of a command."""
+    """Bytes that are not UTF-8 are surrogates, as in the arguments of a command."""
     is_view: bool
     columns: list[str]
-    """None of them if it is a view of what is gone."""
+    """Empty for a view of a table that does not exist."""
 
 
 class Image:
-    """A database in memory that holds what the cache held at one moment.
+    """A database in memory with the content of the cache at one moment.
 
-    Any SQL may be asked of it, and change it; it reaches no file and no other
-    database. As a context manager it closes itself.
+    It can execute any SQL, which may change the image but cannot reach a file or another database.
+    It is a context manager that closes the image.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -99,9 +98,9 @@ class Image:
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "the image") -> Self:
-        """Make an image of the bytes of a database file.
+        """Create an image from the bytes of a database file.
 
-        Raises DatabaseError, which calls them ``what``, if they are none of ours.
+        Raises DatabaseError, which names them ``what``, if they are not a database of scache.
         """
         try:
             connection = load(data)
@@ -120,11 +119,10 @@ class Image:
 
     @classmethod
     def from_file(cls, path: str | Path, *, sound: bool = True) -> Self:
-        """Make an image of a database file, which a daemon may be using.
+        """Create an image from a database file, which a daemon may be using.
 
-        The file is read in one short transaction and closed at once: it holds
-        up no writer, and no checkpoint once this returns. Raises DatabaseError,
-        also for a file that is corrupt, unless it need not be ``sound``.
+        The file is read in one short transaction, which blocks no writer, and is closed before
+        this returns. Raises DatabaseError, also for a corrupt file if ``sound`` is true.
         """
         what = f"the database {path}"
         file = _readable(Path(path), what)
@@ -143,7 +141,7 @@ class Image:
         return image
 
     def check(self, what: str = "the image") -> None:
-        """Raise DatabaseError, which calls it ``what``, if SQLite finds it corrupt."""
+        """Raise DatabaseError, which names the image ``what``, if SQLite finds it corrupt."""
         try:
             ((verdict,),) = self._connection.execute("PRAGMA quick_check(1)")
         except sqlite3.Error as error:
@@ -152,11 +150,11 @@ class Image:
             raise _corrupt(what, verdict.decode(errors="replace"))
 
     def close(self) -> None:
-        """Forget it all."""
+        """Close the image and free its memory."""
         self._connection.close()
 
     def execute(self, sql: str, parameters: Mapping[str, Value | str] | None = None) -> Result:
-        """Carry out one statement with named parameters; raise QueryError if that fails."""
+        """Execute one statement with named parameters. Raises QueryError."""
         self._refusal = ""
         cursor = self._connection.cursor()
         with self._faults_explained():
@@ -165,22 +163,22 @@ class Image:
         return Result(columns, self._rest(cursor), cursor.rowcount)
 
     def define(self, name: str, function: Callable[[Any], Value | str]) -> None:
-        """Let statements call a function of one value, which depends on nothing else.
+        """Define an SQL function of one argument, whose result depends on the argument only.
 
-        Text must be cast to a BLOB for it, because text may be no UTF-8.
+        A statement must cast text to BLOB in the call, because the text may not be valid UTF-8.
         """
         self._connection.create_function(name, 1, function, deterministic=True)
 
     def stop_if(self, asked: Callable[[], bool]) -> None:
-        """Let KeyboardInterrupt end every statement, or the reading of its rows, once this is true.
+        """Raise KeyboardInterrupt in statements, and in reading rows, once ``asked`` returns true.
 
-        It is asked every `INTERRUPT_STEPS`, and at each row.
+        ``asked`` is called every `INTERRUPT_STEPS` instructions and at each row.
         """
         self._asked_to_stop = asked
         self._connection.set_progress_handler(asked, INTERRUPT_STEPS)
 
     def relations(self) -> list[Relation]:
-        """Return the tables and then the views, each in the order of making."""
+        """Return the tables and then the views, each in the order of creation."""
         found = []
         for name, kind in list(self.execute(_RELATIONS).rows):
             assert isinstance(name, bytes)
@@ -193,7 +191,7 @@ class Image:
         return found
 
     def all_of(self, relation: str) -> Result:
-        """Return the rows of a table or view; raise QueryError if its name is not UTF-8."""
+        """Return the rows of a table or view. Raises QueryError, also if its name is not UTF-8."""
         try:
             relation.encode()
         except UnicodeEncodeError:
@@ -203,10 +201,10 @@ class Image:
         return self.execute('SELECT * FROM "{}"'.format(relation.replace('"', '""')))
 
     def write_to(self, path: Path) -> None:
-        """Write it to a database file that any SQLite tool opens, for its owner alone to read.
+        """Write the image to a database file that only its owner can read.
 
-        The file is there whole or not at all. An earlier one that was made
-        here is replaced; any other is refused. Raises DatabaseError.
+        The file is written atomically. An existing file is replaced if it is an image that this
+        method wrote. Raises DatabaseError, also for any other existing file.
         """
         try:
             _check_replaceable(followed(str(path)))
@@ -215,7 +213,7 @@ class Image:
             raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
 
     def _authorize(self, action: int, *_: object) -> int:
-        # VACUUM attaches as well: its target, or a database of its own.
+        # VACUUM attaches its target or a temporary database, so it is refused as well.
         if action == sqlite3.SQLITE_ATTACH:
             self._refusal = _NO_ATTACH
             return sqlite3.SQLITE_DENY
@@ -223,7 +221,7 @@ class Image:
 
     def _rest(self, cursor: sqlite3.Cursor) -> Iterator[tuple[Value, ...]]:
         with self._faults_explained():
-            # Not "yield from", which closes a cursor that is given up, the image perhaps before it.
+            # Not "yield from": it closes an abandoned cursor, perhaps after the image is closed.
             for row in cursor:
                 if self._asked_to_stop is not None and self._asked_to_stop():
                     raise KeyboardInterrupt
@@ -243,7 +241,7 @@ class Image:
 
 
 def _sentence(error: Exception) -> str:
-    """Return why a statement fails, with what to do where sqlite3 does not say that."""
+    """Return the error message for a failed statement, with a remedy if scache knows one."""
     text = str(error)
     if isinstance(error, UnicodeEncodeError):
         return "the statement is not UTF-8: write such bytes as CAST(x'ff' AS TEXT)"
@@ -260,15 +258,15 @@ def _name(value: bytes) -> str:
 
 
 def is_complete(sql: str) -> bool:
-    """Return whether the text ends with a whole statement, its semicolon included."""
+    """Return True if the text ends with a complete statement, including its semicolon."""
     try:
         return sqlite3.complete_statement(sql)
-    except ValueError:  # what is no UTF-8, or has a NUL, is refused when it is executed
+    except ValueError:  # invalid UTF-8 and NUL are refused when the text is executed
         return True
 
 
 def statements(sql: str) -> Iterator[str]:
-    """Yield the statements of a text one by one; the last may be without its semicolon."""
+    """Yield the statements of a text. The last one may have no semicolon."""
     begin = end = 0
     while (end := sql.find(";", end) + 1) > 0:
         if is_complete(sql[begin:end]):
@@ -280,7 +278,7 @@ def statements(sql: str) -> Iterator[str]:
 
 
 def _readable(path: Path, what: str) -> Path:
-    """Return the file that the path leads to; SQLite looks for the log beside that one."""
+    """Resolve links and return the file, because SQLite looks for the log beside the target."""
     try:
         file = Path(os.path.abspath(followed(str(path))))  # noqa: PTH100 - which has no links
         status = file.lstat()
@@ -303,10 +301,9 @@ def _readable(path: Path, what: str) -> Path:
 
 
 def _copy(file: Path, what: str) -> bytes:
-    # Whoever opens a WAL database as usual leaves a log beside it, of his own, that the user of
-    # the daemon may not be able to write. While there is none, nobody has the database open: a
-    # daemon makes it before it writes anything, so what was read without it is whole if there
-    # still is none.
+    # Without a log the file is read as immutable. An ordinary open would create a log that belongs
+    # to this user and that the daemon's user may not be able to write. The copy is consistent if
+    # there is still no log afterwards, because a daemon creates the log before its first write.
     if not _has_log(file):
         with suppress(sqlite3.Error):
             data = _read(file, "mode=ro&immutable=1", what)
@@ -331,8 +328,8 @@ def _read(file: Path, options: str, what: str) -> bytes:
 
 
 def _check(connection: sqlite3.Connection, what: str) -> None:
-    """Raise DatabaseError unless this is one of ours, with the tables and views that we know."""
-    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # fails if that is damaged
+    """Raise DatabaseError unless this is a database of scache with the current schema version."""
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()  # raises if it is damaged
     ((application_id,),) = connection.execute("PRAGMA application_id")
     ((version,),) = connection.execute("PRAGMA user_version")
     newest = migrations()[-1].version
@@ -350,7 +347,7 @@ def _check(connection: sqlite3.Connection, what: str) -> None:
 
 
 def _check_replaceable(path: str) -> None:
-    """Raise DatabaseError if there is a file that is no image of ours, or that is in use."""
+    """Raise DatabaseError if the file exists and is not an image of scache, or is in use."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags)
@@ -362,7 +359,7 @@ def _check_replaceable(path: str) -> None:
         header = os.pread(descriptor, _HEADER_SIZE, 0)
     finally:
         os.close(descriptor)
-    # A daemon's own file has another journal.
+    # The file of a daemon is in WAL mode, unlike an image.
     if (
         not header.startswith(_MAGIC)
         or header[_APPLICATION_ID] != APPLICATION_ID.to_bytes(4, "big")
@@ -379,7 +376,7 @@ def _corrupt(what: str, detail: object) -> DatabaseError:
 
 
 def _explain(what: str, error: Exception) -> DatabaseError:
-    """Return the one sentence for why SQLite cannot read."""
+    """Return a DatabaseError that explains why SQLite cannot read the database."""
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_NOTADB:
             problem = "is not a SQLite database: name the file of a daemon"

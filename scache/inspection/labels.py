@@ -1,4 +1,4 @@
-r"""Labels as a person names them: by a pattern, in the form that tables print, or by whole fields.
+r"""Selection of labels by a pattern, by their printed form, or by whole fields.
 
 Postfix's labels consist of fields that end with a newline, such as ``smtp\n203.0.113.5\n587\n0\n``.
 """
@@ -30,12 +30,12 @@ _RECORDED = "SELECT endpoint AS label FROM event UNION SELECT destination FROM e
 
 
 class Selection(NamedTuple):
-    """What is to be purged."""
+    """The connections and bindings to purge."""
 
     connections: list[tuple[int, bytes]]
-    """Id and endpoint."""
+    """Id and endpoint of each connection."""
     bindings: list[tuple[int, bytes, bytes]]
-    """Id, destination and endpoint."""
+    """Id, destination and endpoint of each binding."""
 
     @property
     def endpoints(self) -> list[bytes]:
@@ -49,10 +49,10 @@ class Selection(NamedTuple):
 
 
 def fits(column: str, parameter: str, pattern: bytes) -> str:
-    """Return a condition: a label fits the pattern, or is the very same text.
+    """Return an SQL condition that a label matches the pattern or is equal to it.
 
-    A pattern with a backslash may also name the label as tables print it. The pattern is SQLite's
-    GLOB, and is to be given as this parameter to an image that `prepare` has seen.
+    The pattern is one of SQLite's GLOB. If it has a backslash, it is also compared with the printed
+    form of the label. Pass the pattern as this parameter to an image on which `prepare` was called.
     """
     text = f"CAST(:{parameter} AS TEXT)"
     readings = _readings(column, pattern)
@@ -60,13 +60,13 @@ def fits(column: str, parameter: str, pattern: bytes) -> str:
 
 
 def is_exactly(column: str, parameter: str, pattern: bytes) -> str:
-    """Return a condition: a label is the very same text, or printed so."""
+    """Return an SQL condition that a label, or its printed form, is equal to the pattern."""
     readings = _readings(column, pattern)
     return "(" + " OR ".join(f"{each} = CAST(:{parameter} AS TEXT)" for each in readings) + ")"
 
 
 def has_field(column: str, parameter: str, field: bytes) -> str:
-    """Return a condition: a field of a label is the very same text, or printed so."""
+    """Return an SQL condition that a label has this field, verbatim or in printed form."""
     fields = [column]
     if _BACKSLASH in field:
         fields.append(f"printed_fields(CAST({column} AS BLOB))")
@@ -77,12 +77,12 @@ def has_field(column: str, parameter: str, field: bytes) -> str:
 
 
 def is_one_of(column: str, ids: Sequence[int]) -> str:
-    """Return a condition: an id is one of these."""
+    """Return an SQL condition that an id is one of these."""
     return f"{column} IN ({', '.join(map(str, ids))})"
 
 
 def prepare(image: Image) -> None:
-    """Let statements of an image use the conditions of this module."""
+    """Define the SQL functions that the conditions of this module use in an image."""
     image.define("printed", _printed)
     image.define("printed_fields", _printed_fields)
 
@@ -95,10 +95,11 @@ def select(
     fields: Sequence[bytes] = (),
     ids: Sequence[int] = (),
 ) -> Selection:
-    """Return what is cached for labels that fit a pattern, or have all of these fields.
+    """Return the cached connections and bindings that one criterion selects; all without any.
 
-    Or the connections with these ids. To a destination belong the connections of the endpoints
-    that it is bound to. Nothing given stands for all that is cached.
+    The criterion is a pattern for the endpoint, a pattern for the destination, a list of fields
+    that a label must have, or a list of connection ids. A destination also selects the connections
+    of the endpoints that it is bound to.
     """
     prepare(image)
     parameters: dict[str, Value | str] = {}
@@ -124,7 +125,7 @@ def select(
 
 
 def has_fields(column: str, fields: Sequence[bytes]) -> str:
-    """Return a condition: a label has all of these fields, given as `field_parameters`."""
+    """Return an SQL condition that a label has all of these fields; see `field_parameters`."""
     each = (has_field(column, f"field{number}", field) for number, field in enumerate(fields))
     return "(" + " AND ".join(each) + ")"
 
@@ -135,9 +136,10 @@ def field_parameters(fields: Sequence[bytes]) -> dict[str, Value | str]:
 
 
 def count_fits(image: Image, column: str, pattern: bytes, *, trail: bool) -> tuple[int, int]:
-    """Return how many rows of what is cached, or of the trail, fit a pattern, and how many exactly.
+    """Count the rows whose label matches a pattern, and the rows whose label is equal to it.
 
-    The column is ``endpoint`` or ``destination``.
+    The rows are those of the audit log if ``trail`` is true, otherwise those of the cache. The
+    column is ``endpoint`` or ``destination``.
     """
     prepare(image)
     table = "event" if trail else _TABLES[column]
@@ -150,7 +152,7 @@ def count_fits(image: Image, column: str, pattern: bytes, *, trail: bool) -> tup
 
 
 def any_has_fields(image: Image, fields: Sequence[bytes], *, trail: bool) -> bool:
-    """Return whether a label that is cached, or in the trail, has all of these fields."""
+    """Return True if a label of the audit log (``trail``) or of the cache has all these fields."""
     prepare(image)
     source = _RECORDED if trail else _CACHED
     sql = _ANY.format(source, has_fields("label", fields))
@@ -167,7 +169,10 @@ def binding_of(image: Image, binding_id: int) -> bytes | None:
 
 
 def near(image: Image, word: bytes, limit: int, *, trail: bool) -> list[bytes]:
-    """Return some labels that are cached, or in the trail, and contain a word in any case."""
+    """Return up to ``limit`` labels that contain a word, in upper or lower case.
+
+    The labels are those of the audit log if ``trail`` is true, otherwise those of the cache.
+    """
     sql = _NEAR.format(_RECORDED if trail else _CACHED)
     rows = image.execute(sql, {"word": word, "limit": limit}).rows
     return [label for (label,) in rows if isinstance(label, bytes)]

@@ -1,4 +1,4 @@
-"""What the commands ask of an image: the trail, filtered, and the figures of ``scache stats``."""
+"""Reports on an image: the filtered audit log, and the statistics of ``scache stats``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scache.store.serialized import CLIENTS_SERVED, FAULT
 from scache.vocabulary import BINDING_WAYS_OUT, COUNTERS, REQUESTS, WAYS_OUT
 
 _LIMIT: Final = "limit_"
-"""What the names of those begin with that count how often a limit was reached."""
+"""Prefix of the counters that count how often a limit was reached."""
 
 _FINDS = ("find_endp", "find_dest")
 
@@ -44,26 +44,26 @@ _COUNTERS = "SELECT name, value FROM counter ORDER BY name"
 _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
 _TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
 _MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
-"""The time of a row of ``event_log``, which has it as text, to the millisecond."""
+"""The exact time of a row of ``event_log``, which has it as text in milliseconds."""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
 class Instance(NamedTuple):
-    """A run of the daemon: the latest that an image knows."""
+    """The latest run of the daemon in an image."""
 
     id: int
     version: str
     pid: int
     started_at: float
     stopped_at: float | None
-    """None while it runs, and for ever if it crashed."""
+    """None while the daemon runs, and after a crash."""
     since_boot: float
-    """Seconds from the start of the machine to that of the daemon: both move with the clock."""
+    """Seconds from the boot to the start of the daemon; setting the clock does not change it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which events to tell of: those that fit everything that is given.
+    """The criteria of events to report. An event must meet all criteria that are given.
 
     Patterns are those of `scache.inspection.labels.fits`.
     """
@@ -73,24 +73,24 @@ class Filter:
     destination: bytes | None = None
     """A pattern."""
     fields: Sequence[bytes] = ()
-    """Each is a whole field of the endpoint, or each is one of the destination."""
+    """Whole fields of a label. The endpoint has all of them, or the destination has all of them."""
     ids: Sequence[int] = ()
-    """Of connections and bindings: any of these."""
+    """Ids of connections and bindings; the event has any of them."""
     pid: int | None = None
-    """Of the client."""
+    """The process id of the client."""
     program: bytes | None = None
     """A pattern for the name of the client's program."""
     kinds: Sequence[str] = ()
-    """Any of these; none given stands for all but `snapshot` that was done: looking is no news."""
+    """Kinds of events. If empty, all events except successful `snapshot` requests are reported."""
     since: float | None = None
     """Seconds since the epoch."""
 
 
 def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
-    """Return rows of the view ``event_log``, the oldest first, of events with a higher id.
+    """Return the rows of the view ``event_log`` with ids above ``after``, in the order of time.
 
-    If ``last`` is given, no more than the latest so many. Ids are in the order
-    of writing, which is not that of time within one write.
+    If ``last`` is given, only the latest ``last`` of them are returned. Ids are in the order of
+    writing, which differs from the order of time within one write.
     """
     labels.prepare(image)
     conditions = ["id > :after"]
@@ -134,7 +134,7 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
 
 
 def instance(image: Image) -> Instance | None:
-    """Return the latest run of the daemon; None if there never was one."""
+    """Return the latest run of the daemon; None if there was no run."""
     for row in image.execute(_INSTANCE).rows:
         number, version, *rest = row
         assert isinstance(version, bytes)
@@ -143,7 +143,7 @@ def instance(image: Image) -> Instance | None:
 
 
 def remembers(image: Image, earlier: Instance) -> bool:
-    """Return whether the image goes on from this run: if not, event ids began anew."""
+    """Return True if the database of the image contains this run; if not, event ids restarted."""
     known = {"id": earlier.id, "pid": earlier.pid, "since_boot": earlier.since_boot}
     return next(image.execute(_SAME_INSTANCE, known).rows)[0] == 1
 
@@ -156,16 +156,16 @@ def latest_event(image: Image) -> int:
 
 
 def records_events(image: Image) -> bool:
-    """Return whether the daemon of the image keeps an audit trail."""
+    """Return True if the daemon of the image keeps an audit log."""
     return next(image.execute(_TRAIL_IS_OFF).rows)[0] == 0
 
 
 def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
-    """Return the figures of an image, taken at ``now`` (seconds since the epoch), by section.
+    """Return the statistics of an image, taken at ``now`` (seconds since the epoch), by section.
 
-    ``live`` is whether the daemon gave it just now. A section is a dictionary;
-    ages and times to come are seconds, and None where there is nothing of that
-    age. Counters that are absent are 0, and limits that are 0 are none.
+    ``live`` is true if a running daemon has just sent the image. Each section is a dictionary. Ages
+    and remaining times are in seconds, and None if there is no such row. A missing counter is 0,
+    and a limit of 0 means no limit.
     """
     (row,) = image.execute(_NOW).rows
     clients, connections, endpoints, saved_at, expires_at, ttl, *rest = row
@@ -173,16 +173,16 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     counters = dict.fromkeys(COUNTERS, 0) | _texts(image.execute(_COUNTERS).rows)
     settings = _texts(image.execute(_SETTINGS).rows)
     ((size,),) = image.execute(_SIZE).rows
-    # A file does not tell which of the connected clients are refused.
+    # Only the image of a live daemon has this number; a file does not show refused clients.
     served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
     in_use = {
         "max_clients": min(served, _number(settings.get("max_clients", ""))),
         "max_connections": connections,
-        # Of the fullest.
+        # The highest value of any endpoint or destination.
         "max_connections_per_endpoint": of_endpoint,
         "max_bindings_per_destination": of_destination,
         "max_bindings": bindings,
-        # About: what else the daemon has open is not in an image, and a file has no descriptors.
+        # An estimate: other open files of the daemon are not in an image, nor any in a file.
         "open_files_limit": max(connections, files) + clients,  # type: ignore[type-var, operator]
         "ttl_limit": ttl,
         "audit_rows": kept,
@@ -216,7 +216,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
             if name.startswith(_LIMIT)
         },
         "settings": settings,
-        # The daemon alone knows: a file of which something is wrong does not say so.
+        # Only the image of a live daemon has the fault; a file does not record it.
         "database": {"bytes": size, "fault": settings.pop(FAULT, None)},
         "counters": counters,
     }
@@ -230,7 +230,7 @@ def _daemon(latest: Instance | None, now: float, *, live: bool) -> dict[str, Any
     if live or stopped_at is not None:
         daemon["uptime"] = _age(started_at, now if stopped_at is None else stopped_at)
         daemon["running"] = stopped_at is None
-    return daemon  # whether a run without an end goes on or has crashed, a file does not tell
+    return daemon  # in a file, a running daemon looks the same as a crashed one
 
 
 def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _outcomes(kind: str, counters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _age(moment: Any, now: float) -> float | None:  # noqa: ANN401 - of a row
-    """Return how long ago it was; 0 if the clock was set back since."""
+    """Return the seconds since a moment; 0 if the clock was set back since then."""
     return None if moment is None else round(max(now - moment, 0), 3)
 
 
@@ -250,12 +250,12 @@ def _texts(rows: Iterable[tuple[Value, ...]]) -> dict[str, Any]:
     return {_text(name): _text(value) for name, value in rows}
 
 
-def _text(value: Value) -> Any:  # noqa: ANN401 - whatever it is, bytes alone become text
+def _text(value: Value) -> Any:  # noqa: ANN401 - only bytes become text
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def _number(text: str) -> float:
-    """Return the number in a text; 0 if it is none."""
+    """Convert a text to a number; 0 if it is not a number."""
     try:
         return _whole(float(text))
     except ValueError:
