@@ -1,1 +1,1 @@
-"""Descriptors, sockets, paths and users, as Linux shows them."""
+"""Linux system calls for descriptors, sockets, paths and users."""

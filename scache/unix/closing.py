@@ -1,9 +1,11 @@
-"""Closes descriptors of others, so that the event loop never waits for close(2).
+"""Closing of client-supplied descriptors without blocking the event loop.
 
-close(2) of a file sends FLUSH to a FUSE server and waits for the answer, in a state that no signal
-ends. That of a large memfd, of an epoll descriptor with thousands of sockets or of a UNIX socket
-with descriptors in its queue frees all of these before it returns. That of a socket with SO_LINGER
-waits for its peer (socket(7)).
+close(2) may block for a long time:
+
+- On a FUSE file system it sends FLUSH to the server and waits for the answer, uninterruptibly.
+- For a large memfd, an epoll descriptor with thousands of sockets, or a UNIX socket with
+  descriptors in its queue, it frees all of these before it returns.
+- For a socket with SO_LINGER it waits for the peer (socket(7)).
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from scache.unix import fdpass, sockopt
 from scache.unix.statx import type_of
 
 STUCK = 0.5
-"""Seconds after which a close(2) under way counts as stuck: another thread then closes what waits
-behind it."""
+"""Seconds after which a running close(2) counts as stuck. Another thread then closes the
+descriptors that are queued behind it."""
 
 MAX_THREADS = 16
-"""Threads for files, and as many for everything else."""
+"""Most threads for files, and the same number for all other descriptors."""
 
 _POLL_INTERVAL = 0.005
 _DOMAIN, _PROTOCOL = int(socket.SO_DOMAIN), int(socket.SO_PROTOCOL)
@@ -38,11 +40,12 @@ _NO_LINGER = struct.pack("2i", 0, 0)
 
 
 def is_cheap(descriptor: int, *, tcp: bool = False) -> bool:
-    """Return True if close(2) is known to take microseconds.
+    """Return True if close(2) of this descriptor is known to take microseconds.
 
-    That is a TCP connection without SO_LINGER, a UDP socket, or a UNIX socket with an empty queue.
-    The queue of a UNIX socket may hold descriptors, and that of a listening one whole connections.
-    Of what is known to be a ``tcp`` connection, less has to be asked.
+    This is so for a TCP connection without SO_LINGER, a UDP socket, and a UNIX socket with an empty
+    queue. The queue of a UNIX socket may hold descriptors, and that of a listening socket may hold
+    connections. ``tcp`` means that the descriptor is known to be a TCP connection, which saves
+    system calls.
     """
     if tcp:
         return not sockopt.option(descriptor, _LINGER)
@@ -59,7 +62,7 @@ def is_cheap(descriptor: int, *, tcp: bool = False) -> bool:
 def is_file(descriptor: int) -> bool:
     """Return True if close(2) may wait for a file server or a device.
 
-    A memfd is none: its file system is the kernel's memory.
+    A memfd cannot wait, because it is in memory.
     """
     try:
         mode, _ = type_of(descriptor)
@@ -77,21 +80,21 @@ class _Item(NamedTuple):
 
 
 class _Worker:
-    """A thread that closes one descriptor after the other."""
+    """A thread that closes queued descriptors one after the other."""
 
     def __init__(self, queue: SimpleQueue[_Item | None]) -> None:
         self.closed = 0
         self.since: float | None = None
-        """When the close(2) under way began; None between two of them."""
+        """Start time of the running close(2); None if there is none."""
         self._late_since: float | None = None
-        """The same of the close(2) that had taken STUCK seconds at the latest look."""
+        """Start time of the close(2) that had run for STUCK seconds at the last check, or None."""
         # threading.Thread.start() would wait for the new thread to get a processor.
         _thread.start_new_thread(self._run, (queue,))
 
     def is_stuck(self) -> bool:
-        """Return True if the same close(2) has taken STUCK seconds at two looks in a row.
+        """Return True if the same close(2) was late at two checks in a row.
 
-        A single look may be the first thing that this process does after it was stopped (SIGSTOP).
+        One check is not enough, because the whole process may have been stopped (SIGSTOP) before.
         """
         since = self.since
         if since is not None and time.monotonic() - since < STUCK:
@@ -117,7 +120,7 @@ class _Lane:
         self._workers: list[_Worker] = []
         self._given = 0
         self.error: RuntimeError | None = None
-        """Why no thread could be started when one was last needed."""
+        """The error if a thread could not be started when one was last needed."""
 
     @property
     def pending(self) -> int:
@@ -130,14 +133,14 @@ class _Lane:
             self._add_worker()
 
     def look(self) -> int:
-        """Start a thread if all are stuck; return how many descriptors are."""
+        """Start another thread if all are stuck; return the number of stuck threads."""
         stuck = sum(worker.is_stuck() for worker in self._workers)
         if stuck == len(self._workers) < MAX_THREADS and self.pending > stuck:
             self._add_worker()
         return stuck
 
     def end(self) -> None:
-        """Let the threads end when they have closed what is in the queue."""
+        """Tell the threads to end after the queued descriptors are closed."""
         for _ in self._workers:
             self._queue.put(None)
 
@@ -151,63 +154,64 @@ class _Lane:
 
 
 class Look(NamedTuple):
-    """What a look at the threads has shown."""
+    """The state of the closing threads at a check."""
 
     pending: int
     """Descriptors that are not closed yet."""
     stuck: int
-    """Descriptors of these whose close(2) does not return."""
+    """Pending descriptors whose close(2) does not return."""
     error: RuntimeError | None
-    """Why a thread that is needed cannot be started; another look tries again."""
+    """The error if a thread could not be started; the next check tries again."""
 
 
 class Closer:
-    """Owns the descriptors that are given to it, and closes each of them.
+    """The owner of descriptors that are to be closed.
 
-    What is known to be cheap is closed at once, and everything else by threads. Files have threads
-    of their own, so that a file server that does not answer keeps nothing but files open. Used by
-    the event loop's thread, which calls `look` again and again while something is pending.
+    A descriptor whose close(2) is known to be cheap is closed at once; the others are closed by
+    threads. Files have separate threads, so that a file server that does not answer delays only
+    files. Only the event loop's thread uses this class. It calls `look` repeatedly while
+    descriptors are pending.
     """
 
     def __init__(self) -> None:
-        """Start no thread yet."""
+        """Create a closer; threads are started when they are first needed."""
         self.on_pending: Callable[[], None] = lambda: None
-        """Called whenever something was left to a thread."""
+        """Called when a descriptor was queued for a thread."""
         self._is_troubled = False
-        """True if the latest `look` found that a thread is stuck or cannot be started."""
+        """True if the last `look` found a stuck thread or could not start one."""
         self._lanes = self._files, self._others = _Lane(), _Lane()
 
     @property
     def pending(self) -> int:
-        """How many descriptors are still to be closed."""
+        """The number of descriptors that are not closed yet."""
         return self._files.pending + self._others.pending
 
     @property
     def held(self) -> int:
-        """How many descriptors stay open because a thread is stuck or cannot be started.
+        """The number of descriptors that stay open because a thread is stuck or cannot be started.
 
-        They take the room of connections.
+        They count against the limit on connections.
         """
         return self.pending if self._is_troubled else 0
 
     def close(self, descriptors: Iterable[int], *, tcp: bool = False) -> None:
-        """Close descriptors that nobody else uses: none lingers for its peer (see `is_cheap`)."""
+        """Close descriptors that no other process uses, without lingering for the peer."""
         for descriptor in descriptors:
             self._close(_Item(descriptor, is_shared=False), tcp=tcp)
 
     def close_shared(self, descriptor: int, *, tcp: bool = False) -> None:
-        """Close a descriptor that another process uses too: how long it lingers is up to that."""
+        """Close a descriptor that another process shares; leave its SO_LINGER unchanged."""
         self._close(_Item(descriptor, is_shared=True), tcp=tcp)
 
     def look(self) -> Look:
-        """Start another thread where all are stuck; return what there is to say."""
+        """Check the threads; start another one for each queue whose threads are all stuck."""
         stuck = sum(lane.look() for lane in self._lanes)
         error = self._files.error or self._others.error
         self._is_troubled = bool(stuck or error)
         return Look(self.pending, stuck, error)
 
     def finish(self, seconds: float) -> int:
-        """Wait up to ``seconds`` until all is closed; return how many descriptors are not."""
+        """Wait up to ``seconds`` until all descriptors are closed; return the number left open."""
         end = time.monotonic() + seconds
         while self.look().pending and time.monotonic() < end:
             time.sleep(_POLL_INTERVAL)
@@ -225,7 +229,7 @@ class Closer:
 
 
 def _stop_lingering(descriptor: int) -> None:
-    """In a thread: keep close(2) of a socket from waiting for its peer."""
+    """Keep close(2) of a socket from waiting for its peer; call this in a thread."""
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError:

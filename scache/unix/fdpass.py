@@ -1,7 +1,7 @@
 """Bytes and descriptors over a UNIX socket: sendmsg(2) and recvmsg(2) with SCM_RIGHTS.
 
-Every read of a socket that may carry descriptors must go through `receive`:
-a plain recv(2) drops them without a word.
+Every read of a socket that may carry descriptors must use `receive` or `receive_whole`, because a
+plain recv(2) silently drops them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import TypeAlias
 from scache.model import Peer
 
 MAX_DESCRIPTORS = 253
-"""What the kernel takes with one message (SCM_MAX_FD, unix(7))."""
+"""Most descriptors of one message (SCM_MAX_FD, unix(7))."""
 
 RECEIVE_SIZE = 65536
-"""Bytes asked for by one `receive`."""
+"""Most bytes that one `receive` returns."""
 
 _INT_SIZE = struct.calcsize("i")
 _SO_PEERGROUPS = 59
-"""Which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
+"""Missing in Python's socket module (Linux, include/uapi/asm-generic/socket.h)."""
 _SO_PEERPIDFD = 77
-"""The same; since Linux 6.5."""
+"""Missing in Python's socket module; since Linux 6.5 (include/uapi/asm-generic/socket.h)."""
 _NO_PROCESS = (errno.ESRCH, errno.ENODATA, errno.EINVAL)
-"""What kernels say of a process that has ended and was waited for."""
+"""Errors of different kernels for a process that has ended and was waited for."""
 _MAX_GROUPS = 256
-"""As many as Python's getsockopt has room for; who has more is as good as in none."""
+"""The limit of Python's getsockopt; a process in more groups is treated as if it had none."""
 _MAX_PROGRAM_SIZE = 64
-"""Bytes that the name of a program may have: the kernel keeps 15, and of its own threads more."""
+"""Most bytes of a program name. The kernel keeps 15, and more for its own threads."""
 _UCRED = struct.Struct("3i")
-# Plain numbers: arithmetic with the enumeration's members costs as much as a system call.
+# Plain numbers, because arithmetic with the enumeration's members is as slow as a system call.
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
@@ -47,7 +47,7 @@ _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_SIZE)
 
 
 def new_buffer() -> memoryview:
-    """Return a buffer for many calls of `receive`, one at a time."""
+    """Return a buffer that can be reused for many calls of `receive`, one at a time."""
     return memoryview(bytearray(RECEIVE_SIZE))
 
 
@@ -56,14 +56,12 @@ def receive(
 ) -> tuple[bytes, Sequence[int], bool]:
     """Read up to RECEIVE_SIZE bytes and the descriptors that came with them.
 
-    A buffer of the caller's own makes many calls cheaper, and keeps them from leaving the
-    process's memory in pieces: a fresh one, of which mostly a hundred bytes are used, is the
-    largest of all that is allocated again and again.
+    Return the bytes, which are empty at the end of the stream; the descriptors in the order sent,
+    close-on-exec, which the caller must close; and True if the kernel dropped descriptors because
+    this process is at its limit (MSG_CTRUNC). The blocking mode and time-out of the socket apply.
 
-    Return the bytes, none at the end of the stream; the descriptors in the
-    order sent, close-on-exec and the caller's to close; and whether the kernel
-    had to drop some because this process is at its limit (MSG_CTRUNC). The
-    socket's own blocking mode and timeout apply.
+    A reused ``buffer`` makes repeated calls cheaper and avoids memory fragmentation, because a new
+    large buffer for each call mostly holds about a hundred bytes.
     """
     if buffer is None:
         buffer = new_buffer()
@@ -79,23 +77,25 @@ def receive(
 
 
 Received: TypeAlias = tuple[int, list[tuple[int, int, bytes]], int, object]
-"""The result of recvmsg_into: a number of bytes, control messages, flags, the sender's address."""
+"""The result of recvmsg_into: number of bytes, control messages, flags, address of the sender."""
 
 
 def receive_whole(sock: socket.socket, buffer: memoryview, received: list[Received]) -> None:
-    """Add the result of one recvmsg(2) to a list.
+    """Append the result of one recvmsg(2) to a list, in a single step.
 
-    An exception from a signal handler can come between any two instructions of Python, but not
-    inside of `list.extend`: the descriptors are in the list, or were never received. So it is with
-    `move_descriptors` and `close_owned`. Each descriptor has one owner at any moment.
+    A signal handler can raise an exception between any two Python instructions, but not inside
+    `list.extend`. So the descriptors are either in the list or were never received.
+    `move_descriptors` and `close_owned` work the same way, so each descriptor always has exactly
+    one owner.
     """
     received.extend(map(sock.recvmsg_into, ([buffer],), (_CONTROL_SIZE,), (_CLOSE_ON_EXEC,)))
 
 
 def move_descriptors(received: list[Received], descriptors: deque[int]) -> None:
-    """Empty a list that `receive_whole` has filled; append its descriptors in the order sent.
+    """Move the descriptors from a list that `receive_whole` has filled, in the order sent.
 
-    The control messages must be descriptors alone, as they are unless the socket asks for others.
+    The control messages must hold only descriptors. This is so unless a socket option requests
+    others.
     """
     control = chain.from_iterable(map(_CONTROL, starmap(received.pop, repeat((0,), len(received)))))
     payloads = map(_PAYLOAD, control)
@@ -103,12 +103,12 @@ def move_descriptors(received: list[Received], descriptors: deque[int]) -> None:
 
 
 def is_truncated(received: Received) -> bool:
-    """Return whether the kernel had to drop descriptors (MSG_CTRUNC)."""
+    """Return True if the kernel dropped descriptors (MSG_CTRUNC)."""
     return bool(received[2] & _TRUNCATED)
 
 
 def close_owned(descriptors: list[int] | deque[int]) -> None:
-    """Take each descriptor out and close it, whatever the kernel says of it."""
+    """Remove each descriptor from the list and close it; ignore errors of close(2)."""
     while descriptors:
         try:
             _consume(map(os.close, starmap(descriptors.pop, repeat((), len(descriptors)))))
@@ -121,11 +121,10 @@ _consume = deque[None](maxlen=0).extend
 
 
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
-    """Send bytes, with descriptors attached to the first of them, in one sendmsg(2).
+    """Send bytes, with descriptors attached to the first byte, in one sendmsg(2).
 
-    The receiver gets duplicates: the caller's own stay open and the caller's.
-    Returns the number of bytes sent, which may be fewer than given; the
-    descriptors have gone with the first byte.
+    The receiver gets duplicates; the caller still owns its descriptors. Return the number of bytes
+    sent, which may be smaller than the size of the data. All descriptors were sent then.
     """
     if not descriptors:
         return sock.send(data, _NO_SIGNAL)
@@ -135,7 +134,7 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> i
 
 
 def close(descriptors: Iterable[int]) -> None:
-    """Close each of them, whatever the kernel says of the one before."""
+    """Close each descriptor, and ignore errors."""
     for descriptor in descriptors:
         try:
             os.close(descriptor)
@@ -144,16 +143,16 @@ def close(descriptors: Iterable[int]) -> None:
 
 
 def peer(sock: socket.socket) -> Peer:
-    """Return who connected, as the kernel recorded it then (SO_PEERCRED, unix(7))."""
+    """Return the credentials of the peer at the time it connected (SO_PEERCRED, unix(7))."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
     program = _program(pid)
     if program is not None and _has_ended(sock):
-        program = None  # another process may have had the number
+        program = None  # another process may have reused the pid
     return Peer(pid, uid, gid, program)
 
 
 def peer_groups(sock: socket.socket) -> list[int]:
-    """Return the supplementary groups of who connected, when it did (SO_PEERGROUPS, Linux 4.13)."""
+    """Return the supplementary groups of the peer when it connected (SO_PEERGROUPS, Linux 4.13)."""
     try:
         packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * _INT_SIZE)
     except OSError:
@@ -162,7 +161,7 @@ def peer_groups(sock: socket.socket) -> list[int]:
 
 
 def _program(pid: int) -> bytes | None:
-    # Without a file object, which would be the dearest part of connecting.
+    # Do not use a file object: creating it would take most of the time of accepting a client.
     try:
         descriptor = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -176,7 +175,7 @@ def _program(pid: int) -> bytes | None:
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """Return True if the process that connected is no more; False before Linux 6.5."""
+    """Return True if the process that connected has ended; always False before Linux 6.5."""
     try:
         pidfd = sock.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The ids of users and groups, as the user namespace of this process shows them.
+"""User and group ids in the user namespace of this process.
 
-A namespace that does not map all ids shows every other one as the overflow id, so that many users
-look like one (user_namespaces(7)).
+A namespace that does not map all ids shows each unmapped id as the overflow id, so that many users
+have the same id (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 ROOT: Final = 0
-"""The user and group id of root, in each namespace."""
+"""The user and group id of root in every namespace."""
 
 Kind = Literal["uid", "gid"]
 
 PROC = Path("/proc")
-"""Where the kernel tells how a namespace maps ids."""
+"""The file system that shows how a namespace maps ids."""
 
 _ALL: Final = 2**32 - 1
-"""Ids that there are: the last one of 32 bits means none."""
+"""The number of valid ids. The largest number of 32 bits is not an id."""
 
 
 class Unmapped(NamedTuple):
-    """The users, or groups, that the namespace has no id for."""
+    """The users or groups that the namespace does not map."""
 
     exist: bool
-    """Whether there can be any."""
+    """True if there may be unmapped users or groups."""
     shown: int | None
-    """The overflow id; None if that is not known, and may be any but root's."""
+    """The overflow id; None if it is unknown. It may then be any id except root's."""
 
     def may_be(self, number: int) -> bool:
-        """Return whether one of them may be shown as this id."""
+        """Return True if this id may be that of an unmapped user or group."""
         if not self.exist:
             return False
         return number != ROOT if self.shown is None else number == self.shown
 
 
 def user_name(uid: int) -> str:
-    """Return the name of a user, or the number if it has no name."""
+    """Return the name of a user, or the uid as text if it has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -46,7 +46,7 @@ def user_name(uid: int) -> str:
 
 
 def described(users: Unmapped, groups: Unmapped) -> str | None:
-    """Return a sentence about users and groups that have no id here; None if all have one."""
+    """Return a sentence about unmapped users and groups; None if all are mapped."""
     if not (users.exist or groups.exist):
         return None
     if users.shown is None or groups.shown is None:
@@ -62,7 +62,7 @@ def described(users: Unmapped, groups: Unmapped) -> str | None:
 
 
 def unmapped(kind: Kind) -> Unmapped:
-    """Return which users or groups have no id here, as far as proc(5) tells; else suppose some."""
+    """Return the unmapped users or groups; if proc(5) is unreadable, assume that there are some."""
     try:
         lines = (PROC / f"self/{kind}_map").read_bytes().splitlines()
         exist = sum(int(line.split()[2]) for line in lines) < _ALL  # extents never overlap

@@ -1,8 +1,8 @@
-"""Paths through directories that other users may write to, such as /tmp.
+"""Safe use of paths through directories that other users may write to, such as /tmp.
 
-Linux itself refuses links, FIFOs and files there that another user may have made to be taken for
-ours (proc_sys_fs(5): protected_symlinks and its siblings), but only if the machine is set so, and
-not where a program reads a link by itself.
+Another user may create a link, FIFO or file there in place of the daemon's own. Linux refuses to
+follow or open these (proc_sys_fs(5): protected_symlinks and similar), but only if the machine is
+configured so, and not if a program reads a link itself.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from scache.unix.namespace import unmapped, user_name
 
 _MAX_LINKS = 40
-"""Links that the kernel follows on one path (path_resolution(7))."""
+"""Most links that the kernel follows on one path (path_resolution(7))."""
 
 
 class UntrustedError(OSError):
-    """What lies at a path may have been put there by another user; ``strerror`` says so."""
+    """Another user may have created the file or link at a path; ``strerror`` has the details."""
 
     def __init__(self, path: Path, why: str) -> None:
         self.sentence = (
@@ -30,10 +30,10 @@ class UntrustedError(OSError):
 
 
 def followed(path: str) -> str:
-    """Return where a path leads through symbolic links, as far as there is something.
+    """Resolve the symbolic links of a path, as far as its parts exist.
 
-    Raises UntrustedError for a link of another user, and OSError if there are too many links, or
-    one of proc(5) to what has no path here.
+    Raises UntrustedError for a link of another user, and OSError for too many links or for a link
+    of proc(5) to a file without a path here.
     """
     place = _follow(path)
     if os.path.realpath(place) != os.path.abspath(place):  # noqa: PTH100 - without following links
@@ -42,10 +42,11 @@ def followed(path: str) -> str:
 
 
 def check_ours(path: str, status: os.stat_result, *owners: int) -> None:
-    """Raise UntrustedError for a file that another user may have put there to be taken for ours.
+    """Raise UntrustedError for a file that another user may have created in place of our own.
 
-    That is one in a directory that others may write to, if its owner is neither we, nor the owner
-    of the directory, nor among ``owners``; or if it has further names, as it may be any file.
+    In a directory that other users may write to, the owner of a file must be this process's user,
+    the owner of the directory or one of ``owners``. The file must not have further hard links,
+    because another user may have linked any file there.
     """
     directory = Path(path).parent.stat()
     _check_owner(Path(path), status, directory, "is a file", *owners)
@@ -54,7 +55,10 @@ def check_ours(path: str, status: os.stat_result, *owners: int) -> None:
 
 
 def open_ours(path: str) -> int:
-    """Open a file to be read that decides what we do; raise OSError, such as UntrustedError."""
+    """Open a trusted file, such as the configuration, for reading.
+
+    Raises OSError, including UntrustedError.
+    """
     file = Path(_follow(path))
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -63,7 +67,7 @@ def open_ours(path: str) -> int:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not file.is_symlink():
             check_ours(str(file), status)
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a terminal of ours, for which we wait
+        if not stat.S_ISREG(status.st_mode):  # wait for data from a pipe or terminal
             waiting = select.poll()
             waiting.register(descriptor, select.POLLIN)
             waiting.poll()
@@ -75,7 +79,7 @@ def open_ours(path: str) -> int:
 
 
 def _follow(path: str) -> str:
-    """Follow links as `followed` does, but leave one of proc(5) that leads to no path as it is."""
+    """Resolve links as `followed` does, but keep a link of proc(5) to a file without a path."""
     rest = [*reversed(Path(path).parts)]
     here, links = Path(), 0
     while rest:
@@ -86,7 +90,7 @@ def _follow(path: str) -> str:
         directory, here = here, here / name
         try:
             status = here.lstat()
-        except (OSError, ValueError):  # the kernel says why, if it is opened
+        except (OSError, ValueError):  # opening the path will raise the error
             return str(here.joinpath(*reversed(rest)))
         if not stat.S_ISLNK(status.st_mode):
             continue
@@ -102,14 +106,14 @@ def _follow(path: str) -> str:
 
 
 def _parent(path: Path) -> Path:
-    """Return what ``..`` leads to from a path without links."""
+    """Return the parent directory of a path without links."""
     if path == Path("/"):
         return path
     return path / ".." if path.name in ("", "..") else path.parent
 
 
 def _leads_to(link: Path, place: Path) -> bool:
-    """Return False for a link of proc(5) that does not lead to the place that it tells."""
+    """Return False for a link of proc(5) whose text is not the path of its target."""
     if not link.is_relative_to("/proc"):
         return True
     try:

@@ -1,4 +1,4 @@
-"""What the kernel knows of an open descriptor; what it refuses to tell is None."""
+"""Information from the kernel about an open descriptor; unavailable values are None."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _FILES = {
 
 _TCP_INFO_SIZE = 72
 _TCP_RTT = 68
-"""Where ``tcpi_rtt`` stands in struct tcp_info (Linux, include/uapi/linux/tcp.h)."""
+"""The offset of ``tcpi_rtt`` in struct tcp_info (Linux, include/uapi/linux/tcp.h)."""
 
 
 def facts_of(descriptor: int) -> SocketInfo:
-    """Return what the kernel tells, without reading from it or changing anything.
+    """Return information about a descriptor, without reading from it or changing it.
 
-    A file server is not asked: it may not answer.
+    A file server is never asked, because it may not answer.
     """
     try:
         kind = stat.S_IFMT(type_of(descriptor)[0])
@@ -57,7 +57,7 @@ def facts_of(descriptor: int) -> SocketInfo:
 
 
 def _anonymous(descriptor: int) -> str:
-    """Return what /proc calls something that is no file, such as ``eventfd``."""
+    """Return the name in /proc of a kernel object that is not a file, such as ``eventfd``."""
     with suppress(OSError):
         target = os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
         return target.removeprefix("anon_inode:").strip("[]")
@@ -105,5 +105,5 @@ def _address(ask: Any) -> str | None:  # noqa: ANN401 - a method of a socket
             return None
         case str():
             return address.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        case _:  # of netlink, vsock, packets and so on: nothing says how to write it
+        case _:  # netlink, vsock, packet and so on, which have no common notation
             return None

@@ -1,10 +1,10 @@
-"""Questions about a descriptor that the kernel answers at once, whatever the descriptor is.
+"""Queries about a descriptor that do not block; `tcp_state` and `addresses` are exceptions.
 
-Another process can hold the lock of a TCP socket that it shares with us for as long as it likes,
-because recvmsg(2) keeps the lock while it reads a page of the receiver's buffer from a slow file
-system. getsockname(2), TCP_INFO, FIONREAD and MSG_PEEK wait for that lock, and Python's socket
-objects call getsockname(2) when they are made. fstat(2) of a file may wait for a file server. What
-is here waits for neither. It is for one thread only, and keeps the interpreter's lock.
+Another process can hold the lock of a shared TCP socket indefinitely, because recvmsg(2) keeps the
+lock while it reads a page of the receiver's buffer from a slow file system. getsockname(2),
+TCP_INFO, FIONREAD and MSG_PEEK wait for that lock, and Python's socket objects call getsockname(2)
+when they are created. fstat(2) of a file may wait for a file server. The other functions here wait
+for neither. Only one thread may use this module. Its calls do not release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Callable
 _SOL_SOCKET = int(socket.SOL_SOCKET)
 _TCP, _TCP_INFO = int(socket.IPPROTO_TCP), int(socket.TCP_INFO)
 _COOKIE = 57
-"""SO_COOKIE, which Python's socket module lacks (Linux, include/uapi/asm-generic/socket.h)."""
+"""SO_COOKIE, missing in Python's socket module (Linux, include/uapi/asm-generic/socket.h)."""
 
 TCP_STATES = (
     *("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
     *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
 )
-"""Names of the numbers (Linux, include/net/tcp_states.h)."""
+"""The name of each TCP state, by number (Linux, include/net/tcp_states.h)."""
 
 
 class _PollEntry(ctypes.Structure):
@@ -36,7 +36,7 @@ class _PollEntry(ctypes.Structure):
     )
 
 
-# Looked up and allocated once: a question costs half a microsecond more than its system call.
+# Looked up and allocated once, so a query costs only half a microsecond more than its system call.
 _libc = ctypes.PyDLL(None)
 _getsockopt = ctypes.PYFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
@@ -63,7 +63,7 @@ _entry_at = ctypes.addressof(_entry)
 
 
 def option(descriptor: int, name: int) -> int | None:
-    """Return the first number of a socket option (SOL_SOCKET); None if this is no socket."""
+    """Return the first number of a socket option (SOL_SOCKET); None if this is not a socket."""
     _size.value = 12
     if _getsockopt(descriptor, _SOL_SOCKET, name, _answer_at, _size_at):
         return None
@@ -73,7 +73,8 @@ def option(descriptor: int, name: int) -> int | None:
 def addresses(descriptor: int) -> tuple[bytes, bytes]:
     """Return the addresses of a UNIX socket and of its peer (struct sockaddr_un).
 
-    Each is empty if there is none, or it has no name. Of other sockets, getsockname(2) may wait.
+    An address is empty if the socket has no name or no peer. Use this for UNIX sockets only,
+    because getsockname(2) of other sockets may wait.
     """
     return _address(_getsockname, descriptor), _address(_getpeername, descriptor)
 
@@ -86,7 +87,7 @@ def _address(ask: Callable[[int, int, int], int], descriptor: int) -> bytes:
 
 
 def cookie(descriptor: int) -> int | None:
-    """Return the number that no other socket has until the next boot; None if this is no socket."""
+    """Return the unique number of a socket until the next boot; None if this is not a socket."""
     _cookie_size.value = 8
     at, size_at = ctypes.addressof(_cookie), ctypes.addressof(_cookie_size)
     if _getsockopt(descriptor, _SOL_SOCKET, _COOKIE, at, size_at):
@@ -95,15 +96,15 @@ def cookie(descriptor: int) -> int | None:
 
 
 def is_quiet(descriptor: int) -> bool:
-    """Return True if a UNIX socket has nothing to be read or accepted, and has not hung up."""
+    """Return True if a UNIX socket has nothing to read or accept and its peer has not hung up."""
     _entry.descriptor = descriptor
     return not _poll(_entry_at, 1, 0)
 
 
 def tcp_state(descriptor: int) -> int | None:
-    """Return the state of a TCP socket (TCP_INFO, tcp(7)); None if this is none.
+    """Return the state of a TCP socket (TCP_INFO, tcp(7)); None if this is not a TCP socket.
 
-    This one does take the socket's lock: nothing else tells that our side was shut down.
+    This query takes the socket's lock, because no other one shows that our side was shut down.
     """
     _size.value = 12
     if _getsockopt(descriptor, _TCP, _TCP_INFO, _answer_at, _size_at):

@@ -1,6 +1,6 @@
-"""The type of an open file, told by the kernel without asking a file server (statx(2)).
+"""The type of an open file, without a request to its file server (statx(2)).
 
-fstat(2) of a file in a FUSE or network file system may wait for its server for ever.
+fstat(2) of a file on a FUSE or network file system may wait forever for its server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _statx.argtypes = (
 def type_of(descriptor: int) -> tuple[int, int]:
     """Return the type of a file, as in ``st_mode``, and the major number if it is a device.
 
-    The type is 0 for an object of the kernel that is no file, such as an eventfd. Raises OSError
+    The type is 0 for a kernel object that is not a file, such as an eventfd. Raises OSError
     if the descriptor is not open.
     """
     answer = _Statx()
