@@ -1,6 +1,6 @@
-"""A daemon that keeps live connections for other processes, and a client for it.
+"""A daemon that caches open connections for other processes, and a client for it.
 
-It speaks the protocol of Postfix's scache(8) and can take its place.
+It implements the protocol of Postfix's scache(8) and can replace it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: the daemon needs no client."""
+    """Import a public name when it is first used, because the daemon needs no client."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME.get(name, "scache.errors")), name)

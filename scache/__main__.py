@@ -1,4 +1,4 @@
-"""``python -m scache`` is the command ``scache``."""
+"""Entry point of ``python -m scache``, the same as the command ``scache``."""
 
 import sys
 

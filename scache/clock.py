@@ -1,4 +1,4 @@
-"""The only place that asks what time it is."""
+"""The clocks; no other module reads the time of day."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ from functools import partial
 from pathlib import Path
 
 STEP = 1.0
-"""Seconds. The wall clock was set if it is further away from where it was; less is left alone."""
+"""Seconds. A larger change of the offset means that the wall clock was set."""
 
 _READINGS = 5
-"""Attempts to read both clocks before the process is scheduled away in between."""
+"""Most attempts to read both clocks without being interrupted in between."""
 
 _AT_ONCE = 0.0001
-"""Seconds between the first and the last of three readings that pass for one moment."""
+"""Seconds within which the readings of both clocks count as simultaneous."""
 
 
 class Clock:
-    """Two times: lifetimes run on one, the stamps in the database are the other.
+    """A monotonic clock for lifetimes and the wall time for stamps in the database.
 
-    `now` is CLOCK_BOOTTIME, in seconds: it cannot be set, and goes on while the machine sleeps. A
-    stamp is wall time in seconds since the epoch, which is `now` plus `offset`. The offset stays
-    as it is until `follow`, so that all stamps are of one scale.
+    `now` is CLOCK_BOOTTIME in seconds. It cannot be set, and it continues while the machine
+    sleeps. A stamp is wall time in seconds since the epoch, computed as `now` plus `offset`. The
+    offset is constant until the stamps in the database are adjusted, so that all stamps are
+    comparable.
     """
 
     def __init__(self) -> None:
         self.now: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-        """Return the time that lifetimes run on; seconds since the machine was started."""
+        """Return the seconds since the machine was started, the time base of all lifetimes."""
         self.offset = self.wall_offset()
-        """The wall time when the machine was started, by the clock as it is set."""
+        """The wall time when the machine was started, in seconds since the epoch."""
         self.boot = _boot()
-        """Names the start of the machine that `now` counts from; empty if that is unknown."""
+        """An identifier of the boot that `now` counts from; empty if it is unknown."""
 
     def stamp(self) -> float:
         """Return the wall time."""
         return self.now() + self.offset
 
     def moved(self) -> float:
-        """Return by how many seconds the wall clock was set since the offset was taken.
+        """Return the seconds by which the wall clock was set since the offset was taken.
 
-        A change of STEP or less is 0: the next one adds to it.
+        Return 0 for a change of STEP or less. Small changes add up until they exceed STEP.
         """
         moved = self.wall_offset() - self.offset
         return moved if abs(moved) > STEP else 0.0
 
     def wall_offset(self) -> float:
-        """Return CLOCK_REALTIME minus CLOCK_BOOTTIME as of now; sleep does not change it."""
+        """Return CLOCK_REALTIME minus CLOCK_BOOTTIME, which does not change during sleep."""
         narrowest, offset = float("inf"), 0.0
         for _ in range(_READINGS):
             before, wall, after = self.now(), time.time(), self.now()
@@ -64,7 +65,7 @@ def wall_time() -> float:
 
 
 def _boot() -> str:
-    """Return the boot id, and how CLOCK_BOOTTIME differs in this namespace (time_namespaces(7))."""
+    """Return the boot id and the offset of CLOCK_BOOTTIME in this time_namespaces(7) namespace."""
     boot = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

@@ -1,9 +1,9 @@
-"""Every exception that scache raises on purpose, and the exit codes of its commands.
+"""The exceptions that scache raises deliberately, and the exit codes of its commands.
 
-``ScacheError`` is the root. What a person can mend (a setting, a socket path,
-a database) is a ``StartupError`` whose text is one sentence that says what to
-do. What a peer did wrong on the wire is a ``ProtocolError``. The ``exit_code``
-of each is what a command ends with that it ends.
+``ScacheError`` is the base class. A ``StartupError`` reports a problem that an administrator can
+fix (a setting, a socket path, a database); its text is one sentence that says what to do. A
+``ProtocolError`` reports a protocol violation by the peer. ``exit_code`` is the exit code of a
+command that such an exception ends.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ EXIT_OK = 0
 """The daemon was asked to stop, or was idle for ``max_idle`` seconds."""
 
 EXIT_FAILURE = 1
-"""Something went wrong that scache did not foresee: please report it."""
+"""An unexpected error, which should be reported as a bug."""
 
 EXIT_SETTINGS = 2
 """An option, a key of the configuration file, a ``SCACHE_*`` variable or a statement is wrong, or
 the limit on open files is too low."""
 
 EXIT_SOCKET = 3
-"""The listening socket cannot be made, another daemon holds it, or none answers on it."""
+"""The listening socket cannot be created, another daemon uses it, or no daemon answers on it."""
 
 EXIT_DATABASE = 4
-"""The database cannot be opened, is not one of ours, or cannot be written."""
+"""The database cannot be opened, is not a database of scache, or cannot be written."""
 
 EXIT_REFUSED = 5
-"""The daemon does not let this user look inside, or purge."""
+"""The daemon does not permit this user to inspect or purge the cache."""
 
 EXIT_FINDINGS = 6
-"""``scache check`` found something that is not as it should be."""
+"""``scache check`` found a problem."""
 
 
 class ScacheError(Exception):
-    """The root of every exception that scache raises on purpose."""
+    """The base class of all exceptions that scache raises deliberately."""
 
     exit_code = EXIT_FAILURE
 
@@ -48,13 +48,13 @@ class StartupError(ScacheError):
 
 
 class SettingsError(StartupError):
-    """A setting is unknown or has a value that makes no sense, or too few files may be open."""
+    """A setting is unknown or invalid, or the limit on open files is too low."""
 
     exit_code = EXIT_SETTINGS
 
 
 class SocketError(StartupError):
-    """The listening socket cannot be made where the settings say."""
+    """The listening socket cannot be created at the configured path."""
 
     exit_code = EXIT_SOCKET
 
@@ -66,23 +66,23 @@ class DatabaseError(StartupError):
 
 
 class CorruptError(DatabaseError):
-    """The database is one of ours, or was, and SQLite cannot make sense of it."""
+    """The database of scache is corrupt."""
 
     def __init__(self, damage: str, advice: str) -> None:
         super().__init__(f"{damage}: {advice}")
         self.damage = damage
-        """What is wrong, without what to do."""
+        """The description of the damage, without the advice."""
 
 
 class DatabaseFault(ScacheError):
-    """The running daemon's database says no: it is locked, its disk is full or broken.
+    """The database rejects a statement: it is locked, or its disk is full or broken.
 
-    Nothing was changed. The request is answered with status 2, and the next may succeed.
+    Nothing was changed. The request fails with status 2; the next one may succeed.
     """
 
 
 class ProtocolError(ScacheError):
-    """The peer sent something that the protocol of scache(8) does not allow."""
+    """The peer violated the protocol of scache(8)."""
 
 
 class NotParkable(ScacheError, TypeError):
@@ -90,24 +90,24 @@ class NotParkable(ScacheError, TypeError):
 
 
 class ClientInUse(ScacheError, RuntimeError):
-    """A client was used elsewhere: nothing was sent, and a request under way goes on.
+    """A client is in use elsewhere. Nothing was sent, and a request in progress continues.
 
-    A `Client` has a request under way, in another thread or in the code that a signal interrupted.
-    An `AsyncClient` belongs to another event loop, or to that of another library (asyncio, trio).
+    A `Client` has a request in progress, in another thread or in the code that a signal
+    interrupted. An `AsyncClient` belongs to another event loop.
     """
 
 
 class DescriptorLimit(ScacheError, OSError):
-    """This process is at its limit on open files (EMFILE), or the machine is at its own (ENFILE).
+    """The file descriptor limit of this process (EMFILE) or of the machine (ENFILE) is reached.
 
-    Connections that there is no room for are not asked for: they stay in the cache.
+    A client does not request connections for which it has no room, so they stay in the cache.
     """
 
     exit_code = EXIT_SETTINGS
     found: Sequence[Found | None] = ()
-    """What `find_many` or `find_dest_many` returned if it had been asked for this many labels only.
+    """The results of `find_many` or `find_dest_many` for the first labels, before the error.
 
-    The caller's to take: what is left of it is closed when the error is dropped.
+    The caller may take them. The remaining ones are closed when the error is dropped.
     """
 
 
@@ -118,22 +118,22 @@ class Unavailable(ScacheError):
 
 
 class Refused(ScacheError):
-    """The daemon does not let this user do that."""
+    """The daemon does not permit this user to make the request."""
 
     exit_code = EXIT_REFUSED
 
 
 class TooOld(Refused):
-    """The daemon does not know a request, which was not sent."""
+    """The daemon is too old for a request. The request was not sent."""
 
 
 class QueryError(ScacheError):
-    """A statement that somebody asked is no SQL, or cannot be answered by an image."""
+    """An SQL statement is invalid, or cannot be run on a snapshot."""
 
     exit_code = EXIT_SETTINGS
 
 
 class Findings(ScacheError):
-    """A check found what should not be."""
+    """A check found a problem."""
 
     exit_code = EXIT_FINDINGS

@@ -1,4 +1,4 @@
-"""Values that every layer speaks of. The words are those of scache(8)."""
+"""Value types that all layers share, named with the terms of scache(8)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ class Status(IntEnum):
     BAD = 1
     """The request was malformed."""
     FAIL = 2
-    """A miss, no descriptor received, or a limit or a fault said no."""
+    """A miss, no descriptor received, a limit reached, or a database fault."""
 
 
 class Peer(NamedTuple):
-    """Who is at the other end of a client socket (SO_PEERCRED)."""
+    """The process that connected to a client socket (SO_PEERCRED)."""
 
     pid: int
     uid: int
     gid: int
     program: bytes | None = None
-    """The name of its program then (proc(5), comm); None if it had gone already."""
+    """The name of its program at that time (proc(5), comm); None if the process had ended."""
 
 
 class Connection(NamedTuple):
-    """A row of the table ``connection``: all that is known of one parked descriptor.
+    """A row of the table ``connection``, which describes one parked descriptor.
 
-    Times are seconds of `Clock.now`, which go on while the machine sleeps and cannot be set. In
-    the tables they are stamps: seconds since the epoch.
+    Times are seconds of `Clock.now`. In the tables they are stamps: seconds since the epoch.
     """
 
     id: int
-    """Names this connection for ever; no other row of any table ever has it."""
+    """A unique id; no other row of any table ever has it."""
     endpoint: bytes
     properties: bytes
     saved_at: float
@@ -44,48 +43,48 @@ class Connection(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A connection that a find has taken out of the cache, and that is on its way."""
+    """A connection that a find has taken out of the cache, on its way to the finder."""
 
     connection: Connection
     descriptor: int
-    """Still the cache's own: to be reported as delivered, or put back."""
+    """The descriptor, which the cache still owns. Report it as delivered, or put it back."""
     client_id: int
-    """The client that asked for it,"""
+    """The client that requested the connection."""
     found_at: float
-    """and when: seconds of `Clock.now`."""
+    """The time of the find, in seconds of `Clock.now`."""
     destination: bytes | None = None
-    """What it asked for; None for ``find_endp``."""
+    """The requested destination; None for ``find_endp``."""
     destination_properties: bytes = b""
-    """The properties of the binding that led here; empty for ``find_endp``."""
+    """The properties of the binding that matched; empty for ``find_endp``."""
     binding_id: int | None = None
-    """The binding that led here; None for ``find_endp``."""
+    """The binding that matched; None for ``find_endp``."""
 
 
 class AuditEvent(NamedTuple):
-    """A row of the table ``event``: a request with its outcome, or a way out."""
+    """A row of the table ``event``: a request with its outcome, or a close reason."""
 
     at: float
     """Seconds of `Clock.now`; in the table, seconds since the epoch."""
     kind: str
-    """A request: its name, or ``unknown``; a way out: found, expired, evicted, hung_up, purged,
-    lost; or put_back."""
+    """The name of a request, or ``unknown``; a close reason (found, expired, evicted, hung_up,
+    purged or lost); or put_back."""
     status: Status | None = None
-    """Of a request."""
+    """The outcome of a request; None for other events."""
     destination: bytes | None = None
     endpoint: bytes | None = None
     connection_id: int | None = None
     binding_id: int | None = None
     client_id: int | None = None
-    """Who asked; None for what nobody asked for."""
+    """The client that made the request; None for an event without a request."""
     ttl: float | None = None
-    """Seconds that a save was granted."""
+    """Granted time to live of a save, in seconds."""
     age: float | None = None
-    """Seconds from the save of what was taken or has left."""
+    """Seconds since the save of the connection or binding that was removed or put back."""
     detail: str | None = None
 
 
 class SocketInfo(NamedTuple):
-    """What the kernel knows of a descriptor: a row of the table ``descriptor``, but for its id."""
+    """A row of the table ``descriptor`` without its id: kernel information about a descriptor."""
 
     fd: int
     kind: str
@@ -93,6 +92,6 @@ class SocketInfo(NamedTuple):
     peer: str | None = None
     tcp_state: str | None = None
     rtt_us: int | None = None
-    """Smoothed round trip time, microseconds."""
+    """Smoothed round-trip time in microseconds."""
     unread_bytes: int | None = None
-    """What has come and nobody has read."""
+    """Bytes received but not read yet."""

@@ -1,4 +1,4 @@
-"""The words of tables and figures: kinds of requests and of events, and names of counters."""
+"""The kinds of requests and events in the tables, and the names of the counters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUESTS: Final = (
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
-"""What the column ``kind`` of an event may be."""
+"""The values of the column ``kind`` of the table ``event``."""
 
 COUNTERS: Final = (
     *(f"{kind}_{outcome}" for kind in REQUESTS for outcome in ("ok", "fail", "bad")),
@@ -42,4 +42,4 @@ COUNTERS: Final = (
     "limit_exchange_timeout",
     "limit_open_files",
 )
-"""Every total that a daemon may keep; the table ``counter`` may have no row for one that is 0."""
+"""The names of all counters. The table ``counter`` may have no row for a counter that is 0."""
