@@ -1,1 +1,1 @@
-"""The settings: declared once, and loaded from options, environment and file."""
+"""The settings: their declarations, and loading from options, environment and file."""

@@ -1,8 +1,8 @@
-"""The settings of the daemon: what each means, what it allows, what it is by default.
+"""The settings of the daemon: meaning, allowed values and defaults.
 
-`Settings` is where a setting is spelled, once. The options of the command
-line, the environment variables, the keys of the configuration file, the output
-of ``--show-config`` and the manual's page of settings come from its fields.
+`Settings` declares each setting once. The command-line options, the environment variables, the
+keys of the configuration file, the output of ``--show-config`` and the settings page of the manual
+are derived from its fields.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ OnCorrupt = Literal["set-aside", "refuse"]
 ON_CORRUPT: Final = ("set-aside", "refuse")
 
 MAX_SECONDS: Final = 1_000_000_000
-"""The longest time that a setting takes: some thirty years, which sums of times survive."""
+"""The longest time of a setting, about thirty years. It is low enough for sums of times."""
 
 MAX_COUNT: Final = 1_000_000_000
-"""The most that a setting counts."""
+"""The largest count of a setting."""
 
 UNCHANGED: Final = -1
-"""What chown(2) takes for an owner or group that stays as it is."""
+"""The id that tells chown(2) to leave an owner or group unchanged."""
 
 _ID_DIGITS = 10
 
 _ANY, _NONE = "any", "none"
-"""What a list of those who may says when nobody is listed, by what that means."""
+"""The words for an empty list: all users or groups are permitted, or none is."""
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
 
 def default_socket() -> Path:
-    """Return the socket of whoever does not name one: one for root, one for each user."""
+    """Return the default socket path, which is different for root and for each user."""
     uid = os.geteuid()
     if uid == 0:
         return Path("/run/scache/scache.sock")
     runtime_directory = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime_directory.startswith("/"):  # a relative one is to be ignored (XDG base directories)
+    if runtime_directory.startswith("/"):  # XDG requires that a relative path is ignored
         return Path(runtime_directory, "scache.sock")
     return Path(f"/tmp/scache-{uid}/scache.sock")
 
@@ -64,7 +64,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# Both ranges also refuse nan, which is neither above nor below anything.
+# Both ranges also refuse nan, because every comparison with nan is false.
 def _positive_seconds(value: object) -> float:
     if _is_number(value) and 0 < value <= MAX_SECONDS:
         return float(value)
@@ -123,16 +123,16 @@ def _owner(value: object) -> str | None:
 
 
 def _owner_ids(owner: str) -> tuple[int, int]:
-    """Return the uid and gid that ``USER[:GROUP]`` means, as chown(1) understands it."""
+    """Return the uid and gid of ``USER[:GROUP]``, interpreted as by chown(1)."""
     user, colon, group = owner.partition(":")
     uid = _uid(user)
     return uid, _gid(group) if colon else UNCHANGED
 
 
 def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
-    with contextlib.suppress(KeyError, ValueError):  # ValueError: no name could look like this
+    with contextlib.suppress(KeyError, ValueError):  # ValueError: not a possible name
         return look_up(name)
-    # A number needs no entry in the database. The highest one means "unchanged" to chown(2).
+    # A number needs no entry in the user database. The highest one means "unchanged" to chown(2).
     if name.isdecimal() and len(name) <= _ID_DIGITS and int(name) < 2**32 - 1:
         return int(name)
     raise ValueError(f"names a {kind} that does not exist: {name!r}")
@@ -141,10 +141,10 @@ def _id_of(name: str, kind: str, look_up: Callable[[str], int]) -> int:
 def _names(
     value: object, what: str, look_up: Callable[[str], int], unlisted: str
 ) -> tuple[str, ...]:
-    """Return the names or numbers in a list, or in a text with commas, all of which exist.
+    """Return the names or numbers in a list or a comma-separated text; check that they exist.
 
-    ``unlisted`` is the word for none of them. A list that is merely empty is refused, as it comes
-    from a variable that was not set, and would let everybody in.
+    ``unlisted`` is the word for an empty list. Text without names is refused, because it may come
+    from an unset variable and would permit all users.
     """
     if value in ((), unlisted):
         return ()
@@ -199,15 +199,15 @@ def _text_in(text: str) -> object:
 
 
 class Kind(NamedTuple):
-    """A sort of value: what it is called, what is allowed, how it is written."""
+    """A type of setting: its name in the help, the check, and the conversion from and to text."""
 
     metavar: str
     check: Callable[[object], object]
-    """Return the value as the field holds it, or raise ValueError with the end of a sentence."""
+    """Return the value of the field, or raise ValueError with the end of a sentence."""
     read: Callable[[str], object] = _text_in
-    """Return what `check` takes for this text; text that means nothing stays as it is."""
+    """Convert text to the argument of `check`; return invalid text unchanged."""
     write: Callable[[Any], str] = str
-    """Return the text that `read` and `check` turn back into this value of a field."""
+    """Convert the value of a field to text that `read` and `check` accept."""
 
 
 def _write_number(number: float) -> str:
@@ -239,7 +239,7 @@ ON_DATA = Kind("ACTION", lambda value: _choice(value, ON_DATA_CHOICES))
 
 
 def _field(default: object, kind: Kind, text: str, shown: str | None = None) -> Any:  # noqa: ANN401
-    """Return a field; ``shown`` is the text for a default whose value does not say enough."""
+    """Return a field; ``shown`` replaces the default in the help if its value is not clear."""
     about = {"kind": kind, "help": text, "default": shown}
     if callable(default):
         return field(default_factory=default, metadata=about)
@@ -248,9 +248,9 @@ def _field(default: object, kind: Kind, text: str, shown: str | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What the daemon is told; checked at once, so every instance makes sense.
+    """The settings of the daemon. They are checked on creation, so every instance is valid.
 
-    Raises SettingsError, which names the setting and says what is allowed.
+    Raises SettingsError, which names the setting and its allowed values.
     """
 
     socket: Path = _field(
@@ -259,7 +259,7 @@ class Settings:
         "UNIX socket to listen on.",
         "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
     )
-    """Where clients connect; `default_socket` unless somebody names another."""
+    """The path of the listening socket; the default is `default_socket`."""
 
     database: str = _field(
         ":memory:", FILE_NAME, "SQLite database: the path of a file, or :memory:."
@@ -271,12 +271,12 @@ class Settings:
         ON_CORRUPT_ACTION,
         "What to do with a corrupt database: set-aside and start empty, or refuse.",
     )
-    """``set-aside`` keeps the file under another name; ``refuse`` does not start."""
+    """``set-aside`` renames the file and starts empty; ``refuse`` does not start."""
 
     ttl_limit: float = _field(
         300.0, POSITIVE_SECONDS, "Longest time to live in seconds; a longer one is lowered to it."
     )
-    """Seconds, more than 0; as silently as scache(8) does it."""
+    """Seconds, more than 0. A longer time to live is lowered silently, as in scache(8)."""
 
     max_idle: float = _field(
         100.0, SECONDS_OR_NEVER, "Exit after this many seconds without a client; 0: never."
@@ -286,37 +286,37 @@ class Settings:
     status_interval: float = _field(
         600.0, SECONDS_OR_NEVER, "Seconds between two logs of the statistics; 0: never."
     )
-    """Seconds between two logs of the statistics; 0 leaves those at SIGHUP and at exit."""
+    """Seconds; at 0 the statistics are logged only at SIGHUP and at exit."""
 
     exchange_timeout: float = _field(
         5.0,
         POSITIVE_SECONDS,
         "Seconds until a client that stops within an exchange is disconnected.",
     )
-    """Seconds, more than 0, without a step in the middle of an exchange."""
+    """Seconds, more than 0, that a client may pause within an exchange."""
 
     max_clients: int = _field(
         1000, POSITIVE_COUNT, "Clients served at the same time; further ones are refused."
     )
-    """Clients, at least 1; fewer if few files may be open. See `scache.daemon.capacity`."""
+    """Clients, at least 1; a low limit on open files lowers it. See `scache.daemon.capacity`."""
 
     max_connections: int = _field(
         0, COUNT, "Connections cached at the same time; 0: as many as open files allow.", "0"
     )
-    """At the limit the connection that is nearest to its expiry gives way."""
+    """Connections; at the limit, a save evicts the connection that expires first."""
 
     max_connections_per_endpoint: int = _field(
         10_000, COUNT, "Connections cached for one endpoint; 0: no limit."
     )
-    """Connections; more are refused."""
+    """Connections; further ones are refused."""
 
     max_bindings_per_destination: int = _field(
         1000, COUNT, "Bindings of one destination; 0: no limit."
     )
-    """Bindings; more are refused."""
+    """Bindings; further ones are refused."""
 
     max_bindings: int = _field(100_000, COUNT, "Bindings in total; 0: no limit.")
-    """Bindings; more are refused."""
+    """Bindings; further ones are refused."""
 
     max_message_size: int = _field(
         65_536, POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."
@@ -326,15 +326,15 @@ class Settings:
     max_ahead_size: int = _field(
         262_144, POSITIVE_COUNT, "Bytes of requests that a client may send ahead of a dummy."
     )
-    """Bytes, at least 1, that are kept for a client that owes us a ``dummy``."""
+    """Bytes, at least 1, that are kept until the ``dummy`` of the client arrives."""
 
     descriptor_reserve: int = _field(64, COUNT, "Open files kept free of connections and clients.")
-    """Open files, for the daemon's own and for what is on its way."""
+    """Open files, for the daemon's own files and for descriptors that are being received."""
 
     on_data: OnData = _field(
         "keep", ON_DATA, "When the peer of a cached connection sends data: keep it, or close it."
     )
-    """``close`` counts what a peer sends while its connection is cached as a hang-up."""
+    """``close`` treats data from the peer of a cached connection as a hang-up."""
 
     audit_rows: int = _field(
         100_000, COUNT, "Events kept in the audit log, the newest; 0: record none."
@@ -347,40 +347,40 @@ class Settings:
     socket_owner: str | None = _field(
         None, OWNER, "Owner of the socket, by name or number; empty: unchanged.", "unchanged"
     )
-    """``USER`` or ``USER:GROUP``, which exist; None leaves it to the process. See `owner_ids`."""
+    """An existing ``USER`` or ``USER:GROUP``; None leaves the owner unchanged. See `owner_ids`."""
 
     user: str | None = _field(None, OWNER, "User to run as after the socket is made.", "unchanged")
-    """``USER`` or ``USER:GROUP``, which exist; None stays who it is. See `user_ids`."""
+    """An existing ``USER`` or ``USER:GROUP``; None keeps the current user. See `user_ids`."""
 
     allow_uids: tuple[str, ...] = _field(
         (), ALLOWED_USERS, "Users who are served, of those that the socket lets in."
     )
-    """Users, by name or number, with commas in between; ``any``: all. See `allowed_ids`."""
+    """Names or numbers of users, separated by commas, or ``any``. See `allowed_ids`."""
 
     allow_gids: tuple[str, ...] = _field(
         (), ALLOWED_GROUPS, "Groups whose members are served, in addition to allow_uids."
     )
-    """Groups, by name or number, with commas in between; ``any``: as `allow_uids` says."""
+    """Names or numbers of groups, separated by commas. With ``any``, only `allow_uids` counts."""
 
     admin_uids: tuple[str, ...] = _field(
         (), ADMIN_USERS, "Users who may look inside and purge, besides root and the daemon's user."
     )
-    """Users, by name or number, with commas in between, or ``none``. See `admin_ids`."""
+    """Names or numbers of users, separated by commas, or ``none``. See `admin_ids`."""
 
     admin_gids: tuple[str, ...] = _field(
         (), ADMIN_GROUPS, "Groups whose members may look inside and purge."
     )
-    """Groups, by name or number, with commas in between, or ``none``. See `admin_ids`."""
+    """Names or numbers of groups, separated by commas, or ``none``. See `admin_ids`."""
 
     announce: bool = _field(
         True, SWITCH, "Announce the protocol first, as clients of Postfix 3.6 and later expect."
     )
-    """Whether a client is greeted with the name of the protocol when it connects."""
+    """True if the daemon sends the name of the protocol when a client connects."""
 
     log_level: LogLevel = _field(
         "info", LOG_LEVEL, "Lowest level that is logged: debug, info, warning or error."
     )
-    """The least that goes to stderr; ``debug`` adds tracebacks."""
+    """The lowest level that is logged to stderr; ``debug`` adds tracebacks."""
 
     def __post_init__(self) -> None:
         for setting in SETTINGS:
@@ -388,29 +388,29 @@ class Settings:
             object.__setattr__(self, setting.name, value)
 
     def as_text(self) -> dict[str, str]:
-        """Return each setting's name and its value as a person would write it."""
+        """Return the name and the value of each setting, as text that is valid as input."""
         return {each.name: each.kind.write(getattr(self, each.name)) for each in SETTINGS}
 
     @property
     def socket_is_default(self) -> bool:
-        """Whether the socket is `default_socket`, whose directory is ours to make."""
+        """True if the socket is `default_socket`, whose directory the daemon creates."""
         return self.socket == default_socket()
 
     @property
     def owner_ids(self) -> tuple[int, int]:
-        """The uid and gid for chown(2) on the socket; UNCHANGED for what stays as it is."""
+        """The uid and gid for chown(2) of the socket; UNCHANGED for one that is not set."""
         if self.socket_owner is None:
             return UNCHANGED, UNCHANGED
         return _owner_ids(self.socket_owner)
 
     @property
     def user_ids(self) -> tuple[int, int]:
-        """The uid and gid to run as; UNCHANGED for what stays as it is."""
+        """The uid and gid to run as; UNCHANGED for one that is not set."""
         return (UNCHANGED, UNCHANGED) if self.user is None else _owner_ids(self.user)
 
     @property
     def allowed_ids(self) -> tuple[list[int], list[int]]:
-        """The uids and gids of `allow_uids` and `allow_gids`; none of either: everybody."""
+        """The uids and gids of `allow_uids` and `allow_gids`; if both are empty, all users."""
         return list(map(_uid, self.allow_uids)), list(map(_gid, self.allow_gids))
 
     @property
@@ -420,19 +420,19 @@ class Settings:
 
 
 class Setting(NamedTuple):
-    """One field of `Settings`, and how people spell it."""
+    """One field of `Settings`, with its option, variable and key."""
 
     name: str
-    """The field, and the key in a configuration file."""
+    """The name of the field, which is also the key in a configuration file."""
     kind: Kind
     help: str
     """One line."""
     default: str
-    """What it is when nobody sets it, for people to read."""
+    """The default as readable text."""
 
     @property
     def option(self) -> str:
-        """The option of the command line."""
+        """The command-line option."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -441,9 +441,9 @@ class Setting(NamedTuple):
         return "SCACHE_" + self.name.upper()
 
     def check(self, value: object, spelled: str) -> Any:  # noqa: ANN401 - a field's value
-        """Return the value as the field holds it, or raise SettingsError.
+        """Return the value of the field, or raise SettingsError.
 
-        ``spelled`` is what the person who gave the value calls the setting.
+        ``spelled`` is the name of the setting in the source that the value comes from.
         """
         try:
             return self.kind.check(value)
@@ -463,4 +463,4 @@ SETTINGS: Final = _settings()
 """Every setting, in the order of the fields of `Settings`."""
 
 RETIRED: Final = ("priority_boost",)
-"""Settings of earlier versions. They are accepted everywhere, and have no effect but a warning."""
+"""Settings of earlier versions. All sources accept them; their only effect is a warning."""

@@ -1,4 +1,4 @@
-"""Where settings come from: the command line, the environment, a configuration file."""
+"""Loading of settings from the command line, the environment and a configuration file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scache.settings.declarations import RETIRED, SETTINGS, Setting, Settings
 from scache.unix.paths import open_ours
 
 CONFIG_VARIABLE = "SCACHE_CONFIG"
-"""Names the configuration file, as the option ``--config`` does."""
+"""The variable with the path of the configuration file; the same as the option ``--config``."""
 
 DEFAULT = "default"
 
@@ -27,29 +27,28 @@ class Given(NamedTuple):
     """A value that was given for a setting."""
 
     setting: Setting | None
-    """None for a retired one."""
+    """The setting; None for a retired one."""
     value: object
     spelled: str
-    """What the setting is called there; errors begin with it."""
+    """The name of the setting in the source, with which error messages begin."""
     origin: str
-    """Where that is; ``--show-config`` says it."""
+    """The source of the value, as ``--show-config`` prints it."""
 
 
 class Sourced(NamedTuple):
-    """The settings, and where each of them came from."""
+    """The settings, and the source of each value."""
 
     settings: Settings
     origins: Mapping[str, str]
-    """By the name of the setting."""
+    """The source of each value, by the name of the setting."""
     retired: Sequence[str]
-    """What retired settings are called where they were given."""
+    """The names of the given retired settings, as spelled in their sources."""
 
 
 def gather(*sources: Iterable[Given]) -> Sourced:
-    """Return the settings that these sources make: a later source goes before an earlier one.
+    """Return the settings from these sources; a later source overrides an earlier one.
 
-    Raises SettingsError for any value that makes no sense, even one that
-    another source would override.
+    Raises SettingsError for any invalid value, even if another source would override it.
     """
     values: dict[str, Any] = {}
     origins = {setting.name: DEFAULT for setting in SETTINGS}
@@ -64,7 +63,7 @@ def gather(*sources: Iterable[Given]) -> Sourced:
 
 
 def from_command_line(options: Mapping[str, str | bool | None]) -> Iterator[Given]:
-    """Yield what was given as options; None stands for an option that was not."""
+    """Yield the values of the command-line options; None means that an option was not given."""
     for setting in SETTINGS:
         value = options[setting.name]
         if isinstance(value, str):
@@ -77,7 +76,7 @@ def from_command_line(options: Mapping[str, str | bool | None]) -> Iterator[Give
 
 
 def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
-    """Yield what was given as ``SCACHE_*`` variables, all of which must be ours."""
+    """Yield the values of the ``SCACHE_*`` variables; raise SettingsError for an unknown one."""
     known = {setting.variable: setting for setting in SETTINGS}
     retired = [_VARIABLE_PREFIX + name.upper() for name in RETIRED]
     for variable in environment:
@@ -95,7 +94,7 @@ def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
 
 
 def from_file(path: Path | None) -> Iterator[Given]:
-    """Yield what was given in a configuration file (TOML), all keys of which must be ours."""
+    """Yield the values of a configuration file (TOML); raise SettingsError for an unknown key."""
     if path is None:
         return
     known = {setting.name: setting for setting in SETTINGS}
@@ -121,7 +120,7 @@ def _read_toml(path: Path) -> dict[str, object]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that suggests the nearest known name; empty if none is near."""
+    """Return the end of a sentence that suggests a similar known name; empty if there is none."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1)
