@@ -9,7 +9,7 @@ from importlib import import_module
 
 from scache.version import __version__
 
-TYPE_CHECKING = False  # to import typing takes the command longer than all else before it starts
+TYPE_CHECKING = False  # importing typing would take most of the start-up time of the command
 if TYPE_CHECKING:
     from scache.client.aio import AsyncClient
     from scache.client.found import Found

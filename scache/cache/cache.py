@@ -434,7 +434,7 @@ class Cache:
         self.counts["find_endp_ok" if delivery.destination is None else "find_dest_ok"] += 1
 
     def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
-        """Keep a descriptor whose row is in the database."""
+        """Park a descriptor after its row was written to the database."""
         parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor, kind)
         if self._descriptors.park(parked):
             self.on_parked()

@@ -206,7 +206,7 @@ class ServerConversation:
         return surplus
 
     def reply_status(self, status: Status) -> None:
-        """Answer a save, or another request whose reply has only a status."""
+        """Answer a save, or another request that gets only a status."""
         self.output.append(STATUS_REPLY[status])
 
     def reply_purged(self, count: int) -> None:

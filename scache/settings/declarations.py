@@ -329,7 +329,7 @@ class Settings:
     """Bytes, at least 1, that are kept until the ``dummy`` of the client arrives."""
 
     descriptor_reserve: int = _field(64, COUNT, "Open files kept free of connections and clients.")
-    """Open files, for the daemon's own files and for descriptors that are being received."""
+    """Open files, for the daemon's own files and for descriptors in transit."""
 
     on_data: OnData = _field(
         "keep", ON_DATA, "When the peer of a cached connection sends data: keep it, or close it."
