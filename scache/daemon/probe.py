@@ -10,8 +10,8 @@ from scache.unix import fdpass
 SHORTAGES = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 """Errors of sendmsg(2) with descriptors that the receiver did not cause.
 
-ETOOMANYREFS: without CAP_SYS_RESOURCE, the descriptors in flight of one user are limited to
-RLIMIT_NOFILE (unix(7)).
+ETOOMANYREFS: without CAP_SYS_RESOURCE or CAP_SYS_ADMIN, the descriptors in flight of one user are
+limited to RLIMIT_NOFILE (unix(7)).
 """
 
 
