@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("root"):
                 item.add_marker(pytest.mark.skip(reason="needs root"))
+    # Slow tests first: parallel processes then end at about the same time.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if config.getoption("all"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

@@ -121,7 +121,8 @@ class TestFiles:
         for directory in file.parents[:-1]:
             directory.chmod(directory.stat().st_mode | 0o111)
         script = (
-            "import os, urllib.parse; from scache.store import image, migrations;"
+            "import os, urllib.parse; from scache.inspection import image;"
+            "from scache.store import migrations;"
             "known = migrations.migrations(); image.migrations = lambda: known;"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
             f"image = image.Image.from_file({str(file)!r});"
