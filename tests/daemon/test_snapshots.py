@@ -422,8 +422,9 @@ async def ask(
             work.ask(asker)
         await until(lambda: all(asker.got for asker in askers))
         tasks.cancel_scope.cancel()
+    # The poller closes the pidfd of a child once it has seen that the child ended.
+    await until(lambda: "anon_inode:[pidfd]" not in descriptors_of(os.getpid()).values())
     await until(lambda: not children_of(os.getpid()))
-    await anyio.lowlevel.checkpoint()
     poller.close()
     cache.close()
     assert cache.closer.finish(DEADLINE) == 0
