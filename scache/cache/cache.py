@@ -97,7 +97,9 @@ class Cache:
             self.counts["limit_connections_per_endpoint"] += 1
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
-        if self.is_own_socket(descriptor):
+        kind = kind_of(descriptor)
+        # A TCP connection is none of the daemon's own sockets.
+        if kind is not Kind.ESTABLISHED and self.is_own_socket(descriptor):
             # A cached socket of the daemon would keep its own connection or listener open.
             self.closer.close((descriptor,))
             return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
@@ -110,7 +112,7 @@ class Cache:
             return self._refuse_endp(now, endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
             self._evict(now)
-        self._park(row, descriptor, kind_of(descriptor))
+        self._park(row, descriptor, kind)
         self.statistics.saved()
         self._audit_log.saved(row, granted)
         self.counts["save_endp_ok"] += 1
