@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from scache.cache.liveness import Kind, has_ended, lost_state, poll
+from scache.cache.liveness import Kind, has_ended, lost_state
 from scache.cache.slices import in_time
+from scache.unix import sockopt
 from scache.unix.closing import Closer
 
 _HUNG_UP = select.EPOLLRDHUP  # epoll always reports EPOLLHUP and EPOLLERR
@@ -120,7 +121,7 @@ class Descriptors:
         if kind is Kind.OPAQUE:
             return None
         if descriptor not in self._watched or self._epoll.poll(0, 1):
-            events = poll(descriptor, self._events_of(kind))
+            events = sockopt.poll(descriptor, self._events_of(kind))
             if events and has_ended(kind, events):
                 return ""
         state = lost_state(kind, descriptor)

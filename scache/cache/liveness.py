@@ -54,10 +54,11 @@ def kind_of(descriptor: int) -> Kind:
     domain = sockopt.option(descriptor, _DOMAIN)
     if domain is None:
         return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
-    if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
-        return Kind.DATAGRAM
+    # Most connections are TCP, and only TCP has such a state: the type need not be queried.
     if domain in _INTERNET and sockopt.tcp_state(descriptor) in _CONNECTED:
         return Kind.ESTABLISHED
+    if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
+        return Kind.DATAGRAM
     return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
 
 
@@ -102,11 +103,3 @@ def _is_pollable(descriptor: int) -> bool:
     if name.startswith("anon_inode:"):
         return "eventpoll" not in name and "io_uring" not in name
     return name.startswith("pidfd:")
-
-
-def poll(descriptor: int, events: int) -> int:
-    """Return the pending events of a descriptor: these, hang-ups and errors; 0 for none."""
-    look = select.poll()
-    look.register(descriptor, events)
-    ready = look.poll(0)
-    return ready[0][1] if ready else 0

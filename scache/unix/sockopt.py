@@ -4,7 +4,8 @@ Another process can hold the lock of a shared TCP socket indefinitely, because r
 lock while it reads a page of the receiver's buffer from a slow file system. getsockname(2),
 TCP_INFO, FIONREAD and MSG_PEEK wait for that lock, and Python's socket objects call getsockname(2)
 when they are created. fstat(2) of a file may wait for a file server. The other functions here wait
-for neither. Only one thread may use this module. Its calls do not release the interpreter lock.
+for neither. Only one thread may use this module. Its calls do not release the interpreter lock,
+except that of `poll`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,6 @@ TCP_STATES = (
 """The name of each TCP state, by number (Linux, include/net/tcp_states.h)."""
 
 
-class _PollEntry(ctypes.Structure):
-    """struct pollfd, poll(2)."""
-
-    _fields_ = (
-        ("descriptor", ctypes.c_int),
-        ("events", ctypes.c_short),
-        ("revents", ctypes.c_short),
-    )
-
-
 # Looked up and allocated once, so a query costs only half a microsecond more than its system call.
 _libc = ctypes.PyDLL(None)
 _getsockopt = ctypes.PYFUNCTYPE(
@@ -44,9 +35,6 @@ _getsockopt = ctypes.PYFUNCTYPE(
 _ASK_NAME = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _getsockname = _ASK_NAME(("getsockname", _libc))
 _getpeername = _ASK_NAME(("getpeername", _libc))
-_poll = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)(
-    ("poll", _libc)
-)
 _FAMILY_SIZE = 2
 _MAX_ADDRESS_SIZE = 128
 _name = ctypes.create_string_buffer(_MAX_ADDRESS_SIZE)
@@ -58,8 +46,6 @@ _size = ctypes.c_uint(ctypes.sizeof(_answer))
 _size_at = ctypes.addressof(_size)
 _cookie = ctypes.c_uint64()
 _cookie_size = ctypes.c_uint(ctypes.sizeof(_cookie))
-_entry = _PollEntry(0, select.POLLIN, 0)
-_entry_at = ctypes.addressof(_entry)
 
 
 def option(descriptor: int, name: int) -> int | None:
@@ -95,10 +81,17 @@ def cookie(descriptor: int) -> int | None:
     return _cookie.value
 
 
+def poll(descriptor: int, events: int) -> int:
+    """Return the pending events of a descriptor: these, hang-ups and errors; 0 for none."""
+    look = select.poll()
+    look.register(descriptor, events)
+    ready = look.poll(0)
+    return ready[0][1] if ready else 0
+
+
 def is_quiet(descriptor: int) -> bool:
     """Return True if a UNIX socket has nothing to read or accept and its peer has not hung up."""
-    _entry.descriptor = descriptor
-    return not _poll(_entry_at, 1, 0)
+    return not poll(descriptor, select.POLLIN)
 
 
 def tcp_state(descriptor: int) -> int | None:
