@@ -6,8 +6,7 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from scache.daemon.session import Session
-from scache.daemon.snapshots import Snapshots
+from scache.daemon.snapshots import Asker, Snapshots
 from scache.model import Peer
 from scache.unix.namespace import ROOT, Unmapped
 
@@ -37,13 +36,13 @@ class AccessControl:
 
     def __init__(self, also: Principals, snapshots: Snapshots) -> None:
         """Permit the principals ``also``, besides root and the daemon's user."""
-        self._people = also._replace(uids={ROOT, os.geteuid(), *also.uids})
+        self._principals = also._replace(uids={ROOT, os.geteuid(), *also.uids})
         self._snapshots = snapshots
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
         """Return True if a peer with these supplementary groups may send these requests."""
-        return self._people.include(peer, groups)
+        return self._principals.include(peer, groups)
 
-    def snapshot(self, session: Session) -> None:
-        """Request a snapshot for a session."""
-        self._snapshots.ask(session)
+    def snapshot(self, asker: Asker) -> None:
+        """Request a snapshot; `Asker.snapshot_taken` is called when it is taken or has failed."""
+        self._snapshots.ask(asker)

@@ -90,9 +90,7 @@ class Server:
         strangers = unmapped("uid"), unmapped("gid")
         if notice := described(*strangers):
             logger.warning("%s", notice)
-        self._administration = AccessControl(
-            Principals(*settings.admin_ids, *strangers), self._snapshots
-        )
+        self._access = AccessControl(Principals(*settings.admin_ids, *strangers), self._snapshots)
         self._allowed = Principals(*settings.allowed_ids, *strangers)
         self._admitted: set[Session] = set()
         """Sessions being served."""
@@ -193,10 +191,10 @@ class Server:
             transport,
             peer,
             self._cache,
-            self._administration,
+            self._access,
             ServerConversation(
                 announce=settings.announce,
-                offer_inline=allowed or self._administration.permits(peer, groups),
+                offer_inline=allowed or self._access.permits(peer, groups),
                 max_message_size=settings.max_message_size,
                 max_ahead_size=settings.max_ahead_size,
             ),

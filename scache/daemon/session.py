@@ -50,7 +50,7 @@ shorter messages lose fewer."""
 _NO_SNAPSHOT = "no snapshot can be taken now: see the daemon's log"
 
 
-class AccessControl(Protocol):
+class AdminAccess(Protocol):
     """Access control and snapshots for administrative requests."""
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
@@ -68,7 +68,7 @@ class Session:
         transport: Transport,
         peer: Peer,
         cache: Cache,
-        administration: AccessControl,
+        access: AdminAccess,
         conversation: ServerConversation,
         admit: Callable[[Session], str | None],
         on_end: Callable[[Session], None],
@@ -97,7 +97,7 @@ class Session:
         self._refusal: str | None = None
         """Reason for refusing the client's requests; None once it is admitted."""
         self._client_id = cache.client_connected(peer)
-        self._administration = administration
+        self._access = access
         self._asking = False
         """True while the client waits for a snapshot; its requests are not served meanwhile."""
         self._parcel: int | None = None
@@ -400,7 +400,7 @@ class Session:
         self._asking = True
         if self._transport.sent_all:
             self._transport.hold()
-        self._administration.snapshot(self)
+        self._access.snapshot(self)
 
     def _purge_endp(self, request: PurgeEndp) -> None:
         if self._permitted("purge_endp"):
@@ -433,7 +433,7 @@ class Session:
 
     def _permitted(self, kind: str) -> bool:
         """Return True if the client may send administrative requests; else reply with a refusal."""
-        permitted = self._administration.permits(self.peer, self.groups())
+        permitted = self._access.permits(self.peer, self.groups())
         if not permitted:
             self._cache.refuse(kind, self._client_id, "not permitted")
             self._conversation.reply_refusal(

@@ -51,11 +51,11 @@ class SlowSession:
         self.session.start()
 
     def permits(self, _: Peer, _groups: Collection[int]) -> bool:
-        """Be the administration, which lets the client ask for anything."""
+        """Permit every administrative request, as the access control of this session."""
         return True
 
     def snapshot(self, session: Session) -> None:
-        """Be the administration: leave the snapshot to the test."""
+        """Leave the snapshot to the test, as the access control of this session."""
         self.asked.append(session)
 
     def save(self, properties: bytes) -> None:
