@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the tools share; to be sourced. Two variables change where and with what they run:
+# Functions that the tools share, to be sourced. Two environment variables change how tools run:
 #
 #   PYTHON   the interpreter to make the virtual environment with
-#            (default: python3, or else the newest python3.x that there is)
+#            (default: python3, or the newest python3.x on the PATH)
 #   VENV     the directory of that environment (default: .venv in the checkout)
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,9 +17,9 @@ die() {
     exit 1
 }
 
-# Whether this interpreter runs and is Python 3.11 or later. (The shims of version managers
-# stand on the PATH for versions that they then refuse to run.)
-will_do() {
+# Succeed if this interpreter runs and is Python 3.11 or later. A version manager may have a shim on
+# the PATH for a version that it refuses to run.
+is_suitable() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
@@ -29,7 +29,7 @@ find_python() {
         candidates=("$PYTHON")
     fi
     for candidate in "${candidates[@]}"; do
-        if will_do "$candidate"; then
+        if is_suitable "$candidate"; then
             echo "$candidate"
             return
         fi
@@ -37,7 +37,7 @@ find_python() {
     die "needs Python 3.11 or later, which ${candidates[0]} is not: name one in PYTHON"
 }
 
-# What an environment depends on. When any of it changes, the environment is made anew.
+# Print a hash of everything that an environment depends on. A new hash means a new environment.
 fingerprint() {
     {
         "$1" -c 'import sys; print(sys.version, sys.base_prefix)'
@@ -46,17 +46,17 @@ fingerprint() {
     } | sha256sum | cut -d ' ' -f 1
 }
 
-# ensure_venv EXTRA: make the virtual environment if need be, with the checkout installed in it
-# (editable) and what that extra asks for; the extra "run" asks for nothing more.
+# ensure_venv EXTRA: make the virtual environment if necessary, and install the checkout (editable)
+# and the dependencies of this extra; the extra "run" has none.
 #
-# The stamp holds the fingerprint and the extras that are installed. It is removed before
-# anything is touched and written when all is done, so what was killed half-way starts anew.
+# The stamp holds the fingerprint and the installed extras. It is removed before any change and
+# written when all is done, so an installation that was killed starts again.
 ensure_venv() {
     local extra=$1 python wanted stamp=$venv/scache.stamp installed=()
     python=$(find_python)
     wanted=$(fingerprint "$python")
     (
-        flock 9 # of two tools at once, the second finds the work done
+        flock 9 # the second of two tools waits, and finds the environment ready
         if [[ -f $stamp ]]; then
             read -r -a installed <"$stamp"
         fi
@@ -75,7 +75,7 @@ ensure_venv() {
 make_venv() {
     say "making $venv with $("$1" --version)"
     rm -rf "$venv"
-    # Debian's python3 is without ensurepip; its pip can install into any environment.
+    # Debian's python3 has no ensurepip, but its pip can install into another environment.
     if "$1" -c 'import ensurepip' 2>/dev/null; then
         "$1" -m venv "$venv"
     else
@@ -92,11 +92,11 @@ install_checkout() {
     if [[ -x $venv/bin/pip ]]; then
         pip=("$venv/bin/python" -m pip)
     fi
-    say "installing scache and what \"$extra\" needs into $venv"
+    say "installing scache and the dependencies of \"$extra\" into $venv"
     "${pip[@]}" --disable-pip-version-check install -qq --editable "$package"
 }
 
-# tool EXTRA MODULE [ARGUMENTS]: run a module of tools/, with what that extra asks for.
+# tool EXTRA MODULE [ARGUMENTS]: run a module of tools/, with the dependencies of this extra.
 tool() {
     ensure_venv "$1"
     PYTHONPATH=$root/tools:$root exec "$venv/bin/python" -P -m "${@:2}"

@@ -28,7 +28,7 @@ from scache.cli.target import Target
 from scache.client.sync import Client
 from scache.settings.declarations import default_socket
 from scache.vocabulary import REQUESTS
-from tests.support.as_user import as_somebody
+from tests.support.as_user import as_user
 from tests.support.commands import SCACHE, clean_environment, run_command
 from tests.support.daemon import Daemon
 from tests.support.sample_database import NOW, ODD, Cached, filling
@@ -208,7 +208,7 @@ class TestTarget:
             daemon.listen()
             path.chmod(0o600)
             path.parent.chmod(directory_mode)
-            assert as_somebody(lambda: failure(capsys, "stats", "--socket", path)) == (
+            assert as_user(lambda: failure(capsys, "stats", "--socket", path)) == (
                 errors.EXIT_REFUSED,
                 f"you may not connect to {path}: ask as root or as {who_may}",
             )

@@ -18,7 +18,7 @@ from scache.client.exchanges import Purged
 from scache.unix import fdpass
 from tests.support.clients import Connect
 from tests.support.daemon import Daemon
-from tests.support.genuine import GenuineScache
+from tests.support.postfix_scache import PostfixScache
 from tests.support.scripted import Script, serving
 from tests.support.wire import Wire, encode
 
@@ -190,7 +190,7 @@ HELLOS = {
 
 def log_of_genuine(hello: bytes) -> list[str]:
     """Return what Postfix's program logs of a client that says hello, but for the time."""
-    with GenuineScache() as genuine:
+    with PostfixScache() as genuine:
         with Wire(genuine.path) as client:
             client.announcement()
             client.send(hello)
@@ -212,7 +212,7 @@ def test_features_in_hello_are_no_further_line_in_the_log_of_postfix_scache() ->
 @pytest.mark.postfix
 def test_client_stays_in_the_base_protocol_with_postfix_scache(connect: Connect) -> None:
     """It recognises it by its answer to hello, and gets all that there is in that protocol."""
-    with GenuineScache() as genuine:
+    with PostfixScache() as genuine:
         client = connect(genuine.path)
         assert use(client, inline=False)[3] == (b"p", b"q")
         client.close()

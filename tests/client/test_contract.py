@@ -29,13 +29,13 @@ from tests.support.commands import run_python
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_left
 from tests.support.dialogue import DEADLINE
-from tests.support.genuine import GenuineScache
+from tests.support.postfix_scache import PostfixScache
 
 
 class Mode(NamedTuple):
     """A server, and whether the client asks it for inline mode."""
 
-    server: Daemon | GenuineScache
+    server: Daemon | PostfixScache
     inline: bool
 
 
@@ -55,7 +55,7 @@ def mode(
 ) -> Iterator[Mode]:
     """Run our server, or Postfix's scache(8), which is asked for the mode that it lacks."""
     if request.param == "genuine":
-        with GenuineScache({"connection_cache_ttl_limit": "300s"}) as genuine:
+        with PostfixScache({"connection_cache_ttl_limit": "300s"}) as genuine:
             yield Mode(genuine, inline=True)
     else:
         with Daemon(tmp_path_factory.mktemp("mode") / "socket") as daemon:
@@ -363,7 +363,7 @@ def test_huge_label(mode: Mode, blocking: Client, pair: Pair) -> None:
     """A label above 64 KiB is refused, but by the genuine program; the client can go on."""
     ours, theirs = pair
     endpoint, huge = label(), label().ljust(1_000_000, "x")
-    genuine = isinstance(mode.server, GenuineScache)
+    genuine = isinstance(mode.server, PostfixScache)
     with nullcontext() if genuine else pytest.raises(ProtocolError):
         assert blocking.save_endp(60, huge, "", theirs)
     with nullcontext() if genuine else pytest.raises(ProtocolError):
@@ -429,7 +429,7 @@ def test_genuine_program_that_is_asked_for_nothing_else(pair: Pair) -> None:
     """A client that does not want inline mode speaks to it as smtp(8) does."""
     ours, theirs = pair
     endpoint = label()
-    with GenuineScache() as genuine, Client(genuine.path, inline=False) as client:
+    with PostfixScache() as genuine, Client(genuine.path, inline=False) as client:
         assert client.save_endp(60, endpoint, "", theirs)
         expect_other_end(client.find_endp(endpoint), ours)
 

@@ -16,7 +16,7 @@ from scache.errors import EXIT_OK
 from scache.settings.declarations import Settings
 from tests.support.as_user import UID
 from tests.support.daemon import Daemon
-from tests.support.genuine import private_directory
+from tests.support.postfix_setup import private_directory
 from tests.support.sample_database import filling
 from tests.support.wire import Wire
 

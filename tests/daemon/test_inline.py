@@ -19,7 +19,7 @@ from scache.protocol.codec import NEED_DATA
 from scache.unix import fdpass
 from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import eventually
-from tests.support.genuine import GenuineScache
+from tests.support.postfix_scache import PostfixScache
 from tests.support.replay import InlinePlayer, Player, Supply
 from tests.support.request_sequences import (
     LABELS,
@@ -198,7 +198,7 @@ def test_what_a_client_that_left_did_not_get_is_found_by_another(
 @pytest.mark.postfix
 def test_the_genuine_program_stays_in_the_base_protocol() -> None:
     """It calls ``hello`` malformed, once, and goes on as ever."""
-    with GenuineScache() as genuine, Wire(genuine.path) as client:
+    with PostfixScache() as genuine, Wire(genuine.path) as client:
         client.announcement()
         client.send(HELLO)
         receive(client, BAD)

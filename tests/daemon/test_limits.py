@@ -16,12 +16,12 @@ from scache.cli.main import execute
 from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings.declarations import Settings
-from tests.support.as_user import GID, GROUP, UID, as_somebody
+from tests.support.as_user import GID, GROUP, UID, as_user
 from tests.support.clients import Pair
 from tests.support.daemon import Daemon, stopped
 from tests.support.descriptors import descriptors_of, sockets_of
 from tests.support.dialogue import DEADLINE, eventually
-from tests.support.genuine import private_directory
+from tests.support.postfix_setup import private_directory
 from tests.support.snapshots import snapshot
 from tests.support.wire import DUMMY, Wire, encode
 from tests.system.test_surroundings import refused
@@ -452,7 +452,7 @@ class TestWhoMay:
         with private_directory() as directory:
             path = directory / "socket"
             with Daemon(path, "--socket-mode", "0666", *options), Client(path) as root:
-                assert as_somebody(ask, groups) is allowed
+                assert as_user(ask, groups) is allowed
                 assert refusals(root) == ([] if allowed else [("unknown", NOT_ALLOWED)])
 
     @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ class TestWhoMay:
             with Daemon(path, *options) as daemon, Client(path) as root:
                 assert root.save_dest(60, "d", "", "e")
                 for _ in range(2):
-                    as_somebody(ask)
+                    as_user(ask)
                 assert count(root, "clients_not_allowed") == 2
                 told = "SELECT detail, count(*) FROM event WHERE status > 0 GROUP BY detail"
                 assert snapshot(root, told) == [(NOT_ALLOWED, 2)]
@@ -506,7 +506,7 @@ class TestWhoMay:
             with Daemon(path, *options), Wire(path) as served, Wire(path) as waiting:
                 assert served.announcement()
                 assert waiting.announcement()
-                assert as_somebody(flood)
+                assert as_user(flood)
                 waiting.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
                 assert waiting.receive_message()[0] == (b"status", b"2")
 
@@ -525,7 +525,7 @@ class TestWhoMay:
             with Daemon(path, "--socket-mode", "0666", "--allow-uids", "1"), Client(path) as root:
                 assert not root.save_dest(60, "d", "", "e")
                 assert refusals(root) == [("save_dest", NOT_ALLOWED)]
-                assert as_somebody(hello) == [(b"status", b"1")]
+                assert as_user(hello) == [(b"status", b"1")]
 
     @pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
     def test_a_connection_to_the_daemon_itself_is_refused(self, path: Path, inline: bool) -> None:
@@ -574,7 +574,7 @@ class TestWhoMay:
                 assert set(fields["Gid"].split()) == {str(GID)}
                 assert fields["Groups"].split() == []
                 assert (database.stat().st_uid, path.stat().st_uid) == (UID, UID)
-                assert as_somebody(look) == 1
+                assert as_user(look) == 1
                 assert daemon.terminate() == 0
                 # The directory is root's, and so it takes root to remove what is in it.
                 assert daemon.wait_for_log("is left behind: Permission denied")

@@ -22,7 +22,7 @@ from tests.support.as_user import UID
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
-from tests.support.genuine import private_directory
+from tests.support.postfix_setup import private_directory
 from tests.support.store_fixture import Opened
 
 USER = user_name(UID)

@@ -14,11 +14,12 @@ from scache.client.exchanges import Purged
 from scache.errors import EXIT_OK, EXIT_REFUSED, EXIT_SETTINGS, EXIT_SOCKET
 from scache.protocol import client as client_protocol
 from scache.protocol.messages import Hello, encode_request
-from tests.support.as_user import UID, as_somebody
+from tests.support.as_user import UID, as_user
 from tests.support.clients import Connect
 from tests.support.commands import SCACHE
 from tests.support.daemon import Daemon
-from tests.support.genuine import GenuineScache, private_directory
+from tests.support.postfix_scache import PostfixScache
+from tests.support.postfix_setup import private_directory
 from tests.support.snapshots import opened, snapshot
 from tests.support.terminal import on_terminal
 from tests.support.wire import Wire, encode
@@ -103,7 +104,7 @@ class TestClient:
     @pytest.mark.postfix
     def test_purge_by_id_is_refused_by_postfix_scache(self) -> None:
         """It has no inline mode; it is not sent the request either."""
-        with GenuineScache() as genuine:
+        with PostfixScache() as genuine:
             with (
                 Client(genuine.path) as client,
                 pytest.raises(ProtocolError, match="no inline mode"),
@@ -137,7 +138,7 @@ class TestClient:
             with Daemon(path, "--socket-mode", "0666"), Client(path) as root:
                 (number,) = save(root, "a")
                 with pytest.raises(Refused, match="not permitted"):
-                    as_somebody(ask)
+                    as_user(ask)
                 assert left(root) == ["a"]
                 sql = "SELECT kind, detail FROM event JOIN client ON client.id = client_id"
                 refused = snapshot(root, f"{sql} WHERE uid = {UID}")

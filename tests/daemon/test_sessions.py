@@ -40,7 +40,7 @@ from tests.support.abort_points import (
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, Dialogue, eventually, until
 from tests.support.hostile import HELLO
-from tests.support.slow import slow_session
+from tests.support.slow_session import slow_session
 from tests.support.store_fixture import Opened
 
 CLIENTS = 100

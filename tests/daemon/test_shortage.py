@@ -22,15 +22,15 @@ from scache.protocol.messages import DUMMY, encode_reply, without_hits
 from scache.store import MEMORY
 from scache.unix import fdpass
 from scache.unix.closing import Closer
-from tests.support.as_user import GID, as_somebody
+from tests.support.as_user import GID, as_user
 from tests.support.clients import Connect, Pair, expect_other_end
 from tests.support.daemon import Daemon
 from tests.support.dialogue import MISS_DEST, MISS_ENDP, Dialogue, eventually, until
-from tests.support.genuine import private_directory
 from tests.support.hostile import HELLO
+from tests.support.postfix_setup import private_directory
 from tests.support.request_sequences import find_dest, find_endp
 from tests.support.rig import rigged
-from tests.support.slow import slow_session
+from tests.support.slow_session import slow_session
 from tests.support.snapshots import snapshot
 from tests.support.store_fixture import Opened
 from tests.support.wire import Wire, encode
@@ -67,7 +67,7 @@ def many_on_their_way() -> Iterator[None]:
                 fdpass.send(pair[0], b"x", [something.fileno()] * fdpass.MAX_DESCRIPTORS)
 
     with pair[0], pair[1]:
-        as_somebody(send, uid=UID, gid=GID)
+        as_user(send, uid=UID, gid=GID)
         yield
 
 

@@ -32,13 +32,13 @@ from scache.daemon.snapshots import Snapshots
 from scache.model import Connection
 from scache.protocol.messages import PURGE_SLICE
 from scache.store import MEMORY
-from tests.support.as_user import GID, GROUP, MAY_RAISE_PRIORITY, UID, as_somebody
+from tests.support.as_user import GID, GROUP, MAY_RAISE_PRIORITY, UID, as_user
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_left, descriptors_of
 from tests.support.dialogue import DEADLINE, eventually, until
-from tests.support.genuine import private_directory
-from tests.support.slow import slow_session
+from tests.support.postfix_setup import private_directory
+from tests.support.slow_session import slow_session
 from tests.support.snapshots import opened, snapshot
 from tests.support.store_fixture import Opened
 from tests.support.wire import Wire, encode
@@ -582,10 +582,10 @@ def test_permission(options: list[str], groups: tuple[int, ...], permitted: bool
         path = directory / "socket"
         with Daemon(path, "--socket-mode", "0666", *options), Client(path) as root:
             if permitted:
-                as_somebody(ask, groups)
+                as_user(ask, groups)
             else:
                 with pytest.raises(Refused, match="not permitted"):
-                    as_somebody(ask, groups)
+                    as_user(ask, groups)
             events = snapshot(
                 root,
                 "SELECT kind, status, uid, detail FROM event JOIN client ON client.id = client_id"

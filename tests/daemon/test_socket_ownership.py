@@ -19,7 +19,7 @@ from scache.settings.declarations import UNCHANGED
 from tests.support.as_user import GID, UID
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
-from tests.support.genuine import MAIL_OWNER, private_directory
+from tests.support.postfix_setup import MAIL_OWNER, private_directory
 
 _READS = "+dac_read_search"
 AS_SOMEBODY = (

@@ -22,7 +22,7 @@ from scache.protocol.messages import ANNOUNCEMENT, DESCRIPTOR_BYTE, DUMMY, SaveE
 from scache.store import MEMORY
 from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import Dialogue, eventually, until
-from tests.support.slow import slow_session
+from tests.support.slow_session import slow_session
 from tests.support.store_fixture import Opened
 
 CLIENTS = 300

@@ -17,10 +17,10 @@ from scache.model import Peer
 from scache.store import serialized
 from scache.unix import namespace
 from scache.unix.namespace import Unmapped, described, unmapped
-from tests.support.as_user import GID, GROUP, UID, as_somebody
+from tests.support.as_user import GID, GROUP, UID, as_user
 from tests.support.commands import SCACHE, listening
-from tests.support.genuine import private_directory
 from tests.support.namespaces import INNER_ROOT, OVERFLOW, PREFIX
+from tests.support.postfix_setup import private_directory
 
 EVERYBODY = Unmapped(exist=False, shown=OVERFLOW)
 SOME = Unmapped(exist=True, shown=OVERFLOW)
@@ -122,11 +122,11 @@ def is_served(path: Path) -> bool:
 def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
     """It looks like the daemon's own user, who is none either; root of the namespace is one."""
     with served(*options) as (path, said):
-        assert not as_somebody(lambda: looks_inside(path))
-        assert not as_somebody(lambda: looks_inside(path), [GROUP], gid=INNER_ROOT)
+        assert not as_user(lambda: looks_inside(path))
+        assert not as_user(lambda: looks_inside(path), [GROUP], gid=INNER_ROOT)
         assert not looks_inside(path)
-        assert as_somebody(lambda: looks_inside(path), uid=INNER_ROOT)
-        assert as_somebody(lambda: is_served(path))
+        assert as_user(lambda: looks_inside(path), uid=INNER_ROOT)
+        assert as_user(lambda: is_served(path))
     (line,) = (line for line in said if "user namespace" in line)
     assert "as uid 65534 and gid 65534" in line
 
@@ -135,9 +135,9 @@ def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
 def test_a_group_of_the_namespace_may_administer() -> None:
     """One that is mapped names one group."""
     with served("--admin-gids", "0") as (path, _):
-        assert as_somebody(lambda: looks_inside(path), gid=INNER_ROOT)
-        assert as_somebody(lambda: looks_inside(path), [INNER_ROOT])
-        assert not as_somebody(lambda: looks_inside(path), [GID])
+        assert as_user(lambda: looks_inside(path), gid=INNER_ROOT)
+        assert as_user(lambda: looks_inside(path), [INNER_ROOT])
+        assert not as_user(lambda: looks_inside(path), [GID])
 
 
 @pytest.mark.root
@@ -145,12 +145,12 @@ def test_a_group_of_the_namespace_may_administer() -> None:
 def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None:
     """Nor does a list that names only the overflow id let anybody else in."""
     with served(option, "65534") as (path, _):
-        assert not as_somebody(lambda: is_served(path))
-        assert not as_somebody(lambda: is_served(path), [GROUP], uid=INNER_ROOT, gid=INNER_ROOT)
+        assert not as_user(lambda: is_served(path))
+        assert not as_user(lambda: is_served(path), [GROUP], uid=INNER_ROOT, gid=INNER_ROOT)
         assert not is_served(path)
     with served(option, "65534,0") as (path, _):
-        assert not as_somebody(lambda: is_served(path))
-        assert as_somebody(lambda: is_served(path), uid=INNER_ROOT, gid=INNER_ROOT)
+        assert not as_user(lambda: is_served(path))
+        assert as_user(lambda: is_served(path), uid=INNER_ROOT, gid=INNER_ROOT)
 
 
 @pytest.mark.root

@@ -23,7 +23,7 @@ MAY_RAISE_PRIORITY = bool(
 """True if this process may raise its priority."""
 
 
-def as_somebody(
+def as_user(
     do: Callable[[], T], groups: Sequence[int] = (), *, uid: int = UID, gid: int = GID
 ) -> T:
     """Return what this returns in a child process of this user and group, and also these groups.

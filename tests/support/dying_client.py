@@ -1,7 +1,7 @@
-"""A client process that asks at random, writes down what it did, and dies in the middle.
+"""A client process that makes random requests, keeps a diary of them, and dies at a random moment.
 
-It is a program: ``python -m tests.support.traffic SOCKET LOG SEED SECONDS``. A descriptor that it
-saves carries a token, so that whoever finds it can tell which one it is.
+Run it with ``python -m tests.support.dying_client SOCKET LOG SEED SECONDS``. Each descriptor that
+it saves carries a token, by which its finder can identify it.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
-from tests.support.genuine import MAIL_OWNER, private_directory
-from tests.support.postfix import PrivatePostfix, Route
+from tests.support.postfix_setup import MAIL_OWNER, private_directory
+from tests.support.private_postfix import PrivatePostfix, Route
 from tests.support.sqlite_readers import Row
 from tests.support.wire import DUMMY, Wire, encode
 

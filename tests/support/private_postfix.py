@@ -1,4 +1,4 @@
-"""A private Postfix that relays mail to a sink, for the sake of its connection cache."""
+"""A private instance of Postfix that relays mail to a sink and uses a connection cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.support.genuine import (
+from tests.support.postfix_setup import (
     MAIL_OWNER,
     PostfixLog,
     postfix_directories,
@@ -56,7 +56,7 @@ retry     unix  -  -  n  -  -  error
 postlog   unix-dgram n - n  -  1  postlogd
 """
 
-_GENUINE_SCACHE = """\
+_SCACHE = """\
 scache    unix  -  -  n  -  1  scache
 """
 
@@ -67,52 +67,51 @@ _QUEUES = (
 
 _SUBMIT_GROUP = "postdrop"
 _OF_SUBMIT_GROUP = {"maildrop", "public"}
-"""Directories that `postfix check` wants to be of its setgid_group."""
+"""Directories that must belong to setgid_group for `postfix check`."""
 
 _LOG = "log"
-"""The service that takes its log. The name ``postlog`` is of postlogd(8), which `postfix check`
-demands in master.cf."""
+"""The service that takes the log. `postfix check` reserves the name ``postlog`` for postlogd(8)."""
 
 _LONGEST_LIFE = 600
-"""Seconds after which master(8) ends on its own, if nobody is left to stop it."""
+"""Seconds after which master(8) ends by itself, in case the tests are killed."""
 
 
 class Route(NamedTuple):
-    """How the mail of a domain leaves: each route is a destination of its own to smtp(8)."""
+    """The route for the mail of a domain. To smtp(8), each route is a destination of its own."""
 
     sink: int
-    """Which of the sinks takes it; routes to one sink share its endpoint."""
+    """The number of the sink; routes to one sink share its endpoint."""
     host: str = "127.0.0.1"
-    """How the sink's host is called: a name of 127.0.0.1 in smtp_connection_cache_destinations."""
+    """The host name of the sink, a name of 127.0.0.1 in smtp_connection_cache_destinations."""
     transport: str = "smtp"
-    """``brief`` keeps a connection for only one second in its cache."""
+    """The service of master.cf; ``brief`` caches a connection for one second only."""
 
 
 class PrivatePostfix:
-    """An instance of Postfix without a scache(8), running from entering to leaving.
+    """A running instance of Postfix, as a context manager.
 
-    Whoever wants a connection cache makes one listen on `cache_socket`.
+    Unless it runs ``with_scache``, the test must provide a connection cache on `cache_socket`.
     """
 
     def __init__(
         self,
         *,
-        genuine_scache: bool = False,
+        with_scache: bool = False,
         concurrency: int = 20,
         cache_time_limit: int = 60,
         routes: Mapping[str, Route] | None = None,
         timeout: float = DEADLINE,
     ) -> None:
-        self._genuine_scache = genuine_scache
+        self._with_scache = with_scache
         self._concurrency = concurrency
         self.cache_time_limit = cache_time_limit
-        """Seconds for which smtp(8) keeps a connection in its cache."""
+        """Seconds for which smtp(8) keeps a connection in the cache."""
         self._routes = routes or {}
         self._timeout = timeout
         self._sent = 0
         self._counted = 0
         self.cache_socket: Path
-        """Where smtp(8) looks for its connection cache."""
+        """The socket on which smtp(8) expects its connection cache."""
         self.queue_directory: Path
         self.data_directory: Path
 
@@ -132,7 +131,7 @@ class PrivatePostfix:
         timeout: float = 300,
         domain: str = "sink.example",
     ) -> None:
-        """Have smtpd(8) accept so many messages to a domain, in so many sessions at once."""
+        """Send messages to a domain through smtpd(8), in parallel sessions."""
         subprocess.run(
             [
                 *(self._commands / "smtp-source", "-d"),
@@ -145,7 +144,7 @@ class PrivatePostfix:
         )
 
     def wait_delivered(self, count: int, timeout: float = 300) -> None:
-        """Wait until smtp(8) has delivered so many messages since the start.
+        """Wait until smtp(8) has delivered ``count`` messages since the start.
 
         Raises TimeoutError if that takes too long.
         """
@@ -160,13 +159,13 @@ class PrivatePostfix:
         return self._sent
 
     def deliveries(self) -> list[str]:
-        """Return the lines in which smtp(8) says what became of a message."""
+        """Return the lines of the log in which smtp(8) reports the result of a delivery."""
         return list(_deliveries(self.log()))
 
     def run(self, command: str, *, timeout: float = 60) -> str:
-        """Run a shell command of an administrator of this instance; return what it says.
+        """Run a shell command with the environment of this instance; return its output.
 
-        Raises subprocess.CalledProcessError when it fails.
+        Raises subprocess.CalledProcessError if it fails.
         """
         path = f"{self._commands}:{os.environ['PATH']}"
         configuration = {"MAIL_CONFIG": str(self._configuration), "PATH": path}
@@ -182,7 +181,7 @@ class PrivatePostfix:
         ).stdout
 
     def wait_reloaded(self, times: int) -> None:
-        """Wait until master(8) has reloaded its configuration so often since the start.
+        """Wait until master(8) has reloaded its configuration ``times`` times since the start.
 
         Raises TimeoutError if that takes too long.
         """
@@ -194,7 +193,7 @@ class PrivatePostfix:
             raise TimeoutError(f"Postfix has not reloaded: {self.log()[-9:]}")
 
     def log(self) -> list[str]:
-        """Return what this Postfix has logged, from the name of the program on."""
+        """Return the lines of the log, without time and host."""
         return self._log.lines()
 
     def _start(self, cleanup: ExitStack) -> None:
@@ -222,18 +221,18 @@ class PrivatePostfix:
             cache_time_limit=self.cache_time_limit,
             log=_LOG,
         )
-        master_cf = _MASTER_CF + (_GENUINE_SCACHE if self._genuine_scache else "")
+        master_cf = _MASTER_CF + (_SCACHE if self._with_scache else "")
         self._configuration = write_configuration(directory, main_cf, master_cf)
         cleanup.enter_context(self._master(daemons / "master"))
 
     @contextmanager
     def _master(self, program: Path) -> Iterator[None]:
-        """Run master(8), and end it with all that it has started."""
+        """Run master(8); at the end, stop it and all its processes."""
         master = subprocess.Popen(
             [program, "-c", self._configuration, "-s", "-e", str(_LONGEST_LIFE)],
             env={**os.environ, **self._log.environment},
             stdin=subprocess.DEVNULL,
-            # Whatever it starts inherits this: when all of them have ended, it ends.
+            # All its processes inherit this pipe, which hangs up when the last of them has ended.
             stdout=subprocess.PIPE,
         )
         with master:
@@ -274,7 +273,7 @@ def _names_start(lines: list[str]) -> bool:
 
 @contextmanager
 def _smtp_sink(commands: Path, timeout: float) -> Iterator[int]:
-    """Run what takes mail and throws it away; yield its port."""
+    """Run smtp-sink, which accepts mail and discards it; yield its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -286,7 +285,7 @@ def _smtp_sink(commands: Path, timeout: float) -> Iterator[int]:
             while not _accepts(address):
                 if sink.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"smtp-sink does not listen on port {port}")
-                time.sleep(0.01)  # there is no event to wait for
+                time.sleep(0.01)  # smtp-sink does not report that it listens
             yield port
         finally:
             sink.kill()

@@ -26,8 +26,8 @@ from tests.support.commands import clean_environment
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import DEADLINE, Dialogue, eventually
+from tests.support.dying_client import BIND, FIND, LOOK, SAVE, SPOIL, Diary
 from tests.support.store_fixture import read
-from tests.support.traffic import BIND, FIND, LOOK, SAVE, SPOIL, Diary
 
 PROCESSES = 4
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
@@ -53,7 +53,7 @@ def processes(path: Path, diaries: Path, seed: int, seconds: float) -> Iterator[
     """Run clients that die, and others in their place, for as long as the caller likes."""
 
     def begin(number: int) -> subprocess.Popen[bytes]:
-        module = (sys.executable, "-m", "tests.support.traffic")
+        module = (sys.executable, "-m", "tests.support.dying_client")
         arguments = (str(path), str(diaries / "diary"), str(seed * 1000 + number), str(seconds))
         root = Path(__file__).parents[2]
         return subprocess.Popen([*module, *arguments], cwd=root, env=clean_environment())

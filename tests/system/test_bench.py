@@ -14,7 +14,7 @@ import pytest
 from tests.support.commands import ROOT, SCACHE, listening, run_tool
 from tests.support.scripted import hang, hear, saying, serving, then
 
-LOAD = ROOT / "tools" / "benchmark" / "load.c"
+LOAD = ROOT / "tools" / "harness" / "bench" / "load.c"
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -44,7 +44,7 @@ def drive(load: Path, server: Path, *options: str) -> subprocess.CompletedProces
 
 def benchmark(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run what tools/bench runs, with this interpreter."""
-    return run_tool("-m", "benchmark", *options, **environment)
+    return run_tool("-m", "harness.bench", *options, **environment)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_prints_the_table_and_writes_json(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
     assert rows.keys() == {"base-16", "file"}
     assert rows["base-16"]["ours"]["median"] > 0
-    assert rows["base-16"]["ratio"] or rows["base-16"]["note"].startswith("genuine not run: ")
+    assert rows["base-16"]["ratio"] or rows["base-16"]["note"].startswith("Postfix not run: ")
     assert rows["file"]["verdict"] in {"aim", "ok", "MISSED", "unclear"}
     assert len(rows["file"]["ratio"]["rounds"]) == 2
 
@@ -142,7 +142,7 @@ def test_knows_its_rows() -> None:
     """A pattern that fits no row is refused."""
     result = benchmark("--rows", "no such row")
     assert result.returncode == 2
-    assert "no row has such a name" in result.stderr
+    assert "no row has this name" in result.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.support.genuine import GenuineScache, private_directory
+from tests.support.postfix_scache import PostfixScache
+from tests.support.postfix_setup import private_directory
 from tests.support.replay import OK, Outcome, Player, Supply
 from tests.support.request_sequences import (
     BAD_TTLS,
@@ -77,9 +78,9 @@ class Pair:
 
 
 @pytest.fixture
-def genuine() -> Iterator[GenuineScache]:
+def genuine() -> Iterator[PostfixScache]:
     """Run the original."""
-    with GenuineScache({"connection_cache_ttl_limit": str(TTL_LIMIT)}) as server:
+    with PostfixScache({"connection_cache_ttl_limit": str(TTL_LIMIT)}) as server:
         yield server
 
 
@@ -94,7 +95,7 @@ def ours(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def pair(genuine: GenuineScache, ours: Daemon) -> Iterator[Pair]:
+def pair(genuine: PostfixScache, ours: Daemon) -> Iterator[Pair]:
     """Connect to both."""
     with Player(genuine.path) as one, Player(ours.path) as other, closing(Pair(one, other)) as both:
         yield both
@@ -112,7 +113,7 @@ def statistics(log: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
-def test_random_requests(genuine: GenuineScache, ours: Daemon, pair: Pair, seed: int) -> None:
+def test_random_requests(genuine: PostfixScache, ours: Daemon, pair: Pair, seed: int) -> None:
     """To random requests, good and bad, the answers are the same to the byte.
 
     So are the descriptors that come back, and at the end the statistics.
@@ -163,7 +164,7 @@ def test_byte_by_byte(pair: Pair, glued: bool) -> None:
 
 
 @contextmanager
-def connected(server: GenuineScache | Daemon) -> Iterator[Wire]:
+def connected(server: PostfixScache | Daemon) -> Iterator[Wire]:
     """Connect to one of them, and hear its greeting."""
     with Wire(server.path) as client:
         client.announcement()
@@ -171,10 +172,10 @@ def connected(server: GenuineScache | Daemon) -> Iterator[Wire]:
 
 
 @in_memory
-def test_differs_in_early_descriptors(genuine: GenuineScache, ours: Daemon) -> None:
+def test_differs_in_early_descriptors(genuine: PostfixScache, ours: Daemon) -> None:
     """A descriptor that comes together with its save_endp is lost by the original, not by us."""
 
-    def reply_of(server: GenuineScache | Daemon) -> bytes:
+    def reply_of(server: PostfixScache | Daemon) -> bytes:
         descriptor = os.memfd_create("early")
         with connected(server) as client:
             client.send(encode(save_endp(b"e", b"")), [descriptor])
@@ -188,11 +189,11 @@ def test_differs_in_early_descriptors(genuine: GenuineScache, ours: Daemon) -> N
 
 
 @in_memory
-def test_differs_in_requests_sent_ahead(genuine: GenuineScache, ours: Daemon) -> None:
+def test_differs_in_requests_sent_ahead(genuine: PostfixScache, ours: Daemon) -> None:
     """Of requests sent without waiting the original answers the first, we answer all in order."""
     requests = (find_endp(NEVER), save_dest(b"d", b"", b"e"), find_dest(NEVER))
 
-    def replies_of(server: GenuineScache | Daemon) -> bytes:
+    def replies_of(server: PostfixScache | Daemon) -> bytes:
         with connected(server) as client:
             client.send(b"".join(map(encode, requests)))
             replies = client.receive_message_bytes()
@@ -206,10 +207,10 @@ def test_differs_in_requests_sent_ahead(genuine: GenuineScache, ours: Daemon) ->
 
 
 @in_memory
-def test_differs_in_long_messages(genuine: GenuineScache, ours: Daemon) -> None:
+def test_differs_in_long_messages(genuine: PostfixScache, ours: Daemon) -> None:
     """A message above 64 KiB is served by the original, and malformed to us."""
 
-    def reply_of(server: GenuineScache | Daemon) -> bytes:
+    def reply_of(server: PostfixScache | Daemon) -> bytes:
         with connected(server) as client:
             client.send(encode(find_endp(b"x" * 2**16)))
             reply = client.receive_message_bytes()
@@ -221,13 +222,13 @@ def test_differs_in_long_messages(genuine: GenuineScache, ours: Daemon) -> None:
 
 
 @in_memory
-def test_differs_in_hits_that_nobody_takes(genuine: GenuineScache, ours: Daemon) -> None:
+def test_differs_in_hits_that_nobody_takes(genuine: PostfixScache, ours: Daemon) -> None:
     """A connection whose finder does not ask for the descriptor is lost by the original.
 
     With us it can be found again.
     """
 
-    def found_again(server: GenuineScache | Daemon) -> bool:
+    def found_again(server: PostfixScache | Daemon) -> bool:
         descriptor = os.memfd_create("hit")
         with connected(server) as client:
             assert client.save_endp(1000, b"e", b"", descriptor) == OK

@@ -17,7 +17,7 @@ import pytest
 
 from scache import errors
 from scache.cli.main import COMMANDS, cli, execute
-from tests.support.as_user import as_somebody
+from tests.support.as_user import as_user
 from tests.support.commands import run_command
 from tests.support.daemon import Daemon
 from tests.support.manual import DOCUMENTS, PAGES, README, blocks, commands
@@ -109,13 +109,13 @@ def test_sqlite3_reads_a_file_at_rest_as_immutable_without_writing_to_its_direct
 
         def asked(*words: str) -> subprocess.CompletedProcess[str]:
             command = (word.replace(DEMO_DATABASE, str(file)) for word in words)
-            return as_somebody(lambda: run_command(*command, statement))
+            return as_user(lambda: run_command(*command, statement))
 
         refused = asked("sqlite3", "-readonly", DEMO_DATABASE)
         assert "attempt to write a readonly database" in refused.stderr
         assert asked(*immutable).stdout == "1\n"
         look = ["sql", "--database", str(file), statement]
-        assert as_somebody(lambda: execute(look)) == errors.EXIT_OK
+        assert as_user(lambda: execute(look)) == errors.EXIT_OK
 
 
 def test_label_that_is_not_utf8_stops_a_tool_that_decodes(tmp_path: Path) -> None:

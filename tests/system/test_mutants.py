@@ -50,7 +50,7 @@ def test_mutants_tells_killed_from_survivors_and_stale_entries(tmp_path: Path) -
         )
         tests = 'tests = ["protocol/test_codec.py"]\n'
         path.write_text("".join(f"{entry}{tests}" for entry in entries).replace("'", '"'))
-        done = run_tool("-m", "mutating", "--list", path)
+        done = run_tool("-m", "harness.mutants", "--list", path)
         assert done.returncode == code, done.stdout + done.stderr
     words = [line.split()[0] for line in done.stdout.splitlines()]
     assert words[1:5] == ["killed", "SURVIVED", "STALE", "STALE"]
@@ -61,5 +61,5 @@ def test_mutants_tells_killed_from_survivors_and_stale_entries(tmp_path: Path) -
 @pytest.mark.timeout(3600)
 def test_every_mutant_is_killed() -> None:
     """The quick tests notice each mutation of the list."""
-    done = run_tool("-m", "mutating")
+    done = run_tool("-m", "harness.mutants")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
-from tests.support.genuine import MAIL_OWNER, private_directory
-from tests.support.postfix import PrivatePostfix, Route
+from tests.support.postfix_setup import MAIL_OWNER, private_directory
+from tests.support.private_postfix import PrivatePostfix, Route
 
 MESSAGES = 1_000
 SESSIONS = 20
@@ -58,7 +58,7 @@ def check_reuse(postfix: PrivatePostfix) -> None:
 
 def test_reuse_with_the_genuine_scache() -> None:
     """With the cache that it comes with, Postfix reuses connections in this setting."""
-    with PrivatePostfix(genuine_scache=True) as postfix:
+    with PrivatePostfix(with_scache=True) as postfix:
         postfix.send(MESSAGES, SESSIONS)
         postfix.wait_delivered(MESSAGES)
         check_all_sent(postfix)

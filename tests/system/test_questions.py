@@ -23,7 +23,6 @@ from scache import __version__
 from tests.inspection.test_views import VIEWS
 from tests.support.commands import SCACHE, run_command
 from tests.support.datasette import Datasette, datasette
-from tests.support.genuine import MAIL_OWNER
 from tests.support.mail import (
     BRIEFLY_CACHED_FOR,
     CACHED_FOR,
@@ -34,6 +33,7 @@ from tests.support.mail import (
     traffic,
 )
 from tests.support.manual import PAGES, blocks, commands, section
+from tests.support.postfix_setup import MAIL_OWNER
 from tests.support.sqlite_readers import Parameters, Row, ask, ask_scache, ask_sqlite3, shown
 
 pytestmark = [pytest.mark.postfix, pytest.mark.slow]

@@ -12,9 +12,9 @@ import pytest
 
 import scache
 from tests.support.commands import SCACHE, listening, run_command
-from tests.support.genuine import MAIL_OWNER
 from tests.support.manual import DOCUMENTS, PAGES, README, ROOT, blocks, section
-from tests.support.postfix import PrivatePostfix
+from tests.support.postfix_setup import MAIL_OWNER
+from tests.support.private_postfix import PrivatePostfix
 
 MESSAGES = 60
 SESSIONS = 4
@@ -134,7 +134,7 @@ def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
     Not even `postfix upgrade-configuration`, which adds Postfix's scache(8) to a master.cf
     without it, takes the socket from us.
     """
-    with PrivatePostfix(genuine_scache=genuine) as postfix:
+    with PrivatePostfix(with_scache=genuine) as postfix:
         administrator = Administrator(postfix)
         with listening(administrator.scache(SERVE)) as (daemon, _):
             assert administrator.reload(SWITCH) == ""

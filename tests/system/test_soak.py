@@ -21,14 +21,13 @@ from tests.support.snapshots import opened
 @pytest.mark.parametrize("minutes", [0.2, pytest.param(2, marks=pytest.mark.long)])
 def test_soak_holds_every_invariant(minutes: float) -> None:
     """Under good and hostile clients, restarts and clock steps everything holds."""
-    result = run_tool("-m", "soaking", "--minutes", f"{minutes}")
+    result = run_tool("-m", "harness.soak", "--minutes", f"{minutes}")
     assert result.returncode == 0, result.stdout
     assert "FAILED" not in result.stdout
     rows = [re.split("  +", line) for line in result.stdout.splitlines()]
-    # Each thing that a soak is for was looked at, in both legs.
-    for leg in ("file", "memory"):
-        for what in ("wrong hits", "found twice", "checks of the audit trail"):
-            assert [leg, what, "ok"] in [row[:3] for row in rows]
+    for database in ("file", "memory"):
+        for what in ("wrong hits", "found twice", "checks of the audit log"):
+            assert [database, what, "ok"] in [row[:3] for row in rows]
 
 
 @pytest.mark.slow
@@ -36,7 +35,7 @@ def test_soak_holds_every_invariant(minutes: float) -> None:
 @pytest.mark.parametrize("inputs", [4000, pytest.param(40000, marks=pytest.mark.long)])
 def test_fuzzing_finds_nothing(inputs: int) -> None:
     """Thousands of inputs, as the same seed always makes them, show no bug."""
-    result = run_tool("-m", "fuzzing", "--engine", "hypothesis", "--inputs", f"{inputs}")
+    result = run_tool("-m", "harness.fuzz", "--engine", "hypothesis", "--inputs", f"{inputs}")
     assert result.returncode == 0, result.stdout
     assert f"{inputs} inputs" in result.stdout
     assert "no bug" in result.stdout
@@ -61,11 +60,11 @@ def test_fuzzing_finds_nothing(inputs: int) -> None:
 def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
     """It fails with 1, and keeps an input that shows the bug again."""
     script = tmp_path / "planted.py"
-    script.write_text(f"{bug}\nfrom fuzzing.__main__ import main\nmain()\n")
+    script.write_text(f"{bug}\nfrom harness.fuzz.__main__ import main\nmain()\n")
     result = run_tool(script, "--engine", "hypothesis", "--inputs", "20000", "--keep", tmp_path)
     assert result.returncode == 1, result.stdout
     assert run_tool(script, tmp_path / "scache-fuzz-failure").returncode == 1
-    assert run_tool("-m", "fuzzing", tmp_path / "scache-fuzz-failure").returncode == 0
+    assert run_tool("-m", "harness.fuzz", tmp_path / "scache-fuzz-failure").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -82,12 +81,12 @@ def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
          " UPDATE event SET kind = 'expired' WHERE kind = 'found'"), "expired too early"),
     ],
 )  # fmt: skip
-def test_the_books_are_read_with_care(
+def test_accounting_check_reports_each_violation(
     path: Path, tamper: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trail that does not account for every connection is noticed."""
+    """An audit log that does not account for every connection is reported."""
     monkeypatch.syspath_prepend(ROOT / "tools")
-    trail = importlib.import_module("soaking.trail")
+    accounting_check = importlib.import_module("harness.soak.accounting_check")
     ours, theirs = socket.socketpair()
     with ours, theirs, Daemon(path), Client(path) as client:
         for endpoint in ("e", "f"):
@@ -97,5 +96,5 @@ def test_the_books_are_read_with_care(
         found.close()
         with opened(client.snapshot()) as copy:
             copy.executescript(tamper)
-            wrong = trail.check(Image(copy)).wrong
+            wrong = accounting_check.check(Image(copy)).wrong
     assert any(complaint in each for each in wrong) if complaint else wrong == []

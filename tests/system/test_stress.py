@@ -1,4 +1,4 @@
-"""The trials of tools/trials, each tried a few times."""
+"""tools/stress: each scenario, a few times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.support.commands import run_tool
 @pytest.mark.parametrize(
     ("name", "facts"), [("open-files", 5), ("dead-peers", 2), ("kills", 3)], ids=str
 )
-def test_all_holds(name: str, facts: int) -> None:
-    """Every fact is as it must be, or told for comparison, and the exit code says so."""
-    result = run_tool("-m", "trying", name, "--scale", "0.03")
+def test_stress_scenario_passes(name: str, facts: int) -> None:
+    """Every fact is as it must be, or is about another program, and the exit code is 0."""
+    result = run_tool("-m", "harness.stress", name, "--scale", "0.03")
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == facts

@@ -1,1 +1,1 @@
-"""Measures scache against Postfix's own; started by tools/bench."""
+"""tools/bench: the daemon compared with Postfix's scache(8)."""

@@ -12,17 +12,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
-from common import prepare, print_table, progress
 
-from benchmark.load import Load
-from benchmark.plot import curves, draw
-from benchmark.rows import COLUMNS, ROWS
-from benchmark.scenarios import Bench, measure
-from benchmark.servers import Failed, NotRun
+from harness.bench.load import Load
+from harness.bench.plot import curves, draw
+from harness.bench.rows import COLUMNS, ROWS
+from harness.bench.scenarios import Bench, measure
+from harness.bench.servers import Failed, NotRun
+from harness.display import print_table, progress
+from harness.processes import prepare
 
 
 def machine() -> dict[str, str | int]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine on which the figures depend."""
     optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     return {
         "python": platform.python_version(),
@@ -34,7 +35,7 @@ def machine() -> dict[str, str | int]:
 
 
 def processor_time() -> tuple[int, int]:
-    """Return the ticks that all processors have counted, and how many a hypervisor took away."""
+    """Return the ticks of all processors, and those of them that a hypervisor stole."""
     ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return sum(ticks[:8]), ticks[7]
 
@@ -44,32 +45,38 @@ def processor_time() -> tuple[int, int]:
     "--rows",
     multiple=True,
     metavar="PATTERN",
-    help=f"Only these: a name or a pattern like 'base-*'. {', '.join(row.name for row in ROWS)}.",
+    help=f"Measure these rows only: a name or a pattern like 'base-*'. "
+    f"The names are {', '.join(row.name for row in ROWS)}.",
 )
-@click.option("--quick", is_flag=True, help="A short run with small figures, to see that it works.")
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write every figure there."
+    "--quick",
+    is_flag=True,
+    help="Make a short run with small numbers, to see that everything works.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write every figure to this file."
 )
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
-    help="Instead of the table, draw the cost of a pair against the number of connections cached.",
+    help="Instead of the table, plot the cost of a pair against the number of connections cached.",
 )
 def main(rows: tuple[str, ...], quick: bool, json_path: Path | None, plot: Path | None) -> None:
-    """Measure scache against Postfix's own, and print one table.
+    """Compare this daemon with Postfix's scache(8), and print one table.
 
-    Every ratio is ours divided by the reference, smaller is better: the median
-    over several rounds in which both are measured in turn, and the spread. The
-    reference is Postfix's scache unless the notes name another. "best" divides
-    the best rounds of each, "cpu" the processor time of the servers alone.
-    "must" and "aim" are what we demand of ourselves.
+    Every ratio is the time of this daemon divided by that of the reference:
+    smaller is better. It is the median over several rounds in which both are
+    measured in turn, with the spread. The reference is Postfix's scache(8) unless
+    the notes name another. "best" divides the best rounds of each, "cpu" the
+    processor time of the servers alone. "must" and "aim" are the limit and the
+    goal of this project.
     """
 
     def wanted(name: str) -> bool:
         return not rows or any(fnmatchcase(name, pattern) for pattern in rows)
 
     if not any(wanted(row.name) for row in ROWS):
-        raise click.BadParameter("no row has such a name", param_hint="--rows")
+        raise click.BadParameter("no row has this name", param_hint="--rows")
     prepare()
     with tempfile.TemporaryDirectory(prefix="scache-bench-") as directory, progress() as shown:
         try:
@@ -86,7 +93,7 @@ def main(rows: tuple[str, ...], quick: bool, json_path: Path | None, plot: Path 
     print_table(COLUMNS, [result.cells() for result in results])
     about = machine() | {"stolen": f"{(stolen_after - stolen) / (total_after - total):.1%}"}
     if quick:
-        click.echo("\nA quick run shows that everything runs; its figures mean little.")
+        click.echo("\nThe figures of a quick run mean little.")
     click.echo("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
     if json_path:
         document = {"machine": about, "rows": [result.as_json() for result in results]}

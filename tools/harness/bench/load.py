@@ -1,4 +1,4 @@
-"""The load generator: load.c, compiled on the spot, and what it measures."""
+"""The load generator: it compiles load.c, runs it, and returns its measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark.servers import Failed, Server
+from harness.bench.servers import Failed, Server
 
 SOURCE = Path(__file__).with_name("load.c")
 
@@ -16,20 +16,20 @@ Option = int | str
 
 
 class Sample(NamedTuple):
-    """What one run of the load generator measured; times are microseconds."""
+    """The measurements of one run of the load generator, in microseconds."""
 
     each: float
     """Time from one pair, save or binding to the next, over all clients."""
     server_cpu: float
-    """Processor time of the server for each."""
+    """Processor time of the server for each of them."""
     load_share: float
-    """The part of the time that the load generator itself used the processor: near 1, it is
-    the generator that was measured."""
+    """The part of the time that the load generator used a processor. Near 1, the run measured the
+    generator rather than the server."""
     find_median: float
-    """From a find to its descriptor; 0 where requests are sent ahead or are not finds."""
+    """Time from a find to its descriptor; 0 if requests are sent ahead or are not finds."""
     find_worst: float
     left: float
-    """Time until everything expires, if it was asked to expire together."""
+    """Time until everything expires, if the run asked for a common moment."""
 
 
 class Load:
@@ -44,7 +44,7 @@ class Load:
         subprocess.run(command, check=True)
 
     def run(self, server: Server, **options: Option) -> Sample:
-        """Drive a server; the options are those at the top of load.c.
+        """Run the generator against a server, with the options described in load.c.
 
         A server without inline mode gets the same requests in the base protocol.
         """

@@ -1,4 +1,4 @@
-"""A picture: the cost of a pair against the number of connections that are cached."""
+"""A plot of the cost of a pair against the number of connections cached."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from benchmark.load import Option
-from benchmark.rows import GENUINE, OURS
-from benchmark.scenarios import Bench, contenders, fill, require_descriptors
+from harness.bench.load import Option
+from harness.bench.rows import OURS, POSTFIX
+from harness.bench.scenarios import Bench, contenders, fill, require_descriptors
 
 _STEPS = 8
 _ROUNDS = 7
@@ -21,15 +21,15 @@ _WORK: dict[str, dict[str, Option]] = {
 }
 
 Curves = dict[str, dict[int, list[float]]]
-"""Microseconds for a pair, by program and work, by the number of connections cached."""
+"""Microseconds for a pair, by program and work, then by the number of connections cached."""
 
 
 def curves(bench: Bench, progress: Progress) -> Curves:
-    """Measure both programs while more and more connections are cached."""
+    """Measure both programs with a growing number of connections cached."""
     require_descriptors(bench.cached)
     found: Curves = defaultdict(lambda: defaultdict(list))
     cached = 0
-    with contenders((GENUINE, OURS)) as both:
+    with contenders((POSTFIX, OURS)) as both:
         for why in both.missing.values():
             progress.console.print(why)
         for step in progress.track(range(_STEPS + 1), description="measuring"):
@@ -46,8 +46,8 @@ def curves(bench: Bench, progress: Progress) -> Curves:
 
 
 def draw(found: Curves, path: Path) -> None:
-    """Write the picture; the bars are the spread over the rounds."""
-    from matplotlib.figure import Figure  # not needed for anything else
+    """Write the plot; the bars show the spread over the rounds."""
+    from matplotlib.figure import Figure  # slow to import, and needed here only
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()

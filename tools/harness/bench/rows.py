@@ -1,4 +1,4 @@
-"""The rows of the table: what each measures, against what, and what we demand of it."""
+"""The rows of the table: what each measures, its reference, its limit and its goal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Literal
 
 from rich.table import Column
 
-OURS, GENUINE, FILE = "ours", "genuine", "ours, file"
-EMPTY, GENUINE_EMPTY, AUDIT_OFF = "ours, none", "genuine, none", "ours, audit off"
+OURS, POSTFIX, FILE = "scache", "Postfix", "scache, file"
+EMPTY, POSTFIX_EMPTY, AUDIT_OFF = "scache, none", "Postfix, none", "scache, audit off"
+"""Labels of the programs under measurement."""
 
 
 @dataclass(frozen=True)
@@ -18,19 +19,19 @@ class Row:
     """One line of the table."""
 
     name: str
-    """To select it by."""
+    """The name for --rows."""
     title: str
     unit: str = "us"
-    reference: str = GENUINE
-    """What it is divided by."""
+    reference: str = POSTFIX
+    """The label of the program whose figures are the divisor."""
     must: float | None = None
     aim: float | None = None
     judged: Literal["ratio", "ours"] = "ratio"
-    """What `must` and `aim` bound from above."""
+    """The figure of which `must` and `aim` are upper bounds."""
     summary: Literal["median", "worst"] = "median"
-    """What stands for several rounds."""
+    """The figure that represents several rounds."""
     ours: str = OURS
-    """What is measured."""
+    """The label of the program that is measured."""
 
 
 ROWS = (
@@ -44,10 +45,10 @@ ROWS = (
     Row("cached", "base protocol, 16 connections, {cached:,} cached", must=0.35, aim=0.25),
     Row("save-dest", "save_dest with {cached:,} live bindings", must=0.5, aim=0.3),
     Row("save-dest-again", "the same, saved again"),
-    Row("audit", "audit trail, base protocol, 16 connections", reference=AUDIT_OFF, must=1.1),
+    Row("audit", "audit log, base protocol, 16 connections", reference=AUDIT_OFF, must=1.1),
     Row("audit-deep", "the same, inline, 4 connections, 32 pairs deep", reference=AUDIT_OFF),
     Row("flat", "a pair with {cached:,} cached against none", reference=EMPTY, must=1.3),
-    Row("flat-genuine", "the same, genuine against genuine", "us", GENUINE_EMPTY, ours=GENUINE),
+    Row("flat-postfix", "the same, Postfix against Postfix", "us", POSTFIX_EMPTY, ours=POSTFIX),
     Row("memory-empty", "resident memory, nothing cached", "MB"),
     Row("memory", "resident memory, {cached:,} cached", "MB", must=45, judged="ours"),
     Row("memory-each", "memory for each connection cached", "KiB", must=1, judged="ours"),
@@ -59,11 +60,11 @@ ROWS = (
     Row("expiry-quiet", "worst find just before", "ms", summary="worst"),
     Row(
         "snapshot", "worst find while snapshots of {cached:,} are taken", "ms",
-        reference="ours, quiet", must=10, judged="ours", summary="worst",
+        reference="scache, quiet", must=10, judged="ours", summary="worst",
     ),
     Row("snapshot-time", "time of a snapshot meanwhile", "ms", judged="ours"),
     Row("startup", "from exec to the announcement", "ms", "python -c pass", must=10),
-    Row("startup-genuine", "the same, against the genuine program", "ms"),
+    Row("startup-postfix", "the same, against Postfix", "ms"),
     Row("postfix", "Postfix delivers {messages:,} messages", "s", must=1.05),
 )  # fmt: skip
 
@@ -72,29 +73,29 @@ COLUMNS: Sequence[str | Column] = (
     *(Column(name, justify="right") for name in ("ratio", "spread", "best", "cpu", "must", "aim")),
     *("", "notes"),
 )
-"""Of the table, as `Result.cells` fills them."""
+"""The columns of the table; `Result.cells` returns their values."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out for a row."""
+    """The result for a row."""
 
     row: Row
     ours: Sequence[float] = ()
-    """A figure for each round."""
+    """One figure for each round."""
     reference: Sequence[float] = ()
     cpu_ratio: Sequence[float] = ()
-    """The servers' processor time for one, ours divided by the reference's."""
+    """Processor time of the servers for each piece of work, as a ratio."""
     note: str = ""
-    """Why figures are missing, or what to know of them."""
+    """The reason why figures are missing, or a remark on them."""
 
     def value(self, rounds: Sequence[float]) -> float:
-        """Return the one number that stands for several rounds."""
+        """Return the figure that represents several rounds."""
         return max(rounds) if self.row.summary == "worst" else statistics.median(rounds)
 
     @property
     def ratio(self) -> list[float]:
-        """Ours divided by the reference: round by round if both have been interleaved."""
+        """The ratio to the reference, for each round if the rounds were interleaved."""
         if not (self.ours and self.reference):
             return []
         if self.row.summary == "worst" or len(self.ours) != len(self.reference):
@@ -103,16 +104,16 @@ class Result:
 
     @property
     def best_ratio(self) -> float | None:
-        """The best round of ours divided by the best of the reference: what noise hurts least."""
+        """The ratio of the best rounds, which noise affects least."""
         if not (self.ours and self.reference) or self.row.summary == "worst":
             return None
         return min(self.ours) / min(self.reference)
 
     @property
     def verdict(self) -> str:
-        """Tells if it is what it must be, or even what we aim at.
+        """The comparison with `must` and `aim`.
 
-        Where the median and the best rounds disagree on "must", noise decided: unclear.
+        It is "unclear" if the median and the best rounds disagree on `must`, because of noise.
         """
         by_ratio, must, aim = self.row.judged == "ratio", self.row.must, self.row.aim
         judged = self.ratio if by_ratio else self.ours
@@ -126,10 +127,10 @@ class Result:
         return "ok" if value <= must else "MISSED"
 
     def cells(self) -> tuple[str, ...]:
-        """Return the line of the table."""
+        """Return the values for a line of the table."""
         row, ratio, best = self.row, self.ratio, self.best_ratio
         unit = "" if row.judged == "ratio" else f" {row.unit}"
-        against = "" if row.reference == GENUINE else f"against {row.reference}"
+        against = "" if row.reference == POSTFIX else f"against {row.reference}"
         return (
             row.title,
             *(
@@ -146,7 +147,7 @@ class Result:
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return every figure."""
+        """Return every figure as values for JSON."""
 
         def summed_up(rounds: Sequence[float]) -> dict[str, object]:
             if not rounds:

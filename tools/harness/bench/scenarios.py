@@ -1,4 +1,4 @@
-"""How each row is measured: always fresh servers, their rounds interleaved."""
+"""The scenarios, each of which measures some rows with fresh servers and interleaved rounds."""
 
 from __future__ import annotations
 
@@ -13,34 +13,44 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TypeVar
 
-from common import descriptors, resident
 from rich.progress import Progress
 
-from benchmark import servers
-from benchmark.load import Load, Option, Sample
-from benchmark.rows import AUDIT_OFF, EMPTY, FILE, GENUINE, GENUINE_EMPTY, OURS, ROWS, Result, Row
-from benchmark.servers import Failed, NotRun, Server
+from harness.bench import servers
+from harness.bench.load import Load, Option, Sample
+from harness.bench.rows import (
+    AUDIT_OFF,
+    EMPTY,
+    FILE,
+    OURS,
+    POSTFIX,
+    POSTFIX_EMPTY,
+    ROWS,
+    Result,
+    Row,
+)
+from harness.bench.servers import Failed, NotRun, Server
+from harness.processes import descriptors, resident
 from scache import Client
 from tests.support.daemon import Daemon
-from tests.support.genuine import MAIL_OWNER
-from tests.support.postfix import PrivatePostfix
+from tests.support.postfix_setup import MAIL_OWNER
+from tests.support.private_postfix import PrivatePostfix
 
 STARTERS = {
     OURS: servers.ours(),
-    GENUINE: servers.genuine(),
+    POSTFIX: servers.postfix_scache(),
     FILE: servers.ours(file=True),
     AUDIT_OFF: servers.ours("--audit-rows", "0"),
     EMPTY: servers.ours(),
-    GENUINE_EMPTY: servers.genuine(),
+    POSTFIX_EMPTY: servers.postfix_scache(),
 }
 
 _SPARE_DESCRIPTORS = 200
 _AUDIT_PROCESSES = 5
-_EXPIRY_ROUNDS = (OURS, GENUINE, OURS)
-"""Once is enough to see what Postfix's scache(8) does, which takes its time to be filled."""
+_EXPIRY_ROUNDS = (OURS, POSTFIX, OURS)
+"""Postfix's scache(8) runs once only, because it takes long to fill."""
 _MAIL_SESSIONS = 20
 _MAIL_TIMEOUT = 120
-"""Seconds that the mail may take."""
+"""Seconds within which the mail must be delivered."""
 
 Options = Mapping[str, Option]
 _CLIENTS_16: Options = {"protocol": "base", "clients": 16}
@@ -52,41 +62,41 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bench:
-    """How much is measured."""
+    """The amounts of work to measure."""
 
     load: Load
     rounds: int
     milliseconds: int
-    """Of each round of each program."""
+    """Duration of each round of each program."""
     warmup: int
-    """Milliseconds before that."""
+    """Milliseconds of the same work before each round."""
     cached: int
-    """Connections or bindings, where many are asked for."""
+    """Connections or bindings in the scenarios with many of them."""
     messages: int
-    """Mail for Postfix."""
+    """Messages that Postfix delivers."""
 
     def pairs(self, options: Options) -> Callable[[Server], Sample]:
-        """Return what measures pairs for one round."""
+        """Return a function that measures pairs for one round."""
         times: Options = {"ms": self.milliseconds, "warmup": self.warmup}
         return lambda server: self.load.run(server, **times, **options)
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """The programs that one scenario compares, those that can be had."""
+    """The programs that one scenario compares."""
 
     running: dict[str, Server] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """Why the others cannot be had."""
+    """The reasons why other programs cannot run, by label."""
 
     def each(self, measure: Callable[[Server], T]) -> dict[str, T]:
-        """Measure every one once."""
+        """Measure each program once."""
         return {label: measure(server) for label, server in self.running.items()}
 
     def interleaved(self, rounds: int, measure: Callable[[Server], T]) -> dict[str, list[T]]:
-        """Measure them in turn, again and again, now from the first and now from the last on.
+        """Measure the programs in turn, and reverse their order in every second round.
 
-        The first in a round may find the machine in another state than the others.
+        The first one in a round may find the machine in another state than the others.
         """
         figures: dict[str, list[T]] = {label: [] for label in self.running}
         for number in range(rounds):
@@ -128,15 +138,15 @@ def per_pair(
 
 
 Scenario = Callable[[Bench, Sequence[Row]], Iterator[Result]]
-"""Measures some rows in one go."""
+"""A function that measures some rows together."""
 
 
 def pairs(options: Options, *, processes: int = 1) -> Scenario:
-    """Return what compares pairs of the programs that the rows name.
+    """Return a scenario that compares the time of pairs in the programs that the rows name.
 
-    Where the loader puts things makes a process faster or slower than the next one of the same
-    program, by as much as the audit trail costs. So there are several ``processes`` of each for
-    that, with a full trail, which is trimmed as it grows.
+    Two processes of one program differ by as much as the audit log costs, because the loader places
+    them at different addresses. The rows of the audit log therefore use several ``processes`` of
+    each program, with a full log, which is trimmed as it grows.
     """
 
     def run(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
@@ -157,12 +167,12 @@ def pairs(options: Options, *, processes: int = 1) -> Scenario:
 
 
 def fill(bench: Bench, server: Server, count: int, **options: Option) -> Sample:
-    """Save so many connections, in the fastest way that the server knows."""
+    """Save ``count`` connections in the fastest mode of the server."""
     return bench.load.run(server, work="save", count=count, **_FILL, **options)
 
 
 def require_descriptors(count: int) -> None:
-    """Refuse what cannot be done within the limit on open files."""
+    """Raise NotRun if ``count`` connections are beyond the limit on open files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if limit != resource.RLIM_INFINITY and limit < count + _SPARE_DESCRIPTORS:
         raise NotRun(f"{count:,} connections are beyond the hard limit of {limit:,} open files")
@@ -171,10 +181,10 @@ def require_descriptors(count: int) -> None:
 def many_cached(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare time and memory, with many connections cached and with none."""
     require_descriptors(bench.cached)
-    with contenders((GENUINE, OURS, GENUINE_EMPTY, EMPTY)) as four:
+    with contenders((POSTFIX, OURS, POSTFIX_EMPTY, EMPTY)) as four:
         four.each(lambda server: bench.load.run(server, count=100, **_CLIENTS_16))
         before = four.each(lambda server: resident(server.pid))
-        for label in {OURS, GENUINE} & four.running.keys():
+        for label in {OURS, POSTFIX} & four.running.keys():
             fill(bench, four.running[label], bench.cached)
         after = four.each(lambda server: resident(server.pid))
         samples = four.interleaved(bench.rounds, bench.pairs(_CLIENTS_16))
@@ -186,15 +196,15 @@ def many_cached(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
         {label: (after[label] - before[label]) / bench.cached for label in after},
     )
     for row, each in zip(rows[3:], figures, strict=True):
-        one, other = ([each[label]] if label in each else [] for label in (OURS, GENUINE))
-        yield Result(row, one, other, note=four.missing.get(GENUINE, ""))
+        one, other = ([each[label]] if label in each else [] for label in (OURS, POSTFIX))
+        yield Result(row, one, other, note=four.missing.get(POSTFIX, ""))
 
 
 def save_dest(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-    """Compare saving bindings, fresh ones and the same again.
+    """Compare saves of new bindings, and of the same bindings again.
 
-    As the fresh ones stay, so many are there at the start that half-way there
-    are as many as the row says.
+    New bindings accumulate: half-way through the rounds there are as many as the title of the row
+    says.
     """
     each_round = bench.cached // 30
     at_start = bench.cached - bench.rounds * each_round // 2
@@ -203,17 +213,17 @@ def save_dest(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
         work: Options = {"work": "bind", "count": count}
         return lambda server: bench.load.run(server, **work, **_CLIENTS_16, **options)
 
-    with contenders((GENUINE, OURS)) as both:
+    with contenders((POSTFIX, OURS)) as both:
         both.each(bind(at_start, tag=1))
         for row, measure in zip(rows, (bind(each_round), bind(each_round, tag=1)), strict=True):
             yield per_pair(row, both.interleaved(bench.rounds, measure), both.missing)
 
 
 def expire_together(bench: Bench, label: str) -> tuple[Sample, Sample]:
-    """Measure one client's finds while many connections expire in the same moment, and before.
+    """Measure the finds of one client while many connections expire at the same moment, and before.
 
-    Postfix's scache(8) counts whole seconds. Ours does not: with times to live in whole seconds,
-    what expires together has to be saved at the same fraction of a second, give or take a tenth.
+    Postfix's scache(8) counts whole seconds, and this daemon does not. Times to live are whole
+    seconds, so the connections for this daemon must be saved in the same 0.2 s of each second.
     """
     shortest = 3 + bench.cached // 3000
     for seconds in (shortest, 2 * shortest, 4 * shortest):
@@ -231,15 +241,15 @@ def expire_together(bench: Bench, label: str) -> tuple[Sample, Sample]:
             before = bench.load.run(server, ms=int(filled.left / 1e3) - 1000)
             during = bench.load.run(server, ms=3000)
             if descriptors(server.pid) > quiet + bench.cached // 100:
-                raise Failed("they have not expired")
+                raise Failed("the connections have not expired")
             return during, before
-    raise NotRun("this machine is too slow to save them all before the first expires")
+    raise NotRun("this machine is too slow to save all connections before the first expires")
 
 
 def expiry(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-    """Compare the finds of one client while many connections expire in the same moment."""
+    """Compare the finds of one client while many connections expire at the same moment."""
     require_descriptors(bench.cached)
-    watched: dict[str, list[tuple[Sample, Sample]]] = {OURS: [], GENUINE: []}
+    watched: dict[str, list[tuple[Sample, Sample]]] = {OURS: [], POSTFIX: []}
     note = ""
     for label in _EXPIRY_ROUNDS:
         try:
@@ -256,11 +266,11 @@ def expiry(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
         yield Result(row, one, other, note=note)
 
 
-def snapshots(server: Server, enough: Event) -> list[float]:
-    """Take snapshots one after the other; return the milliseconds that each took."""
+def snapshots(server: Server, stop: Event) -> list[float]:
+    """Take snapshots one after the other; return the time of each in milliseconds."""
     taken = []
     with Client(server.path, timeout=30) as client:
-        while not enough.is_set():
+        while not stop.is_set():
             began = time.monotonic()
             os.close(client.snapshot())
             taken.append((time.monotonic() - began) * 1e3)
@@ -268,20 +278,20 @@ def snapshots(server: Server, enough: Event) -> list[float]:
 
 
 def snapshot(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-    """Watch the finds of one client while snapshots are taken one after the other."""
+    """Measure the finds of one client while snapshots are taken one after the other."""
     require_descriptors(bench.cached)
     quiet, during, taken = [], [], []
     for label in (OURS, FILE):
         with STARTERS[label]() as server, ThreadPoolExecutor(1) as threads:
             fill(bench, server, bench.cached)
-            bench.load.run(server, count=2 * bench.cached, **_FILL)  # a full audit trail
+            bench.load.run(server, count=2 * bench.cached, **_FILL)  # fills the audit log
             quiet.append(bench.load.run(server, ms=10 * bench.milliseconds).find_worst / 1e3)
-            enough = Event()
-            taking = threads.submit(snapshots, server, enough)
+            stop = Event()
+            taking = threads.submit(snapshots, server, stop)
             try:
                 sample = bench.load.run(server, ms=20 * bench.milliseconds)
             finally:
-                enough.set()
+                stop.set()
             during.append(sample.find_worst / 1e3)
             taken += taking.result()
     yield Result(rows[0], during, quiet, note="a database in memory, and a file")
@@ -291,24 +301,24 @@ def snapshot(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
 def startup(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
     """Compare the time from exec to the announcement."""
     bare = []
-    started: dict[str, list[float]] = {OURS: [], GENUINE: []}
+    started: dict[str, list[float]] = {OURS: [], POSTFIX: []}
     for _ in range(bench.rounds):
         bare.append(servers.python_pass() * 1e3)
         with contenders(started) as both:
             for label, server in both.running.items():
                 started[label].append(server.started_in * 1e3)
     yield Result(rows[0], started[OURS], bare)
-    yield Result(rows[1], started[OURS], started[GENUINE], note=both.missing.get(GENUINE, ""))
+    yield Result(rows[1], started[OURS], started[POSTFIX], note=both.missing.get(POSTFIX, ""))
 
 
-def deliver(messages: int, *, genuine_scache: bool) -> float:
-    """Return the seconds that a Postfix of our own takes to deliver so many messages."""
+def deliver(messages: int, *, with_scache: bool) -> float:
+    """Return the seconds that a private Postfix takes to deliver ``messages``."""
     with ExitStack() as stack:
         try:
-            postfix = stack.enter_context(PrivatePostfix(genuine_scache=genuine_scache))
+            postfix = stack.enter_context(PrivatePostfix(with_scache=with_scache))
         except (OSError, RuntimeError) as error:
             raise NotRun(str(error)) from None
-        if not genuine_scache:
+        if not with_scache:
             limit = str(postfix.cache_time_limit)
             options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", limit)
             stack.enter_context(Daemon(postfix.cache_socket, *options))
@@ -319,12 +329,12 @@ def deliver(messages: int, *, genuine_scache: bool) -> float:
 
 
 def mail(bench: Bench, rows: Sequence[Row]) -> Iterator[Result]:
-    """Compare what a whole Postfix takes for the same mail."""
+    """Compare the time of a whole Postfix for the same mail."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for at in range(bench.rounds):
-        # The first of two that follow each other finds the machine quieter: take turns at that too.
-        for genuine in (True, False) if at % 2 else (False, True):
-            seconds[genuine].append(deliver(bench.messages, genuine_scache=genuine))
+        # The first of two runs finds the machine quieter, so the order is reversed each time.
+        for with_scache in (True, False) if at % 2 else (False, True):
+            seconds[with_scache].append(deliver(bench.messages, with_scache=with_scache))
     yield Result(rows[0], seconds[False], seconds[True])
 
 
@@ -337,17 +347,17 @@ SCENARIOS: dict[tuple[str, ...], Scenario] = {
     ("inline-deep",): pairs(_CLIENTS_4_DEEP),
     ("audit",): pairs(_CLIENTS_16, processes=_AUDIT_PROCESSES),
     ("audit-deep",): pairs(_CLIENTS_4_DEEP, processes=_AUDIT_PROCESSES),
-    ("cached", "flat", "flat-genuine", "memory-empty", "memory", "memory-each"): many_cached,
+    ("cached", "flat", "flat-postfix", "memory-empty", "memory", "memory-each"): many_cached,
     ("save-dest", "save-dest-again"): save_dest,
     ("expiry", "expiry-median", "expiry-quiet"): expiry,
     ("snapshot", "snapshot-time"): snapshot,
-    ("startup", "startup-genuine"): startup,
+    ("startup", "startup-postfix"): startup,
     ("postfix",): mail,
 }
 
 
 def measure(bench: Bench, wanted: Callable[[str], bool], progress: Progress) -> list[Result]:
-    """Measure the rows that are wanted, and return them in the order of the table."""
+    """Measure the wanted rows; return the results in the order of the table."""
     found: dict[str, Result] = {}
     chosen = [names for names in SCENARIOS if any(map(wanted, names))]
     for names in progress.track(chosen, description="measuring"):

@@ -1,4 +1,4 @@
-"""The programs under measurement, each started for one row of the table and stopped after it."""
+"""The programs under measurement, each started for one scenario and stopped after it."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.daemon import Daemon
-from tests.support.genuine import GenuineScache
+from tests.support.postfix_scache import PostfixScache
 from tests.support.wire import Wire
 
 _TTL = 3600
-"""Seconds: everything that is saved outlives its row."""
+"""Seconds; everything that is saved outlives its scenario."""
 
 _STATUS_INTERVAL = 0.01
-"""Seconds between two reads of what Postfix's scache(8) tells its master. A reader that waits has
-to be woken at every request, which costs the writer a quarter of its time for a pair."""
+"""Seconds between two reads of the status that Postfix's scache(8) writes to its master. A blocking
+reader would be woken by every request, which costs scache(8) a quarter of its time for a pair."""
 
 
 class NotRun(Exception):
-    """Something cannot be measured here; says why."""
+    """A measurement is not possible on this machine; the message is the reason."""
 
 
 class Failed(Exception):
-    """A program under measurement did not do what it must; says what."""
+    """A program under measurement misbehaved; the message says how."""
 
 
 class Server(NamedTuple):
-    """A program that serves."""
+    """A running server."""
 
     path: Path
     """Its socket."""
     pid: int
     started_in: float
-    """Seconds from its exec to its announcement."""
+    """Seconds from exec to the announcement."""
     inline: bool
     """True if it has inline mode."""
 
     def cpu_time(self) -> float:
-        """Return the processor time that it has used, all threads, in microseconds."""
+        """Return the processor time used by all threads, in microseconds."""
         tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e3
 
 
 Starter = Callable[[], AbstractContextManager[Server]]
-"""Starts a program anew; raises NotRun if it cannot be had here."""
+"""A function that starts a program; raises NotRun if that is not possible on this machine."""
 
 
 def ours(*options: str, file: bool = False) -> Starter:
-    """Return what starts our daemon with these options, on a database file or in memory."""
+    """Return the starter of this daemon with these options, on a database file or in memory."""
 
     @contextmanager
     def start() -> Iterator[Server]:
@@ -69,13 +69,13 @@ def ours(*options: str, file: bool = False) -> Starter:
     return start
 
 
-def genuine(open_files: int | None = None) -> Starter:
-    """Return what starts Postfix's scache(8), which may have ``open_files`` at the most."""
+def postfix_scache(open_files: int | None = None) -> Starter:
+    """Return the starter of Postfix's scache(8) with a limit of ``open_files``."""
     limit = {"connection_cache_ttl_limit": f"{_TTL}s"}
 
     @contextmanager
     def start() -> Iterator[Server]:
-        program = GenuineScache(limit, open_files=open_files, status_interval=_STATUS_INTERVAL)
+        program = PostfixScache(limit, open_files=open_files, status_interval=_STATUS_INTERVAL)
         with ExitStack() as stack:
             try:
                 stack.enter_context(program)

@@ -1,1 +1,1 @@
-"""Fuzzing of both halves of the conversation (tools/fuzz)."""
+"""tools/fuzz: fuzzing of both halves of the protocol."""

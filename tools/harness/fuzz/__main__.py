@@ -12,18 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from common import progress
 
-from fuzzing.engine import HANG, MAX_INPUT, TOKENS, fuzz
-from fuzzing.recording import record
-from fuzzing.target import check, read
+from harness.display import progress
+from harness.fuzz.hypothesis_engine import HANG, MAX_INPUT, TOKENS, fuzz
+from harness.fuzz.inputs import read
+from harness.fuzz.recorded_inputs import record
+from harness.fuzz.target import check
 
 STEPS = 400
-"""Requests of a real history, in each mode, that inputs are made of to begin with."""
+"""Random requests that are recorded in each mode, to make the first inputs of."""
 
 
-def own(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
-    """Fuzz with Hypothesis; SystemExit if there is a bug."""
+def fuzz_with_hypothesis(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
+    """Fuzz with Hypothesis; raise SystemExit if there is a bug."""
     began = time.monotonic()
     with progress() as shown:
         task = shown.add_task("inputs", total=inputs)
@@ -46,8 +47,8 @@ def own(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
         raise SystemExit(1)
 
 
-def guided(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
-    """Fuzz with atheris, in a process that libFuzzer ends; SystemExit if there is a bug."""
+def fuzz_with_atheris(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
+    """Fuzz with atheris, in a process of its own; raise SystemExit if there is a bug."""
     with tempfile.TemporaryDirectory(prefix="scache-fuzz-") as name:
         corpus, words = Path(name, "corpus"), Path(name, "words")
         corpus.mkdir()
@@ -57,7 +58,7 @@ def guided(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
         words.write_text("".join(f'"{token}"\n' for token in tokens))
         options = {"runs": inputs, "seed": seed or 1, "timeout": int(HANG), "dict": words}
         options |= {"max_len": 2 * MAX_INPUT, "artifact_prefix": f"{keep}{os.sep}"}
-        command = [sys.executable, "-P", "-m", "fuzzing.guided", str(corpus)]
+        command = [sys.executable, "-P", "-m", "harness.fuzz.atheris_engine", str(corpus)]
         command += [f"-{option}={value}" for option, value in options.items()]
         code = subprocess.run(command, check=False).returncode
     click.echo(f"atheris: {f'a bug, or it could not run (exit code {code})' if code else 'no bug'}")
@@ -74,19 +75,19 @@ def guided(seeds: list[bytes], inputs: int, seed: int, keep: Path) -> None:
     type=click.Choice(["auto", "atheris", "hypothesis", "own"]),
     default="auto",
     show_default=True,
-    help="auto: atheris if it is installed, else Hypothesis, which has the name own as well.",
+    help="auto: atheris if it is installed, else Hypothesis. own: the same as hypothesis.",
 )
 @click.option(
     "--keep",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(tempfile.gettempdir()),
-    help="Where an input that shows a bug is written.  [default: the directory for such things]",
+    help="Write an input that shows a bug to this directory.  [default: that of temporary files]",
 )
 def main(files: tuple[Path, ...], inputs: int, seed: int, engine: str, keep: Path) -> None:
-    """Fuzz both halves of the conversation, beginning with recorded exchanges.
+    """Fuzz both halves of the protocol, beginning with recorded exchanges.
 
-    Exits with 1 at the first bug, and keeps its input. With FILES, tries such
-    inputs again instead.
+    Exits with 1 at the first bug, and writes its input to a file. With FILES,
+    runs the inputs in these files again.
     """
     for file in files:
         click.echo(f"{file}: {read(file.read_bytes())}")
@@ -96,9 +97,9 @@ def main(files: tuple[Path, ...], inputs: int, seed: int, engine: str, keep: Pat
     seeds = record(seed, STEPS)
     click.echo(f"{len(seeds)} inputs recorded to begin with", err=True)
     if engine == "atheris" or (engine == "auto" and find_spec("atheris")):
-        guided(seeds, inputs, seed, keep)
+        fuzz_with_atheris(seeds, inputs, seed, keep)
     else:
-        own(seeds, inputs, seed, keep)
+        fuzz_with_hypothesis(seeds, inputs, seed, keep)
 
 
 if __name__ == "__main__":

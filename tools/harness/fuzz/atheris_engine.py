@@ -1,4 +1,7 @@
-"""The same by atheris, in a process of its own, as libFuzzer ends it; arguments are libFuzzer's."""
+"""The engine that atheris guides by coverage.
+
+It runs in a process of its own, because libFuzzer ends its process. The arguments are libFuzzer's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 with atheris.instrument_imports(include=["scache.protocol"]):
-    from fuzzing.target import check
+    from harness.fuzz.target import check
 
 if __name__ == "__main__":
     atheris.enabled_hooks.add("RegEx")

@@ -1,4 +1,4 @@
-"""The fuzzer that needs no wheel of atheris: recorded inputs, edited at random by Hypothesis."""
+"""The engine for machines without atheris: Hypothesis edits recorded inputs at random."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzzing.target import Broken, check
+from harness.fuzz.invariants import InvariantError
+from harness.fuzz.target import check
 
 HANG = 10.0
-"""Seconds after which an input is said to hang: the slowest takes some milliseconds."""
+"""Seconds after which an input counts as a hang; the slowest takes some milliseconds."""
 
 MAX_INPUT = 4096
-"""Bytes of an input from which on it is not made longer."""
+"""Bytes; an input of this size is not made longer."""
 
 TOKENS = (
     *(b"request", b"save_endp", b"find_endp", b"save_dest", b"find_dest", b"hello", b"snapshot"),
@@ -32,21 +33,22 @@ TOKENS = (
     b"status\x000\0property\0p\0\0",
     b"status\x000\0version\x001\0server\0s\0\0",
 )
-"""What is put into inputs: names, values and whole messages of the protocol."""
+"""Text to insert into inputs: names, values and whole messages of the protocol."""
 
 
 class Outcome(NamedTuple):
-    """What fuzzing came to."""
+    """The result of fuzzing."""
 
     inputs: int
     slowest: float
     """Seconds of the slowest input."""
     error: BaseException | None
-    """What a bug showed itself by, and the input that it did so with."""
+    """The exception that shows a bug; None if there is none."""
     data: bytes
+    """The input that raised it."""
 
 
-# The control bytes stand at the beginning: as likely a place as all the rest.
+# The controls are at the beginning: edit them as often as all the rest.
 _PLACES = st.integers(0, 40) | st.integers(0, MAX_INPUT)
 _PUT = st.sampled_from(TOKENS) | st.binary(max_size=2)
 _EDITS = st.lists(
@@ -57,7 +59,7 @@ _EDITS = st.lists(
 def edited(
     data: bytes, splice: tuple[bytes, int, int] | None, edits: list[tuple[int, int, bytes, int]]
 ) -> bytes:
-    """Return an input with the end of another, if any, and with other bytes at some places."""
+    """Return an input with edits, and with the end of another input if ``splice`` names one."""
     if splice is not None:
         other, to, since = splice
         data = data[: to % (len(data) + 1)] + other[since % (len(other) + 1) :]
@@ -71,7 +73,7 @@ def edited(
 def fuzz(
     seeds: Sequence[bytes], inputs: int, seed: int, on_input: Callable[[int], object]
 ) -> Outcome:
-    """Try the seeds and so many inputs like them; stop at the first bug, and shrink its input."""
+    """Try the seeds, then inputs made from them; stop at the first bug and shrink its input."""
     slowest, tried, last = 0.0, 0, b""
     signal.signal(signal.SIGALRM, _hung)
 
@@ -102,10 +104,10 @@ def fuzz(
             attempt(data)
         if inputs > len(seeds):
             generated()
-    except Exception as error:  # noqa: BLE001 - whichever it is, it is what we look for
+    except Exception as error:  # noqa: BLE001 - any exception is a bug
         return Outcome(tried, slowest, error, last)  # Hypothesis tries the smallest input last
     return Outcome(tried, slowest, None, b"")
 
 
 def _hung(*_: object) -> None:
-    raise Broken(f"it hangs: {HANG:.0f} seconds were not enough")
+    raise InvariantError(f"an input takes more than {HANG:.0f} seconds")

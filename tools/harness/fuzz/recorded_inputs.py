@@ -1,4 +1,4 @@
-"""Real exchanges, recorded between real clients and a real daemon, as inputs to begin with."""
+"""Seed inputs: exchanges recorded between the real clients and a real daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 
-from fuzzing.target import ANNOUNCE, CLIENT, NUMBERS, PERMIT, STRETCH, STRETCHED, write
+from harness.fuzz.client_check import NUMBERS
+from harness.fuzz.inputs import ANNOUNCE, CLIENT, PERMIT, STRETCH, STRETCHED, write
 from scache import Client, Found
 from scache.errors import ProtocolError
 from scache.protocol.messages import HELLO_REPLY_WITH_FEATURES
@@ -22,13 +23,13 @@ from tests.support.replay import InlinePlayer, Player, Supply
 from tests.support.request_sequences import TTL_LIMIT, random_steps
 
 Sent = tuple[bytes, int]
-"""What one recvmsg(2) brought: bytes, and how many descriptors."""
+"""The bytes of one recvmsg(2), and the number of descriptors with them."""
 
 STEPS_OF_A_SEED = 4
 
 
 class Relay:
-    """Stands between a daemon and its clients, and writes down what passes."""
+    """A relay between a daemon and its clients that records what passes through."""
 
     def __init__(self, path: Path, daemon: Path) -> None:
         self._daemon = daemon
@@ -40,13 +41,13 @@ class Relay:
         threading.Thread(target=self._run, daemon=True).start()
 
     def take(self) -> tuple[list[Sent], list[Sent]]:
-        """Return what has passed since the last time, to the server and to the client."""
+        """Return what passed since the last call: to the server, and to the client."""
         taken = self.to_server, self.to_client
         self.to_server, self.to_client = [], []
         return taken
 
     def close(self) -> None:
-        """Accept nobody any more."""
+        """Stop accepting clients."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -89,11 +90,11 @@ AT_THE_LIMITS = (
         [NUMBERS["hello"], NUMBERS["snapshot"]],
     ),
 )
-"""What no real exchange has."""
+"""Inputs at limits that no recorded exchange reaches."""
 
 
 def record(seed: int, steps: int) -> list[bytes]:
-    """Return inputs for both halves: what a server was told in so many steps, and a client."""
+    """Return inputs for both halves; ``steps`` random requests are recorded in each mode."""
     with (
         tempfile.TemporaryDirectory(prefix="scache-fuzz-") as name,
         Daemon(Path(name, "socket"), "--ttl-limit", str(TTL_LIMIT)) as daemon,
@@ -101,20 +102,20 @@ def record(seed: int, steps: int) -> list[bytes]:
     ):
         path = Path(name, "relay")
         return [
-            *_histories(relay, path, Player, Random(seed), steps),
-            *_histories(relay, path, InlinePlayer, Random(seed), steps),
+            *_random_requests(relay, path, Player, Random(seed), steps),
+            *_random_requests(relay, path, InlinePlayer, Random(seed), steps),
             *_clients(relay, path, inline=False),
             *_clients(relay, path, inline=True),
             *AT_THE_LIMITS,
         ]
 
 
-def _histories(
+def _random_requests(
     relay: Relay, path: Path, kind: type[Player], random: Random, steps: int
 ) -> Iterator[bytes]:
-    """Play a random history, good and bad, and cut it into inputs for a server."""
+    """Play random requests, good and bad, and cut the recording into inputs for a server."""
     hello = [(b"request\0hello\0\0", 0)] if kind is InlinePlayer else []
-    # The player's other client, which tells when the first has been served.
+    # The player has a second client, which shows when the first has been served.
     asked_by_other = b"request\0save_dest\0"
     with closing(Supply()) as supply, kind(path) as player:
         relay.take()
@@ -132,7 +133,7 @@ def _histories(
 
 
 def _clients(relay: Relay, path: Path, *, inline: bool) -> Iterator[bytes]:
-    """Do what our client can do; what it is told is an input for a client, and so on."""
+    """Use each method of a client, and yield both directions of the recording as inputs."""
     here, there = socket.socketpair()
     with here, there, Client(path, inline=inline) as client:
         works: list[tuple[str, Callable[[], object]]] = [
@@ -152,7 +153,7 @@ def _clients(relay: Relay, path: Path, *, inline: bool) -> Iterator[bytes]:
                 ("purge_ids", lambda: client.purge(ids=[1, 2**63 - 1])),
             ]
         for at, (name, work) in enumerate(works):
-            with suppress(ProtocolError):  # of a ttl that is none
+            with suppress(ProtocolError):  # for the invalid ttl
                 _close(work())
             sent, received = relay.take()
             exchanges = [NUMBERS["hello"]] if inline else []

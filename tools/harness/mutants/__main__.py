@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-from common import print_table, progress
 
-from mutating.mutation import LIST, Mutation, Outcome, Result, read_list, run
+from harness.display import print_table, progress
+from harness.mutants.mutation import LIST, Mutation, Outcome, Result, read_list, run
 
 
 @click.command()
@@ -19,23 +19,23 @@ from mutating.mutation import LIST, Mutation, Outcome, Result, read_list, run
     "--jobs",
     type=click.IntRange(min=1),
     default=os.cpu_count() or 1,
-    help="Mutants that are tested at the same time.  [default: one for each processor]",
+    help="Mutants to test at the same time.  [default: one for each processor]",
 )
 @click.option(
     "--list",
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=LIST,
-    help="Read the mutations there.  [default: tools/mutations.toml]",
+    help="Read the mutations from this file.  [default: tools/mutations.toml]",
 )
 def main(words: tuple[str, ...], jobs: int, path: Path) -> None:
-    """Break the code in known ways, one at a time, and see whether the quick tests notice.
+    """Break the code in known ways, one at a time, and run the quick tests.
 
     Each mutation is applied to a copy of the working tree. It is killed if one
     of its tests fails there, and passes without it. With WORDS, only mutations
-    with such a word in the name of their file or in their text are tried.
+    with one of them in the name of their file or in their text are tried.
 
-    Exits with 1 unless all are killed.
+    Exits with 1 unless all mutants are killed.
     """
     mutations = [
         each

@@ -1,4 +1,4 @@
-"""Mutations, and what becomes of the tests when one is applied to a copy of the tree."""
+"""The list of mutations, and the result of the tests with one applied to a copy of the tree."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIST = ROOT / "tools" / "mutations.toml"
 
 _TEST_TIMEOUT, _TIMEOUT = 60, 300
-"""Seconds for one test, and for all of a mutant."""
+"""Seconds for one test, and for all tests of a mutant."""
 
 _OK, _FAILED, _LATE = 0, 1, -1
-"""Exit codes of pytest, and what stands for one that came to no end. Others mean that it could not
-run the tests."""
+"""Exit codes of pytest, and a value for a run that was stopped. Any other code is an error."""
 
 
 class StaleError(Exception):
@@ -32,16 +31,16 @@ class StaleError(Exception):
 
 
 class Mutation(NamedTuple):
-    """A change of the code that makes it wrong."""
+    """A change that breaks the code."""
 
     file: str
     """The path in the checkout."""
     old: str
-    """Text that stands in the file once: whole lines."""
+    """Text that occurs in the file exactly once: whole lines."""
     new: str
-    """Text that replaces it."""
+    """The replacement."""
     tests: tuple[str, ...]
-    """Names of the test files that are to notice it; all of them if there are none."""
+    """Test files of which one must fail; empty for all of them."""
 
     def apply(self, text: str) -> str:
         """Return the text of the file with the change; raise StaleError if it does not fit."""
@@ -52,32 +51,32 @@ class Mutation(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """The first line that it changes."""
+        """The first line that changes."""
         new = self.new.splitlines()
         return next((line.strip() for line in self.old.splitlines() if line not in new), self.new)
 
 
 class Outcome(Enum):
-    """What became of a mutant."""
+    """The result for a mutant."""
 
     KILLED = "killed"
     SURVIVED = "SURVIVED"
     STALE = "STALE"
-    """The list does not fit the code."""
+    """The list does not fit the code any more."""
     ERROR = "ERROR"
-    """Its tests cannot be run, or fail without it as well."""
+    """The tests cannot run, or fail also without the mutation."""
 
 
 class Result(NamedTuple):
-    """What became of a mutant, and why."""
+    """The result for a mutant, and the reason."""
 
     outcome: Outcome
     detail: str
-    """The test that failed, or the reason of an error."""
+    """The test that failed, or the error."""
 
 
 def read_list(path: Path = LIST) -> list[Mutation]:
-    """Return the mutations of a list."""
+    """Return the mutations of a list file."""
     entries = tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]
     return [
         Mutation(each["file"], each["old"], each["new"], tuple(each.get("tests", ())))
@@ -97,10 +96,10 @@ def run(mutation: Mutation) -> Result:
     if code == _OK:
         return Result(Outcome.SURVIVED, f"by {', '.join(mutation.tests) or 'all quick tests'}")
     if code == _LATE:
-        return Result(Outcome.KILLED, f"no end within {_TIMEOUT} seconds")
+        return Result(Outcome.KILLED, f"not done within {_TIMEOUT} seconds")
     if code != _FAILED or not failed:
         return Result(Outcome.ERROR, f"pytest ended with {code}")
-    with copied() as tree:  # a new one: Python could take compiled files of the mutant for good
+    with copied() as tree:  # a new copy, without the compiled files of the mutant
         code, _ = _test(tree, failed)
     if code != _OK:
         return Result(Outcome.ERROR, f"fails without the mutation: {failed[0]}")
@@ -109,12 +108,12 @@ def run(mutation: Mutation) -> Result:
 
 @contextmanager
 def copied() -> Iterator[Path]:
-    """Make a copy of the working tree, without what git ignores."""
+    """Copy the working tree, except the files that git ignores."""
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listing, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     with tempfile.TemporaryDirectory(prefix="scache-mutant-") as directory:
         tree = Path(directory)
-        tree.chmod(0o755)  # tests start daemons that give up root
+        tree.chmod(0o755)  # tests start daemons that give up root and must reach it
         for name in filter(None, names.split("\0")):
             if (ROOT / name).exists():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def copied() -> Iterator[Path]:
 
 
 def _test(tree: Path, tests: list[str]) -> tuple[int, list[str]]:
-    """Run quick tests until one fails; return pytest's exit code, and which failed."""
+    """Run quick tests until one fails; return pytest's exit code, and the tests that failed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-m", "not slow"]
     options = ("-o", f"timeout={_TEST_TIMEOUT}", "--hypothesis-profile=mutants")
     with subprocess.Popen(

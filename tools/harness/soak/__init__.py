@@ -1,1 +1,1 @@
-"""The soak: many clients, good and hostile, for long, and the books checked (tools/soak)."""
+"""tools/soak: many clients, good and hostile, over a long time."""

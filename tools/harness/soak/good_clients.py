@@ -1,6 +1,7 @@
-"""Well-behaved clients: many in a process, which saves, finds and checks what was found.
+"""Well-behaved clients, many in a process, that save, find, and check each connection found.
 
-A connection proves what it is: its other end was told, and the client that finds it reads that.
+The other end of a connection sends its endpoint, properties and a token when it is saved. The
+client that finds the connection reads them.
 """
 
 from __future__ import annotations
@@ -26,42 +27,42 @@ from scache import AsyncClient, Found, ProtocolError, Refused, Unavailable
 ENDPOINTS = 60
 DESTINATIONS = 30
 BOUND = 3
-"""Endpoints of a destination."""
+"""Endpoints to which a destination is bound."""
 
 MAX_TTL = 8
 """Seconds."""
 
 HELD = 4.0
-"""Seconds for which the other end of what was saved stays open, on average."""
+"""Seconds, on average, for which the other end of a saved connection stays open."""
 
 TOKENS = 10**9
-"""Each process has so many tokens of its own."""
+"""Tokens reserved for each process."""
 
 END = b"\n"
 
 
 def endpoint(number: int) -> bytes:
-    """Return a label: of any bytes but NUL."""
+    """Return the label of an endpoint, which is not UTF-8."""
     return b"endpoint %d \xff" % number
 
 
 def destination(number: int) -> bytes:
-    """Return a label."""
+    """Return the label of a destination."""
     return b"destination %d" % number
 
 
 def endpoints_of(number: int) -> list[int]:
-    """Return the endpoints that a destination is bound to, by whatever client."""
+    """Return the endpoints to which clients bind a destination."""
     return [(number * 7 + at * 13) % ENDPOINTS for at in range(BOUND)]
 
 
 def binding(of: int, to: int) -> bytes:
-    """Return the properties of a binding."""
+    """Return the properties of the binding of a destination to an endpoint."""
     return b"%d to %d" % (of, to)
 
 
 def connection(kind: str, label: bytes, properties: bytes, token: int) -> tuple[int, int]:
-    """Open a connection, and tell one end what it is; return this one and the one to save."""
+    """Open a connection and write a proof to it; return that end and the end to save."""
     if kind == "pipe":
         theirs, ours = os.pipe()
     elif kind == "unix":
@@ -75,7 +76,7 @@ def connection(kind: str, label: bytes, properties: bytes, token: int) -> tuple[
 
 
 class Proof(NamedTuple):
-    """What a connection said of itself."""
+    """The data that the other end of a connection sent."""
 
     endpoint: bytes
     properties: bytes
@@ -83,7 +84,7 @@ class Proof(NamedTuple):
 
 
 class WrongHit(Exception):
-    """What was found is not what was asked for."""
+    """A find returned another connection than it asked for."""
 
 
 def read(found: Found) -> Proof:
@@ -92,14 +93,14 @@ def read(found: Found) -> Proof:
     while not data.endswith(END):
         more = _read(found.descriptor, milliseconds=1000)
         if not more:
-            raise WrongHit(f"it says nothing more than {data!r}: {more!r}")
+            raise WrongHit(f"the connection sent only {data!r}, then {more!r}")
         data += more
     label, properties, token = data.removesuffix(END).split(b"\0")
     return Proof(label, properties, int(token))
 
 
 def _read(descriptor: int, *, milliseconds: int) -> bytes | None:
-    """Return what there is to read, nothing after a hang-up; None if nothing comes in time."""
+    """Return the data to read, b"" after a hang-up, None if the time is over."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     if not poll.poll(milliseconds):
@@ -111,7 +112,7 @@ def _read(descriptor: int, *, milliseconds: int) -> bytes | None:
 
 
 def check(found: Found, *, asked: int, is_destination: bool) -> Proof:
-    """Return the proof of what was found; raise WrongHit if it is not what was asked for."""
+    """Return the proof of a connection; raise WrongHit if the find asked for another one."""
     proof = read(found)
     if proof.properties != found.endpoint_properties:
         raise WrongHit(f"{proof} came with the properties {found.endpoint_properties!r}")
@@ -126,13 +127,13 @@ def check(found: Found, *, asked: int, is_destination: bool) -> Proof:
 
 @dataclass
 class Report:
-    """What clients have seen."""
+    """The results of the clients of one process."""
 
     counts: Counter[str] = field(default_factory=Counter)
     tokens: array[int] = field(default_factory=lambda: array("Q"))
-    """Of all that was found."""
+    """Tokens of the connections that were found."""
     saved: int = 0
-    """Tokens given out."""
+    """Tokens that were used."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -150,26 +151,26 @@ class Population:
         self.report = Report()
 
     async def run(self, pipe: Pipe) -> None:
-        """Live until the pipe says something."""
+        """Run the clients until the pipe has a message."""
         async with anyio.create_task_group() as tasks:
             for number in range(self._clients):
-                tasks.start_soon(self._live, number)
-            tasks.start_soon(self._let_go)
+                tasks.start_soon(self._run_client, number)
+            tasks.start_soon(self._close_other_ends)
             await anyio.wait_readable(pipe.fileno())
             self._over.set()
         for _, other in self._others:
             os.close(other)
 
-    async def _let_go(self) -> None:
-        """Close other ends when their time has come."""
+    async def _close_other_ends(self) -> None:
+        """Close the other ends whose time is over."""
         while not self._over.is_set():
             now = time.monotonic()
             while self._others and self._others[0][0] <= now:
                 os.close(heapq.heappop(self._others)[1])
             await anyio.sleep(0.02)
 
-    async def _live(self, number: int) -> None:
-        """Connect, make some requests, leave, and come again."""
+    async def _run_client(self, number: int) -> None:
+        """Connect, make some requests and disconnect, again and again."""
         inline = number % 2 == 0
         while not self._over.is_set():
             async with AsyncClient(self._path, inline=inline, timeout=10) as client:
@@ -206,7 +207,7 @@ class Population:
             kind = random.choices(("unix", "tcp", "pipe"), (70, 20, 10))[0]
             ours, theirs = connection(kind, label, properties, token)
             if random.random() < 0.1:
-                os.close(ours)  # its peer closed even before it was saved
+                os.close(ours)  # the peer closed before the connection was saved
                 report.counts["peer closed before the save"] += 1
             else:
                 until = time.monotonic() + random.expovariate(1 / HELD)
@@ -289,13 +290,13 @@ WORK: dict[str, float] = {
     "purge": 0.5,
     "snapshot": 0.05,
 }
-"""What a client does, and how often."""
+"""Weights of the requests that a client makes."""
 
 
 def run(path: Path, number: int, clients: int, pause: float, seed: int, pipe: Pipe) -> None:
-    """Be a process of clients until the pipe says something; send the report."""
+    """Run clients until the pipe has a message; then send the report."""
     with suppress(PermissionError):
-        os.nice(5)  # what is under test is the daemon, not the scheduling of this process
+        os.nice(5)  # the test is of the daemon, not of how this process is scheduled
     population = Population(path, number, clients, pause, seed)
     anyio.run(population.run, pipe)
     pipe.send(population.report)

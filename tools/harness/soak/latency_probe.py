@@ -1,4 +1,4 @@
-"""A client that takes the time of its requests, whatever others do."""
+"""A client that measures the latency of its own requests."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ PAUSE = 0.004
 """Seconds between two saves and finds."""
 
 MOST_WORST = 5
-"""So many of the longest times are told."""
+"""The number of longest times to report."""
 
 
 class Latency(NamedTuple):
-    """Times of requests; milliseconds."""
+    """Latencies of requests, in milliseconds."""
 
     requests: int
     median: float
     p99: float
     worst: list[float]
-    """The longest, the longest first."""
+    """The longest times, in descending order."""
 
 
 def run(path: Path, pipe: Pipe) -> None:
-    """Time requests under the name that the pipe gave last, until it gives an empty one."""
+    """Time requests, and file them under the phase that the pipe named last, until it sends ""."""
     with suppress(PermissionError):
         os.nice(-10)
     gc.disable()
@@ -66,16 +66,16 @@ def _exchange(
     times.extend(((saved - began) * 1e3, (ended - saved) * 1e3))
     if found is None:
         if taken:
-            wrong.append("the probe did not find what it had saved")
+            wrong.append("the probe did not find the connection that it had saved")
         return
     with found.socket() as connection:
         connection.send(b"x")
         if here.recv(10) != b"x":
-            wrong.append("the probe found something else than it had saved")
+            wrong.append("the probe found another connection than it had saved")
 
 
 def summary(times: array[float]) -> Latency:
-    """Sum times up."""
+    """Summarize times."""
     p99 = statistics.quantiles(times, n=100)[98]
     worst = sorted(times, reverse=True)[:MOST_WORST]
     return Latency(len(times), statistics.median(times), p99, worst)

@@ -1,1 +1,1 @@
-"""tools/trials: what must hold in hard times, tried often."""
+"""tools/stress: few open files, dead peers and kills, each tried many times."""

@@ -1,226 +1,44 @@
-"""tools/trials: each trial is tried many times, and tells what it saw."""
+"""The command line of tools/stress."""
 
 from __future__ import annotations
 
-import os
-import select
-import sqlite3
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from random import Random
-from threading import Event
-from typing import NamedTuple
 
 import click
-from benchmark.servers import genuine
-from common import descriptors, prepare, print_table, progress
 
-from scache import Client, ProtocolError, Unavailable
-from tests.support.commands import SCACHE, run_command
-from tests.support.daemon import Daemon
-from tests.support.peer import Parked
-
-OPEN_FILES = 160
-SAVES = 2_000
-MOST_CLIENTS = 100
-"""Clients that come to Postfix's scache(8) until it is dead."""
-DEAD_PEERS = 10_000
-AT_ONCE = 500
-LIVE = 10
-"""Peers that stay while those hang up."""
-NOTICED_WITHIN = 0.1
-"""Seconds after which a dead peer must not be handed out."""
-KILLS = 100
-LOAD_SECONDS = 0.3
-LONGEST_START = 1.0
-LONGEST_FIND = 0.05
-
-
-class Fact(NamedTuple):
-    """Something that was seen."""
-
-    holds: bool | None
-    """True if it is as it must be; None for what is told for comparison."""
-    text: str
-
-
-def open_files(directory: Path, _: float) -> Iterator[Fact]:
-    """Save without end where there are few open files."""
-    with Daemon(directory / "socket", open_files=OPEN_FILES) as daemon:
-        with Client(daemon.path, inline=False) as client:
-            client.find_endp("nothing")
-            before = descriptors(daemon.pid)
-            saved, finds = _save_without_end(client)
-            most = descriptors(daemon.pid)
-            with Client(daemon.path) as administrator:
-                administrator.purge([f"{number}" for number in range(SAVES)])
-            after = descriptors(daemon.pid)
-        alive = daemon.terminate() == 0
-    yield Fact(alive and saved == SAVES, f"{saved:,} of {SAVES:,} saves done, exit 0 when asked")
-    yield Fact(most < OPEN_FILES, f"{most} of {OPEN_FILES} descriptors open at the end of it")
-    yield Fact(after <= before + 1, f"{after} open once all is purged, {before} before")
-    yield Fact(max(finds) < LONGEST_FIND, f"finds meanwhile: {_times(finds)}")
-    with genuine(OPEN_FILES)() as server, ExitStack() as clients:
-        client = clients.enter_context(Client(server.path, inline=False))
-        saved, _finds = _save_without_end(client)
-        others = 0
-        # Others come, as they do when they see nothing of it.
-        while not _gone(server.pid) and others < MOST_CLIENTS:
-            others += 1
-            other = clients.enter_context(Client(server.path, inline=False, timeout=0.2))
-            with suppress(Unavailable):
-                other.find_endp("nothing")
-        end = "dead, with all that it held" if _gone(server.pid) else "alive"
-    yield Fact(None, f"the original: {saved:,} saves done; when {others} more had come: {end}")
-
-
-def _save_without_end(client: Client) -> tuple[int, list[float]]:
-    """Return how many saves were done before it could not go on, and how long finds took."""
-    saved, finds = 0, []
-    with open(os.devnull, "rb") as something, suppress(Unavailable, ProtocolError):  # noqa: PTH123
-        for number in range(SAVES):
-            saved += client.save_endp(60, f"{number}", "", something)
-            began = time.monotonic()
-            client.find_endp("nothing")
-            finds.append(time.monotonic() - began)
-    return saved, finds
-
-
-def dead_peers(directory: Path, scale: float) -> Iterator[Fact]:
-    """Ask for connections whose peers have hung up."""
-    tries = max(int(DEAD_PEERS * scale) // AT_ONCE, 1)
-    handed_out = alive_lost = 0
-    with Daemon(directory / "socket") as daemon, Client(daemon.path, timeout=30) as client:
-        for _ in range(tries):
-            with ExitStack() as ends:
-                for number in range(LIVE):
-                    ends.enter_context(Parked(client, 60, f"live {number}"))
-                dead = [Parked(client, 60, f"dead {number}") for number in range(AT_ONCE)]
-                for each in dead:
-                    each.peer.close()
-                time.sleep(NOTICED_WITHIN)
-                handed_out += sum(_is_found(client, f"dead {at}") for at in range(AT_ONCE))
-                alive_lost += sum(not _is_found(client, f"live {at}") for at in range(LIVE))
-    text = f"{handed_out} of {tries * AT_ONCE:,} peers that had hung up were handed out"
-    yield Fact(handed_out == 0, f"{text} {NOTICED_WITHIN * 1e3:.0f} ms later")
-    yield Fact(alive_lost == 0, f"{alive_lost} of {tries * LIVE} live ones meanwhile were lost")
-
-
-def _is_found(client: Client, endpoint: str) -> bool:
-    found = client.find_endp(endpoint)
-    if found is not None:
-        found.close()
-    return found is not None
-
-
-def kills(directory: Path, scale: float) -> Iterator[Fact]:
-    """Kill the daemon in the middle of its work on one file."""
-    tries = max(int(KILLS * scale), 1)
-    database, path = directory / "cache.db", directory / "socket"
-    starts, unsound = [], 0
-    for _ in range(tries):
-        began = time.monotonic()
-        with Daemon(path, "--audit-rows", "10000000", database=database) as daemon:
-            starts.append(time.monotonic() - began)
-            _load(daemon)
-        with closing(sqlite3.connect(database)) as file:
-            unsound += file.execute("PRAGMA integrity_check").fetchall() != [("ok",)]
-    with Daemon(path, "--audit-rows", "10000000", database=database):
-        checked = run_command(*SCACHE, "check", "--socket", str(path)).returncode
-    with closing(sqlite3.connect(database)) as file:
-        counters = dict(file.execute("SELECT name, value FROM counter"))
-        ((live,),) = file.execute("SELECT count(*) FROM connection")
-    saved, lost = counters["save_endp_ok"], counters["connections_lost"]
-    yield Fact(unsound == 0, f"{unsound} of {tries} times the file was not sound after kill -9")
-    yield Fact(max(starts) < LONGEST_START, f"starts: {_times(starts)}")
-    yield Fact(
-        checked == 0,
-        f"of {saved:,} connections saved, {lost:,} were lost with their process, {live} are left; "
-        f"scache check {'has nothing to say' if checked == 0 else f'ends with {checked}'}",
-    )
-
-
-def _load(daemon: Daemon) -> None:
-    """Make requests in both modes until the daemon is killed."""
-    killed = Event()
-
-    def work(seed: int) -> None:
-        random = Random(seed)
-        with (
-            suppress(Unavailable, ProtocolError),
-            Client(daemon.path, inline=bool(seed % 2)) as client,
-            open(os.devnull, "rb") as something,  # noqa: PTH123
-        ):
-            while not killed.is_set():
-                label = f"{random.randrange(20)}"
-                client.save_endp(random.choice((1, 60)), label, "", something)
-                client.save_dest(60, label, "", label)
-                found = client.find_dest(label) if random.random() < 0.5 else None
-                if found is not None:
-                    found.close()
-
-    with ThreadPoolExecutor(4) as threads:
-        work_done = [threads.submit(work, seed) for seed in range(4)]
-        time.sleep(LOAD_SECONDS)
-        daemon.kill()
-        killed.set()
-    for each in work_done:
-        each.result()
-
-
-def _gone(pid: int) -> bool:
-    """Return True if a process has ended, or does in a moment."""
-    process = os.pidfd_open(pid)
-    try:
-        return bool(select.select([process], [], [], 0.2)[0])
-    finally:
-        os.close(process)
-
-
-def _times(seconds: list[float]) -> str:
-    return f"median {statistics.median(seconds) * 1e3:.2f} ms, worst {max(seconds) * 1e3:.2f} ms"
-
-
-TRIALS: dict[str, Callable[[Path, float], Iterator[Fact]]] = {
-    "open-files": open_files,
-    "dead-peers": dead_peers,
-    "kills": kills,
-}
+from harness.display import print_table, progress
+from harness.processes import prepare
+from harness.stress.scenarios import SCENARIOS, Fact
 
 EPILOG = """\b
-open-files  saves without end with 160 open files, and what the original
-            does then
-dead-peers  peers that hang up while they are cached, and are asked for
-            100 ms later
-kills       kill -9 under load on one database file, again and again
+open-files  save without end under a limit of 160 open files; the same
+            with Postfix's scache(8)
+dead-peers  let peers hang up, and find their connections 100 ms later
+kills       kill -9 under load, again and again, on one database file
 """
 
 
 @click.command(epilog=EPILOG)
-@click.argument("names", nargs=-1, type=click.Choice(list(TRIALS)))
+@click.argument("names", nargs=-1, type=click.Choice(list(SCENARIOS)))
 @click.option(
     "--scale",
     type=click.FloatRange(min=0.01),
     default=1.0,
     show_default=True,
-    help="This part of the tries: 1 is 10,000 dead peers and 100 kills.",
+    help="Scale of the numbers: 1 is 10,000 dead peers and 100 kills.",
 )
 def main(names: tuple[str, ...], scale: float) -> None:
-    """Try what must hold in hard times; without NAMES, all of it.
+    """Put the daemon under stress; without NAMES, run all scenarios.
 
-    Exits with 1 if anything does not hold.
+    Exits with 1 if anything is not as it must be.
     """
     prepare()
     facts: list[tuple[str, Fact]] = []
     with progress() as shown:
-        for name in shown.track(names or tuple(TRIALS), description="trying"):
-            with tempfile.TemporaryDirectory(prefix="scache-trial-") as directory:
-                facts += [(name, fact) for fact in TRIALS[name](Path(directory), scale)]
+        for name in shown.track(names or tuple(SCENARIOS), description="stress"):
+            with tempfile.TemporaryDirectory(prefix="scache-stress-") as directory:
+                facts += [(name, fact) for fact in SCENARIOS[name](Path(directory), scale)]
     marks = {True: "ok", False: "NO", None: "--"}
     rows = [(marks[fact.holds], name, fact.text) for name, fact in facts]
     print_table(("", "", ""), rows)
@@ -229,4 +47,4 @@ def main(names: tuple[str, ...], scale: float) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="tools/trials")
+    main(prog_name="tools/stress")

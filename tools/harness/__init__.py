@@ -1,0 +1,1 @@
+"""Implementation of the tools for contributors: one subpackage for each of them."""
