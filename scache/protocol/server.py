@@ -16,16 +16,11 @@ After ``hello`` a client is in inline mode, and its state stays IDLE. The messag
 carries the descriptor, the reply to a find that hits carries the descriptor, and there are no
 dummies.
 
-Malformed requests are handled as in Postfix's scache(8). It reads names and values one by one,
-searches them for ``request``, stops at the first attribute that it does not expect, and ignores
-the attributes after the last expected one. A message has at most one reply.
-
-Four things differ from Postfix on purpose:
+A message has at most one reply. Three things differ from Postfix's scache(8) on purpose:
 
 - A descriptor that arrives together with its ``save_endp`` is accepted.
 - Requests that are sent ahead are kept and answered in order.
 - A found connection is put back if the client does not take its descriptor.
-- A message that is too long is malformed.
 """
 
 from __future__ import annotations
@@ -37,7 +32,7 @@ from typing import NamedTuple
 
 from scache.errors import ProtocolError
 from scache.model import Status
-from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NUL, NeedData, encode
+from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NeedData, encode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
     DESCRIPTOR_BYTE,
@@ -59,15 +54,7 @@ from scache.protocol.messages import (
     SaveEndp,
     encode_reply,
 )
-from scache.protocol.request_parser import (
-    ATTRIBUTES,
-    MESSAGES,
-    REQUEST,
-    WELL_FORMED,
-    Malformed,
-    parse,
-    read_odd,
-)
+from scache.protocol.request_parser import REQUEST, Malformed, RequestParser
 
 
 class Save(NamedTuple):
@@ -135,17 +122,11 @@ class ServerConversation:
         Without ``offer_inline`` the extensions are disabled and ``hello`` is malformed.
         """
         self._offers_inline = offer_inline
-        self._max_message_size = max_message_size
         self._max_ahead_size = max_ahead_size
         self.inline = False
         """True if the client has requested inline mode."""
         self._state = _IDLE
-        self._buffer = b""
-        self._at = 0
-        self._scanned = 0
-        """Bytes of the message at `_at` that are known to be complete attributes."""
-        self._skipping = False
-        """True if the message at `_at` is the rest of one that was too long."""
+        self._parser = RequestParser(max_message_size)
         self.descriptors: deque[int] = deque()
         """Received descriptors that were not passed on yet."""
         self._held: deque[Request | Malformed] = deque()
@@ -167,14 +148,15 @@ class ServerConversation:
         """
         if descriptors:
             self.descriptors.extend(descriptors)
-        if self._at < len(self._buffer):
-            data = self._buffer[self._at :] + data
+        parser = self._parser
+        if parser.at < len(parser.buffer):
+            data = parser.buffer[parser.at :] + data
         elif not self._held:
             self._lost = False  # the data that the lost descriptor belonged to was parsed
         if lost:
             self._lost = True
-        self._buffer = data
-        self._at = 0
+        parser.buffer = data
+        parser.at = 0
         self.unread = True
 
     def data_to_send(self) -> bytes:
@@ -186,8 +168,10 @@ class ServerConversation:
     @property
     def between_exchanges(self) -> bool:
         """True if no exchange is in progress, so the client may stay idle without a time-out."""
-        idle = self._state is _IDLE and not self._held
-        return idle and self._at == len(self._buffer) and not self._skipping
+        if self._state is not _IDLE or self._held:
+            return False
+        parser = self._parser
+        return parser.at == len(parser.buffer) and not parser.skipping
 
     def surplus_descriptors(self) -> list[int]:
         """Return the descriptors that belong to no request; the caller must close them.
@@ -240,12 +224,13 @@ class ServerConversation:
         Raises ProtocolError if the client has sent more requests or descriptors ahead than the
         limits allow. The conversation must not be used afterwards.
         """
+        parser = self._parser
         while True:
             event: Event | NeedData | None
-            if self._at == len(self._buffer) and not (self._held and self._state is _IDLE):
+            if parser.at == len(parser.buffer) and not (self._held and self._state is _IDLE):
                 return self._wait()
             if self._state is _IDLE:
-                request = self._held.popleft() if self._held else self._next_request()
+                request = self._held.popleft() if self._held else parser.next_request()
                 event = NEED_DATA if isinstance(request, NeedData) else self._begin(request)
             elif self._state is _AWAIT_DESCRIPTOR:
                 event = self._take_descriptor()
@@ -254,7 +239,7 @@ class ServerConversation:
             if event is NEED_DATA:
                 return self._wait()
             if event is not None:
-                self.unread = self._at < len(self._buffer) or bool(self._held)
+                self.unread = parser.at < len(parser.buffer) or bool(self._held)
                 return event
 
     def _wait(self) -> NeedData:
@@ -305,7 +290,7 @@ class ServerConversation:
     def _take_descriptor(self) -> Event:
         assert self._saving is not None
         request, self._saving = self._saving, None
-        self._at += len(DESCRIPTOR_BYTE)
+        self._parser.at += len(DESCRIPTOR_BYTE)
         self._state = _IDLE
         lost, self._lost = self._lost, False
         if self.descriptors:
@@ -314,23 +299,23 @@ class ServerConversation:
 
     def _take_dummy(self) -> Event | NeedData | None:
         """Read the expected dummy; return None after other input, such as a request to be kept."""
-        if self._skipping:
-            return self._pass_over_rest()
-        buffer = self._buffer
+        parser = self._parser
+        if parser.skipping:
+            return parser.skip_rest()
         sent = self._state is _AWAIT_RECEIPT
-        if self._held and buffer.startswith(DESCRIPTOR_BYTE, self._at) and not sent:
+        if self._held and parser.buffer.startswith(DESCRIPTOR_BYTE, parser.at) and not sent:
             # The byte belongs to a save_endp that was sent ahead and has its descriptor already.
-            self._at += len(DESCRIPTOR_BYTE)
+            parser.at += len(DESCRIPTOR_BYTE)
             return None
-        if buffer.startswith(DUMMY, self._at):
-            self._advance(self._at + len(DUMMY))
+        if parser.buffer.startswith(DUMMY, parser.at):
+            parser.advance(parser.at + len(DUMMY))
             came = True
-        elif buffer.startswith(REQUEST, self._at):
+        elif parser.buffer.startswith(REQUEST, parser.at):
             if not sent:
                 return self._hold_request()
             came = False
         else:
-            complete = self._take_odd_dummy()
+            complete = parser.take_odd_dummy()
             if complete is None:
                 return NEED_DATA
             came = complete
@@ -340,116 +325,14 @@ class ServerConversation:
             return _DELIVERED
         return _DELIVER if came else _ABANDONED
 
-    def _pass_over_rest(self) -> NeedData | None:
-        """Skip the rest of a request that was sent ahead and is too long."""
-        end = self._message_end()
-        if end is not None:
-            self._advance(end)
-            return None
-        if self._too_long:
-            self._skip()
-        return NEED_DATA
-
-    def _take_odd_dummy(self) -> bool | None:
-        """Take a message; return True if it is a dummy in an unusual form.
-
-        Return None if the message is not complete.
-        """
-        end = self._message_end()
-        if end is None:
-            return None if not self._too_long else self._skip()
-        fits = end - self._at <= self._max_message_size
-        came = fits and self._buffer.startswith(b"dummy\0", self._at)
-        self._advance(end)
-        return came
-
     def _hold_request(self) -> NeedData | None:
         """Keep a request that was sent ahead."""
-        start = self._at
-        request = self._next_request()
+        start = self._parser.at
+        request = self._parser.next_request()
         if isinstance(request, NeedData):
             return NEED_DATA
-        self._held_size += self._at - start
+        self._held_size += self._parser.at - start
         if self._held_size > self._max_ahead_size:
             raise ProtocolError("too many requests sent ahead")
         self._held.append(request)
         return None
-
-    def _next_request(self) -> Request | Malformed | NeedData:
-        """Parse the next request; skip messages that are not requests."""
-        parsed = None if self._skipping else parse(self._buffer, self._at, self._max_message_size)
-        if parsed is None:
-            return self._next_odd_request()
-        request, self._at = parsed
-        self._scanned = 0
-        return request
-
-    def _next_odd_request(self) -> Request | Malformed | NeedData:
-        """Parse the next request if it is not complete or not well-formed."""
-        while True:
-            start = self._pass_over_messages()
-            end = self._message_end()
-            match = WELL_FORMED.match(self._buffer, start) if start > self._at else None
-            if match is not None and (end is None or match.end() <= end):
-                # The bytes before the request are a stray string and not a message.
-                self._advance(start)
-                return self._next_request()
-            if end is None and not self._too_long:
-                return NEED_DATA
-            # Parse only the beginning of a message that is too long, so that the result does not
-            # depend on how many of its bytes have arrived.
-            limit = self._at + self._max_message_size
-            complete = end is not None and end <= limit
-            tokens = self._buffer[self._at : end if complete else limit].split(NUL)
-            skipping = self._skipping
-            if end is None:
-                self._skip()
-            else:
-                self._advance(end)
-            if b"request" in tokens and not skipping:
-                return read_odd(tokens[tokens.index(b"request") + 1 :], complete=complete)
-
-    def _pass_over_messages(self) -> int:
-        """Skip complete messages that are not requests.
-
-        Return the position where a request may begin, or 0 if there is none.
-        """
-        if self._buffer.startswith(REQUEST, self._at):
-            return self._at
-        start = self._buffer.find(NUL + REQUEST, self._at) + len(NUL)
-        if not (self._scanned or self._skipping):
-            match = MESSAGES.match(self._buffer, self._at, start or len(self._buffer))
-            assert match is not None
-            self._advance(match.end())
-        return start
-
-    def _message_end(self) -> int | None:
-        """Return the end of the next message; None if it is not complete."""
-        match = ATTRIBUTES.match(self._buffer, self._at + self._scanned)
-        assert match is not None
-        if self._buffer.startswith(NUL, match.end()):
-            return match.end() + len(NUL)
-        self._scanned = match.end() - self._at
-        return None
-
-    def _advance(self, at: int) -> None:
-        """Set the position of the next message."""
-        self._at = at
-        self._scanned = 0
-        self._skipping = False
-
-    @property
-    def _too_long(self) -> bool:
-        return len(self._buffer) - self._at > self._max_message_size
-
-    def _skip(self) -> bool:
-        """Discard the received part of a message that is too long, and skip its rest; return False.
-
-        A few bytes of the current attribute are kept, so that names and values can still be told
-        apart.
-        """
-        name, end, value = self._buffer[self._at + self._scanned :].partition(NUL)
-        self._buffer = name[:1] + end + value[:1]
-        self._advance(0)
-        self._skipping = True
-        return False
