@@ -17,7 +17,7 @@ from pathlib import Path
 from scache.daemon.ownership import why_not_given
 from scache.daemon.poller import READABLE, Poller
 from scache.errors import SocketError
-from scache.settings.declarations import UNCHANGED
+from scache.settings.values import UNCHANGED
 from scache.unix.closing import Closer
 from scache.unix.namespace import unmapped
 

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from scache.daemon.privileges import group_name, has_capability
-from scache.settings.declarations import UNCHANGED
+from scache.settings.values import UNCHANGED
 from scache.unix.namespace import ROOT, user_name
 
 

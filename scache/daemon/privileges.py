@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from scache.errors import SettingsError
-from scache.settings.declarations import UNCHANGED
+from scache.settings.values import UNCHANGED
 from scache.unix.namespace import user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}

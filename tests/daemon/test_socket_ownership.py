@@ -15,7 +15,7 @@ import pytest
 from scache.daemon import listener, ownership, privileges
 from scache.daemon.ownership import left_out, why_not_given
 from scache.errors import EXIT_DATABASE, EXIT_SETTINGS, EXIT_SOCKET, SocketError
-from scache.settings.declarations import UNCHANGED
+from scache.settings.values import UNCHANGED
 from tests.support.as_user import GID, UID
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon

@@ -15,14 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scache.errors import EXIT_SETTINGS, SettingsError
-from scache.settings.declarations import (
-    MAX_SECONDS,
-    SETTINGS,
-    UNCHANGED,
-    Setting,
-    Settings,
-    default_socket,
-)
+from scache.settings.declarations import SETTINGS, Setting, Settings, default_socket
+from scache.settings.values import MAX_SECONDS, UNCHANGED
 
 NOBODY = "no-such-user-of-scache"
 USER = pwd.getpwuid(os.getuid()).pw_name

@@ -14,7 +14,7 @@ import click
 
 from scache.cli.daemon_log import start_logging
 from scache.escape import one_line
-from scache.settings.declarations import COUNT, POSITIVE_COUNT, SETTINGS, SWITCH
+from scache.settings.declarations import SETTINGS
 from scache.settings.loading import (
     CONFIG_VARIABLE,
     RETIRED_OPTIONS,
@@ -24,6 +24,7 @@ from scache.settings.loading import (
     from_file,
     gather,
 )
+from scache.settings.values import COUNT, POSITIVE_COUNT, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
 and a key of the configuration file, which is TOML (ttl_limit = 60). The
