@@ -53,7 +53,7 @@ def connect(socket: Path) -> Iterator[Client]:
                     ) from error
                 case FileNotFoundError() | ConnectionRefusedError():
                     raise Unavailable(
-                        f"{error}: start `scache serve`, or name another --socket"
+                        f"{error}; start `scache serve`, or name another --socket"
                     ) from error
             raise
 

@@ -32,18 +32,19 @@ T = TypeVar("T")
 
 
 class AsyncClient(BaseClient):
-    """A client for async programs, with the same guarantees as `Client`.
+    """A client for async programs, on asyncio and trio.
 
-    Tasks of one event loop may share a client; their requests run one after the other. A request
-    from another event loop raises `ClientInUse`, unless that loop is of the same library and the
-    first loop has ended. A cancelled request closes the connection if it has begun; the next
-    request opens another.
+    Its requests have the same results, and raise the same exceptions, as those of `Client`. Tasks
+    of one event loop may share a client; their requests run one after the other, and the time that
+    a request waits counts towards its timeout. A request from another event loop raises
+    `ClientInUse`, unless that loop is of the same library and the first loop has ended. A cancelled
+    request closes the connection if it has begun; the next request opens another.
     """
 
     def __init__(
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, inline: bool = True
     ) -> None:
-        """Create a client with the arguments of `Client`."""
+        """Use the daemon's socket at this path; the arguments are those of `Client`."""
         super().__init__(path, timeout=timeout, inline=inline)
         self._turn = anyio.Lock()
         self._loops: dict[str, object] = {}
@@ -56,7 +57,11 @@ class AsyncClient(BaseClient):
         self.close()
 
     def close(self) -> None:
-        """Do what `Client.close` does. A request in progress raises `Unavailable`."""
+        """Close the connection to the daemon. A later request connects again.
+
+        Saved connections stay in the cache. A request of another task that is in progress raises
+        `Unavailable`.
+        """
         if self._process != this_process() or not self._turn.locked():
             self._hang_up()
         elif self._connection is not None:
@@ -65,43 +70,43 @@ class AsyncClient(BaseClient):
     async def save_endp(
         self, ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
     ) -> bool:
-        """Do what `Client.save_endp` does."""
+        """Park a connection under an endpoint for ``ttl`` seconds; see `Client.save_endp`."""
         return await self._run(exchanges.save_endp(ttl, endpoint, properties, connection))
 
     async def find_endp(self, endpoint: Text) -> Found | None:
-        """Do what `Client.find_endp` does."""
+        """Take the oldest connection of an endpoint; see `Client.find_endp`."""
         return (await self._find(exchanges.of_endpoints([endpoint])))[0]
 
     async def save_dest(
         self, ttl: int, destination: Text, properties: Text, endpoint: Text
     ) -> bool:
-        """Do what `Client.save_dest` does."""
+        """Bind a destination to an endpoint for ``ttl`` seconds; see `Client.save_dest`."""
         return await self._run(exchanges.save_dest(ttl, destination, properties, endpoint))
 
     async def find_dest(self, destination: Text) -> Found | None:
-        """Do what `Client.find_dest` does."""
+        """Take a connection to a destination; see `Client.find_dest`."""
         return (await self._find(exchanges.of_destinations([destination])))[0]
 
     async def save_many(
         self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]
     ) -> list[bool]:
-        """Do what `Client.save_many` does."""
+        """Call `save_endp` with each of these tuples; see `Client.save_many`."""
         return await self._run(exchanges.save_many(items))
 
     async def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
-        """Do what `Client.find_many` does."""
+        """Call `find_endp` for each of these endpoints; see `Client.find_many`."""
         return await self._find(exchanges.of_endpoints(endpoints))
 
     async def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
-        """Do what `Client.save_dest_many` does."""
+        """Call `save_dest` with each of these tuples; see `Client.save_dest_many`."""
         return await self._run(exchanges.save_dest_many(items))
 
     async def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
-        """Do what `Client.find_dest_many` does."""
+        """Call `find_dest` for each of these destinations; see `Client.find_dest_many`."""
         return await self._find(exchanges.of_destinations(destinations))
 
     async def snapshot(self) -> int:
-        """Do what `Client.snapshot` does."""
+        """Return the descriptor of a snapshot; see `Client.snapshot`."""
         return (await self._run(exchanges.snapshot())).detach()
 
     async def purge(
@@ -110,7 +115,7 @@ class AsyncClient(BaseClient):
         destinations: Iterable[Text] = (),
         ids: Iterable[int] = (),
     ) -> Purged:
-        """Do what `Client.purge` does."""
+        """Close connections and remove bindings; see `Client.purge`."""
         return await self._run(exchanges.purge(endpoints, destinations, ids))
 
     async def _find(self, requests: Finds) -> list[Found | None]:
@@ -150,7 +155,7 @@ class AsyncClient(BaseClient):
         if bound == loop:
             return
         if type(_native(loop)) is not type(_native(bound)) or not _has_ended(bound):
-            raise ClientInUse("this client belongs to another event loop: make one for each loop")
+            raise ClientInUse("this client belongs to another event loop; create one for each loop")
         self._loops, self._turn = {"loop": loop}, anyio.Lock()
 
     async def _request(self, begin: Begin[T]) -> T:

@@ -51,7 +51,7 @@ class BaseClient:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__} cannot be pickled or copied: it holds a connection and the "
-            "conversation on it; make a new one from the same path"
+            "conversation on it; create another client with the same path"
         )
 
     def _hang_up(self) -> None:
@@ -83,7 +83,10 @@ class BaseClient:
         return True
 
     def _hung_up(self) -> Unavailable:
-        return Unavailable(f"the daemon at {self._path} hung up")
+        return Unavailable(
+            f"the daemon at {self._path} hung up before its reply was complete; the request may "
+            "have been carried out"
+        )
 
     def _late(self) -> Unavailable:
         return Unavailable(

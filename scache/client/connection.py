@@ -28,7 +28,7 @@ _SLACK = 256
 
 
 class Connection:
-    """A connection to the daemon, and the owner of received descriptors until they are passed on.
+    """A connection to the daemon. It owns received descriptors until they are passed on.
 
     A signal handler may raise an exception at any bytecode. Each descriptor still has an owner
     then: a list of this object, or the object that it was passed to. The caller must close a
@@ -51,11 +51,11 @@ class Connection:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            whose = "this process" if error.errno == errno.EMFILE else "the machine"
+            limited = "this process" if error.errno == errno.EMFILE else "the machine"
             raise DescriptorLimit(
                 error.errno,
-                f"there is no room for a connection to the daemon: raise the limit on open files "
-                f"of {whose}",
+                f"cannot open a connection to the daemon: {limited} has reached its limit on open "
+                "files; close files or raise the limit",
             ) from error
         self._readable = select.poll()
         self._readable.register(self.socket, select.POLLIN)
@@ -70,7 +70,9 @@ class Connection:
             if not is_raised_by_call(error):
                 raise
             reason = error.strerror or error
-            raise Unavailable(f"no daemon answers at {path}: {reason}") from error
+            advice = "; run as root or set socket_mode" if error.errno == errno.EACCES else ""
+            message = f"cannot connect to the daemon at {path}: {reason}{advice}"
+            raise Unavailable(message) from error
         return True
 
     def begin_request(self) -> None:
@@ -103,8 +105,9 @@ class Connection:
             self.at_rest = True
             raise DescriptorLimit(
                 errno.EMFILE,
-                "this process has no room for another connection, so it was not asked for and "
-                "stays in the cache: close some files or raise the limit on open files (ulimit -n)",
+                "cannot receive another descriptor: this process has reached its limit on open "
+                "files; the remaining requests were not sent; close files or raise the limit "
+                "(ulimit -n)",
             )
         return room
 

@@ -125,7 +125,7 @@ def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
             yield from conversation.find(requests[at : at + room], take)
             at += room
         if malformed:
-            raise ProtocolError("the server calls the request malformed: is the label too long?")
+            raise ProtocolError("the server rejected a malformed request: a label may be too long")
 
     return exchange
 
@@ -248,7 +248,7 @@ def _id(number: int) -> int:
 def _bytes(text: Text) -> bytes:
     data = text.encode() if isinstance(text, str) else bytes(text)
     if NUL in data:  # checked before anything is sent, so a batch fails as a whole
-        raise ValueError(f"a label or properties cannot hold a NUL: {text!r}")
+        raise ValueError(f"a label or properties cannot contain a NUL byte: {text!r}")
     return data
 
 
@@ -259,7 +259,7 @@ def _descriptor(connection: HasFileno | int) -> int:
 def _accepted(status: Status) -> bool:
     if status is Status.BAD:
         raise ProtocolError(
-            "the server calls the request malformed: is the ttl at least 1, and no label too long?"
+            "the server rejected a malformed request: the ttl may be below 1, or a label too long"
         )
     return status is Status.OK
 

@@ -1,4 +1,4 @@
-"""The result of a find."""
+"""A connection that was found, and the ownership of its descriptor."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Found:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "Found cannot be pickled or copied: its descriptor has one owner; save the connection "
-            "again for another process to find"
+            "again to pass it to another process"
         )
 
     def __repr__(self) -> str:
@@ -175,7 +175,7 @@ class Found:
     def _owned(self) -> int:
         number = self._number()
         if number == _CLOSED:
-            raise ValueError("the descriptor of this connection is closed or given away already")
+            raise ValueError("the descriptor of this connection was closed or passed to the caller")
         return number
 
 

@@ -29,8 +29,8 @@ def refuse_tls(connection: object) -> None:
         for each in _inside(connection)
     ) or isinstance(_ssl_object_of(connection), ssl.SSLObject):
         raise NotParkable(
-            "a TLS connection of this process cannot be saved: its keys are in the process, and "
-            "the finder would have the encrypted stream alone; save a connection to a TLS proxy"
+            "cannot save a TLS connection: its keys are in the process, so the finder could not "
+            "decrypt it; save a connection to a TLS proxy instead"
         )
 
 

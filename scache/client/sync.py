@@ -34,8 +34,7 @@ class Client(BaseClient):
 
     It connects at the first request and keeps the connection. It connects again if the daemon was
     restarted, or after a fork, because a child must not use the parent's connection. Only one
-    thread at a time may use it: a request from a second thread, or from a signal handler during a
-    request, raises `ClientInUse`. As a context manager it closes itself.
+    thread at a time may use it. As a context manager it closes itself.
 
     Labels and properties are bytes, or text that is sent as UTF-8. They may hold any byte but NUL,
     and are returned as the exact bytes.
@@ -44,10 +43,12 @@ class Client(BaseClient):
 
     - `Unavailable` if no daemon answers within the timeout, or if the daemon closes the connection
       after it may have carried out the request. The request is not repeated then.
-    - OSError for a descriptor that is not open.
     - `ProtocolError` if the server violates the protocol, or reports that the request is malformed
       (a ttl below 1, a label above 64 KiB).
-    - ValueError for a NUL in a label or in properties.
+    - `DescriptorLimit` if this process or the machine has reached its limit on open files.
+    - `ClientInUse` if the client has a request in progress, in another thread or in the code that a
+      signal interrupted.
+    - ValueError for a NUL in a label or in properties, before anything is sent.
     """
 
     def __init__(
@@ -73,14 +74,21 @@ class Client(BaseClient):
     ) -> bool:
         """Park a connection under an endpoint for ``ttl`` seconds; return True on success.
 
-        The daemon gets a duplicate of the descriptor. Always close your own descriptor afterwards,
-        because the finder must be the only user of the connection. False means that the daemon
-        refused the request, for example at a limit.
+        ``connection`` is a descriptor, or an object with ``fileno()``. The daemon gets a duplicate
+        of the descriptor. Always close your own descriptor afterwards, because the finder must be
+        the only user of the connection. The daemon lowers the ttl to its ``ttl_limit``. False means
+        that the daemon refused the request, for example at a limit.
+
+        Raises `NotParkable` for a TLS socket of this process, OSError for a descriptor that is not
+        open, and TypeError for a ttl that is not an integer.
         """
         return self._run(exchanges.save_endp(ttl, endpoint, properties, connection))
 
     def find_endp(self, endpoint: Text) -> Found | None:
-        """Take the oldest connection of an endpoint; None if there is none."""
+        """Take the oldest connection of an endpoint out of the cache; None if there is none.
+
+        The caller owns the descriptor of the `Found` object and must close it.
+        """
         return self._find(exchanges.of_endpoints([endpoint]))[0]
 
     def save_dest(self, ttl: int, destination: Text, properties: Text, endpoint: Text) -> bool:
@@ -92,7 +100,11 @@ class Client(BaseClient):
         return self._run(exchanges.save_dest(ttl, destination, properties, endpoint))
 
     def find_dest(self, destination: Text) -> Found | None:
-        """Take the oldest connection of the first endpoint of a destination that has one."""
+        """Take the oldest connection of the first endpoint of a destination that has one.
+
+        The endpoints are tried in the order in which they were bound. None means that none of them
+        has a connection. The caller owns the descriptor of the `Found` object and must close it.
+        """
         return self._find(exchanges.of_destinations([destination]))[0]
 
     def save_many(self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> list[bool]:
@@ -104,7 +116,12 @@ class Client(BaseClient):
         return self._run(exchanges.save_many(items))
 
     def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
-        """Call `find_endp` for each of these endpoints; return the list of results."""
+        """Call `find_endp` for each of these endpoints; return the list of results.
+
+        In inline mode the requests are sent in batches without waiting for each reply. The timeout
+        is for all of them together. At the limit on open files, the first results are in
+        `DescriptorLimit.found`.
+        """
         return self._find(exchanges.of_endpoints(endpoints))
 
     def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
@@ -112,7 +129,7 @@ class Client(BaseClient):
         return self._run(exchanges.save_dest_many(items))
 
     def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
-        """Do `find_dest` for each of these destinations; return what each returns."""
+        """Call `find_dest` for each of these destinations; return the list of results."""
         return self._find(exchanges.of_destinations(destinations))
 
     def snapshot(self) -> int:
@@ -159,8 +176,8 @@ class Client(BaseClient):
             if not _is_taken(error):
                 raise
         raise ClientInUse(
-            "this client has a request under way, in another thread or in the code that a "
-            "signal interrupted: use one client for each thread and each signal handler"
+            "this client has a request in progress, in another thread or in the code that a "
+            "signal interrupted; use one client for each thread and each signal handler"
         )
 
     def _request(self, begin: Begin[T]) -> T:

@@ -203,8 +203,8 @@ class ClientConversation:
         self._require_inline()
         if PURGE_ID not in self.features and any(isinstance(each, PurgeId) for each in requests):
             raise TooOld(
-                "the daemon is too old to purge a connection by its id: restart it with this "
-                "version of scache, or name labels"
+                "the daemon is too old to purge a connection by its id; restart it with this "
+                "version of scache, or purge by label"
             )
         counts = []
         for batch, messages in _batches(requests, MAX_BATCH):
@@ -214,7 +214,7 @@ class ClientConversation:
                 self._granted(answer, PURGED_NAMES)
                 count = decode_integer(answer[1][1])
                 if count is None:
-                    raise ProtocolError(f"the server sent a count that is none: {answer!r}")
+                    raise ProtocolError(f"the server sent an invalid count: {answer!r}")
                 counts.append(count)
         return counts
 
@@ -228,7 +228,7 @@ class ClientConversation:
         if found == REFUSAL_NAMES:
             raise Refused(answer[1][1].decode(errors="backslashreplace"))
         if found != tuple(names) or answer[0][1] != b"0":
-            raise ProtocolError(f"the server sent a reply that makes no sense: {answer!r}")
+            raise ProtocolError(f"the server sent an unexpected reply: {answer!r}")
 
     def _outcome(
         self, request: FindEndp | FindDest, on_outcome: Callable[[Outcome], object]
@@ -254,14 +254,15 @@ class ClientConversation:
     def _require_descriptor(self) -> None:
         if not self.descriptors:
             self._require_whole()
-            raise ProtocolError("the server sent no descriptor where the protocol has one")
+            raise ProtocolError("the server sent no descriptor with a reply that needs one")
 
     def _require_whole(self) -> None:
         if self._truncated:
             raise DescriptorLimit(
                 errno.EMFILE,
-                "this process reached its limit on open files (ulimit -n) while a reply arrived, "
-                "and the connections that did not fit are lost",
+                "cannot receive all descriptors of a reply: this process has reached its limit on "
+                "open files; the remaining ones are lost; close files or raise the limit "
+                "(ulimit -n)",
             )
 
     def _need_data(self) -> NeedData:
@@ -279,10 +280,10 @@ class ClientConversation:
         """Parse a reply; raise ProtocolError unless it has exactly the expected attributes."""
         names = [name for name, _ in attributes]
         if names != [b"status", *[b"property"] * properties]:
-            raise ProtocolError(f"the server sent a reply that makes no sense: {attributes!r}")
+            raise ProtocolError(f"the server sent an unexpected reply: {attributes!r}")
         status = _STATUSES.get(decode_integer(attributes[0][1]))
         if status is None:
-            raise ProtocolError(f"the server sent a status that nobody knows: {attributes!r}")
+            raise ProtocolError(f"the server sent an unknown status: {attributes!r}")
         return Reply(status, tuple([value for _, value in attributes[1:]]))
 
     def _message(self) -> Generator[NeedData, None, Attributes]:
@@ -299,7 +300,9 @@ class ClientConversation:
         message = decode(self._buffer, self._at)
         if message is None:
             if len(self._buffer) - self._at > MAX_REPLY_SIZE:
-                raise ProtocolError("the server sent a message without end")
+                raise ProtocolError(
+                    f"the server sent a message of more than {MAX_REPLY_SIZE} bytes"
+                )
             return None
         attributes, self._at = message
         return attributes

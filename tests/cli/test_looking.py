@@ -190,8 +190,8 @@ class TestTarget:
             patch.setattr(Client, "snapshot", lambda client: client.find_endp("x"), raising=False)
             code, sentence = failure(capsys, "stats", "--socket", tmp_path / "none")
         assert code == errors.EXIT_SOCKET
-        assert sentence.startswith("no daemon answers at ")
-        assert sentence.endswith(": start `scache serve`, or name another --socket")
+        assert sentence.startswith("cannot connect to the daemon at ")
+        assert sentence.endswith("; start `scache serve`, or name another --socket")
 
     @pytest.mark.parametrize(
         ("directory_mode", "who_may"),
