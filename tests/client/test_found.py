@@ -69,7 +69,7 @@ def test_found_without_its_descriptor_raises_value_error(descriptor: int, method
     """Whatever has become of the number since is not touched."""
     found = Found(descriptor, b"p")
     found.close()
-    with pytest.raises(ValueError, match="closed or given away"):
+    with pytest.raises(ValueError, match="closed or passed to the caller"):
         getattr(found, method)()
 
 
