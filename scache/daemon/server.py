@@ -124,7 +124,10 @@ class Server:
                 self._start_upkeep(tasks)
                 tasks.start_soon(self._watch_idleness, sock)
                 listener.start()
-                self._poller.add(self._cache.hang_ups(), self._cache.close_hung_up)
+                # Not in the poller: epoll_ctl(2) refuses to add a nested epoll instance to another
+                # one if a client has saved the same connection a hundred times, and
+                # `Poller.paused` adds the poller to the event loop again.
+                self._loop.add_reader(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
                     "listening on %s, database %s", self._settings.socket, self._database.path
                 )
@@ -133,6 +136,7 @@ class Server:
                 await self._finish_sessions()
                 tasks.cancel_scope.cancel()
         finally:
+            self._loop.remove_reader(self._cache.hang_ups())
             listener.close()
             for session in list(self._sessions):
                 session.abort()

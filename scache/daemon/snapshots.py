@@ -239,7 +239,8 @@ class Snapshots:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             # Clients and other daemons wait for these to be closed: the child must not hold them.
-            fdpass.close({*self._poller.descriptors(), *self._clients()})
+            watched = {*self._poller.descriptors(), self._cache.hang_ups()}
+            fdpass.close({*watched, *self._clients()})
             self._database.let_go()
             copy = load(self._database.batch.serialize())
             os.write(tell, b".")
