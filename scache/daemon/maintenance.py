@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, MutableMapping
 
 import anyio
@@ -11,10 +10,10 @@ import anyio.lowlevel
 
 from scache.cache import Cache
 from scache.clock import Clock
+from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.poller import Poller
-from scache.daemon.session import Session
 from scache.daemon.transport import client_logger
-from scache.daemon.watchdog import Watchdog
+from scache.daemon.watchdog import W, Watchdog
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
 from scache.unix.closing import Closer, Look
 
@@ -52,30 +51,9 @@ RENEW_INTERVAL = 10.0
 logger = logging.getLogger(__name__)
 
 
-class Signal:
-    """An event for repeated waits by one task; it is cleared when a wait returns."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-
-    def set(self) -> None:
-        """Wake the waiting task, or let the next wait return at once."""
-        self._event.set()
-
-    async def wait(self, at_most: float = math.inf) -> None:
-        """Return once the event is set, or after ``at_most`` seconds."""
-        if at_most == math.inf:
-            await self._event.wait()
-        else:
-            with anyio.move_on_after(at_most):
-                await self._event.wait()
-        if self._event.is_set():
-            self._event = anyio.Event()
-
-
 async def expire(cache: Cache, clock: Clock) -> None:
     """Remove rows when they expire, in slices, so that clients are served in between."""
-    earlier = Signal()
+    earlier = AutoResetEvent()
     cache.on_earlier_expiry = earlier.set
     while True:
         due_in = cache.expire() - clock.now()
@@ -94,7 +72,7 @@ async def clear_expired(cache: Cache, clock: Clock) -> None:
 
 async def watch(cache: Cache) -> None:
     """Watch connections for hang-ups once they have been cached for about WATCH_INTERVAL."""
-    parked = Signal()
+    parked = AutoResetEvent()
     cache.on_parked = parked.set
     while True:
         await parked.wait()
@@ -105,7 +83,7 @@ async def watch(cache: Cache) -> None:
 
 async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
     """Monitor the closer; log and count the descriptors that stay stuck in a system call."""
-    pending = Signal()
+    pending = AutoResetEvent()
     closer.on_pending = pending.set
     while True:
         await pending.wait()
@@ -134,9 +112,9 @@ def _trouble(look: Look) -> str:
     )
 
 
-async def commit(database: Database, committed: Signal) -> None:
+async def commit(database: Database, committed: AutoResetEvent) -> None:
     """Commit each batch COMMIT_INTERVAL seconds after its first write; retry after a fault."""
-    pending = Signal()
+    pending = AutoResetEvent()
     database.batch.on_pending = pending.set
     pending.set()  # for what was written before this task began
     while True:
@@ -149,7 +127,7 @@ async def commit(database: Database, committed: Signal) -> None:
             pending.set()
 
 
-async def checkpoint(database: Database, poller: Poller, committed: Signal) -> None:
+async def checkpoint(database: Database, poller: Poller, committed: AutoResetEvent) -> None:
     """Keep the write-ahead log short.
 
     Most of the log is copied while requests are served. Serving then pauses for at most
@@ -179,15 +157,15 @@ async def watch_files(database: Database) -> None:
 
 
 async def drop_overdue(
-    watchdog: Watchdog[Session], sessions: Collection[Session], connected: Signal
+    watchdog: Watchdog[W], clients: Collection[W], connected: AutoResetEvent
 ) -> None:
     """Disconnect clients that stop in an exchange; wait while no client is connected."""
     while True:
-        if not sessions:
+        if not clients:
             await connected.wait()
         await anyio.sleep(watchdog.interval)
-        for session in watchdog.look(sessions):
-            session.overdue()
+        for client in watchdog.look(clients):
+            client.overdue()
 
 
 def log_statistics(cache: Cache) -> None:

@@ -19,6 +19,7 @@ from scache.cache.limits import Limits
 from scache.clock import Clock
 from scache.daemon import maintenance
 from scache.daemon.access import AccessControl, Principals
+from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.capacity import capacity, client_limit, shortage
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
@@ -74,7 +75,7 @@ class Server:
         self._database = database
         self._cache = cache
         self._sessions: set[Session] = set()
-        self._connected_somebody = maintenance.Signal()
+        self._connected_somebody = AutoResetEvent()
         self._idle = IdleTimer(settings.max_idle)
         self._loop = asyncio.get_running_loop()
         self._probe = Probe()
@@ -145,7 +146,7 @@ class Server:
             maintenance.log_statistics(self._cache)
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
-        committed = maintenance.Signal()
+        committed = AutoResetEvent()
         tasks.start_soon(maintenance.watch, self._cache)
         tasks.start_soon(maintenance.close, self._cache.closer, self._cache.counts)
         tasks.start_soon(maintenance.expire, self._cache, self._clock)

@@ -36,7 +36,7 @@ from scache.protocol.server import (
     ServerConversation,
 )
 
-_EVENTS_PER_TURN = 16
+_EVENTS_PER_STEP = 16
 """Requests served for one client before it goes back to the scheduler's queue."""
 
 _EVENTS_PER_MESSAGE = 64
@@ -158,9 +158,9 @@ class Session:
         )
 
     @property
-    def awaited_turn(self) -> int | None:
+    def awaited_quantum(self) -> int | None:
         """Number of the quantum that the client waits for in the queue; None if not queued."""
-        return self._transport.turns if self._transport.waiting else None
+        return self._transport.quanta if self._transport.waiting else None
 
     @property
     def waiting_descriptors(self) -> int:
@@ -208,7 +208,7 @@ class Session:
         if self._asking:
             self._transport.hold()
         if self._transport.waiting:
-            self._transport.yield_turn(self._serve)
+            self._transport.enqueue(self._serve)
         else:
             self._serve()
 
@@ -237,7 +237,7 @@ class Session:
             self.abort()
             return
         if more:
-            transport.yield_turn(self._serve)
+            transport.enqueue(self._serve)
             if self.progress < self._flush_at:
                 return  # the next step adds more replies to the same message
         if conversation.output:
@@ -248,9 +248,9 @@ class Session:
             self._leave_if_finished()
 
     def _answer(self, answers: dict[type[Event], Callable[[Session, Any], None]]) -> bool:
-        """Answer up to _EVENTS_PER_TURN requests; return True if this limit ended the step."""
+        """Answer up to _EVENTS_PER_STEP requests; return True if this limit ended the step."""
         conversation, transport = self._conversation, self._transport
-        turn_ends = self.progress + _EVENTS_PER_TURN
+        step_ends = self.progress + _EVENTS_PER_STEP
         while conversation.unread and transport.sent_all and not self._asking:
             event = conversation.next_event()
             if isinstance(event, NeedData):
@@ -259,7 +259,7 @@ class Session:
             self.progress += 1
             if conversation.output_size > _OUTPUT_SIZE:
                 self._flush()
-            if self.progress >= turn_ends:
+            if self.progress >= step_ends:
                 return True
         return False
 

@@ -33,7 +33,8 @@ from typing import NamedTuple, NoReturn, Protocol
 import anyio
 
 from scache.cache import Cache
-from scache.daemon.maintenance import Signal, clear_expired
+from scache.daemon.auto_reset_event import AutoResetEvent
+from scache.daemon.maintenance import clear_expired
 from scache.daemon.poller import Poller
 from scache.model import Connection, SocketInfo
 from scache.store import FAULT, Database, complete, load
@@ -130,7 +131,7 @@ class Snapshots:
         self._askers: list[Asker] = []
         self._leaving: set[int] = set()
         """Pidfds of the children that were killed and have not ended yet."""
-        self._wanted = Signal()
+        self._wanted = AutoResetEvent()
 
     def ask(self, asker: Asker) -> None:
         """Request a snapshot that is taken after this call."""

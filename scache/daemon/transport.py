@@ -22,7 +22,7 @@ _BUFFER = fdpass.new_buffer()
 """Receive buffer for all clients. One thread serves them, so they can share it."""
 
 _PEEK = int(socket.MSG_PEEK)
-_A_BUG = "cannot go on with a client, which is disconnected; please report it"
+_BUG = "cannot go on with a client, which is disconnected; please report it"
 
 client_logger = logging.getLogger("scache.clients")
 """Logger for messages that clients can cause repeatedly; its handler may suppress some of them."""
@@ -68,7 +68,7 @@ class Transport:
         self._go_on: Callable[[], None]
         self.waiting = False
         """True while the client waits in the scheduler's queue and nothing is read from it."""
-        self.turns = 0
+        self.quanta = 0
         """Number of times that the client was taken from the queue and served."""
         self.open = True
         self._at_end = False
@@ -132,7 +132,7 @@ class Transport:
             self.sent_all = False
             self._poller.modify(self._descriptor, WRITABLE)
 
-    def yield_turn(self, go_on: Callable[[], None]) -> None:
+    def enqueue(self, go_on: Callable[[], None]) -> None:
         """Wait in the scheduler's queue, then call ``go_on``; read nothing meanwhile.
 
         A later call replaces ``go_on``. It is not called if reading is on `hold` by then.
@@ -140,11 +140,11 @@ class Transport:
         self._go_on = go_on
         if not self.waiting:
             self.waiting = True
-            self._poller.enqueue(self._descriptor, self._take_turn)
+            self._poller.enqueue(self._descriptor, self._dequeued)
 
-    def _take_turn(self) -> None:
+    def _dequeued(self) -> None:
         self.waiting = False
-        self.turns += 1
+        self.quanta += 1
         if self.open and not self._held:
             try:
                 self._watch()
@@ -152,12 +152,12 @@ class Transport:
                 client_logger.warning("cannot watch a client, which is disconnected: %s", error)
                 self._hang_up()
                 return
-            self._tell(self._go_on)
+            self._call(self._go_on)
 
     def hold(self) -> None:
         """Read nothing until `release`; call this only if `sent_all` is True."""
         self._held = True
-        self._watch_no_more()
+        self._unwatch()
 
     def release(self) -> None:
         """Resume reading after `hold`."""
@@ -179,7 +179,7 @@ class Transport:
             self._poller.add(self._descriptor, self._on_ready)
             self._watched = True
 
-    def _watch_no_more(self) -> None:
+    def _unwatch(self) -> None:
         self._watched = False
         self._poller.remove(self._descriptor)
 
@@ -188,7 +188,7 @@ class Transport:
             self._on_writable()
             return
         if self.waiting:
-            self._watch_no_more()  # level-triggered: each poll would report the socket
+            self._unwatch()  # level-triggered: each poll would report the socket
             return
         try:
             data, descriptors, truncated = fdpass.receive(self._socket, _BUFFER)
@@ -205,17 +205,17 @@ class Transport:
         try:
             self._receiver.received(data, descriptors, truncated)
         except Exception:
-            client_logger.exception(_A_BUG)
+            client_logger.exception(_BUG)
             self._hang_up()
         much = len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS
         if much and self.open and not self.waiting:
-            self.yield_turn(self._on_ready)
+            self.enqueue(self._on_ready)
 
-    def _tell(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
         except Exception:
-            client_logger.exception(_A_BUG)
+            client_logger.exception(_BUG)
             self._hang_up()
 
     def _on_writable(self) -> None:
@@ -225,7 +225,7 @@ class Transport:
             self.send(data, descriptors)
         if self.sent_all:
             self._poller.modify(self._descriptor, READABLE)
-            self._tell(self._receiver.drained)
+            self._call(self._receiver.drained)
 
     def _hang_up(self) -> None:
         if self.open:

@@ -22,8 +22,11 @@ class Watched(Hashable, Protocol):
         """Number of steps that the client has made so far."""
 
     @property
-    def awaited_turn(self) -> int | None:
+    def awaited_quantum(self) -> int | None:
         """Number of the quantum that the client waits for in the queue; None if not queued."""
+
+    def overdue(self) -> None:
+        """Disconnect the client because it exceeded the timeout."""
 
 
 W = TypeVar("W", bound=Watched)
@@ -33,7 +36,7 @@ class _Sight(NamedTuple):
     """The state of a half-done client at the last poll."""
 
     progress: int
-    awaited_turn: int | None
+    awaited_quantum: int | None
     looks: int
     """Polls since the first one that found the client at this step."""
 
@@ -63,12 +66,12 @@ class Watchdog(Generic[W]):
         for client in clients:
             if not client.half_done:
                 continue
-            last, turn = before.get(client), client.awaited_turn
+            last, quantum = before.get(client), client.awaited_quantum
             looks = 0
             if last is not None and last.progress == client.progress:
-                could_step = turn is None or turn != last.awaited_turn
+                could_step = quantum is None or quantum != last.awaited_quantum
                 looks = last.looks + 1 if could_step else 0
-            self._sights[client] = _Sight(client.progress, turn, looks)
+            self._sights[client] = _Sight(client.progress, quantum, looks)
             if looks > self._looks:
                 overdue.append(client)
         return overdue

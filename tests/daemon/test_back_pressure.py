@@ -203,7 +203,10 @@ class Member:
 
     half_done = True
     progress = 0
-    awaited_turn: int | None = None
+    awaited_quantum: int | None = None
+
+    def overdue(self) -> None:
+        """Do nothing; these tests only look."""
 
 
 @pytest.mark.parametrize(
@@ -234,17 +237,17 @@ def test_watchdog_starts_over_with_each_exchange() -> None:
         assert watchdog.look([member]) == []
 
 
-def test_watchdog_allows_for_the_wait_for_a_turn() -> None:
-    """A client that waits for one turn cannot go on; turns without a step do not help."""
+def test_watchdog_allows_for_the_wait_for_a_quantum() -> None:
+    """A client that waits for its quantum is not overdue; one that has quanta and no step is."""
     watchdog: Watchdog[Member] = Watchdog(5)
     waiting, endless = Member(), Member()
-    waiting.awaited_turn, endless.awaited_turn = 3, 0
+    waiting.awaited_quantum, endless.awaited_quantum = 3, 0
     overdue: list[Member] = []
     while not overdue:
-        endless.awaited_turn += 1
+        endless.awaited_quantum += 1
         overdue = watchdog.look([waiting, endless])
     assert overdue == [endless]
-    waiting.awaited_turn = None
+    waiting.awaited_quantum = None
     looks = 0
     while not watchdog.look([waiting]):
         looks += 1
@@ -252,7 +255,7 @@ def test_watchdog_allows_for_the_wait_for_a_turn() -> None:
 
 
 def test_a_label_without_end_is_ended(path: Path) -> None:
-    """However fast it comes, and however many turns it has."""
+    """However fast it comes, and however many quanta it has."""
     with Daemon(path, "--exchange-timeout", "0.3") as daemon, Wire(path) as client:
         client.announcement()
         client.send(b"request\0find_endp\0label\0")

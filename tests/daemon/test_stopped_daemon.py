@@ -13,8 +13,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.idle import IdleTimer
-from scache.daemon.maintenance import Signal, drop_overdue
+from scache.daemon.maintenance import drop_overdue
 from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
 from scache.model import Status
@@ -82,7 +83,7 @@ def test_client_is_not_dropped_by_the_look_after_a_pause(looks: int) -> None:
             slow.client.sendall(b"request\0")
             await until(lambda: slow.session.half_done)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(drop_overdue, watchdog, [slow.session], Signal())
+                tasks.start_soon(drop_overdue, watchdog, [slow.session], AutoResetEvent())
                 await watchdog.resumed.wait()
                 assert not slow.cache.counts["limit_exchange_timeout"]
                 tasks.cancel_scope.cancel()

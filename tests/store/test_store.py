@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 from scache.daemon import maintenance
+from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.poller import Poller
 from scache.errors import DatabaseError, DatabaseFault
 from scache.model import Connection, Peer
@@ -447,7 +448,7 @@ def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.M
 
     async def load(opened: Opened) -> list[int]:
         poller = Poller(asyncio.get_running_loop())
-        committed = maintenance.Signal()
+        committed = AutoResetEvent()
         rows, sizes = LiveRows(opened.database.batch), []
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(maintenance.checkpoint, opened.database, poller, committed)
@@ -474,7 +475,7 @@ def test_what_was_written_before_the_committing_began_is_committed(file: Path) -
     """A batch that is under way when the daemon's tasks start is committed like any other."""
 
     async def run_until_committed(database: Database) -> None:
-        committed = maintenance.Signal()
+        committed = AutoResetEvent()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(maintenance.commit, database, committed)
             await committed.wait(at_most=DEADLINE)
