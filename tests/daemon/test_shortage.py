@@ -145,7 +145,7 @@ def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.Mon
             requests = ([(b"request", b"hello")], find_endp(b"e"), [(b"request", b"snapshot")])
             slow.client.sendall(b"".join(map(encode, requests)))
             await until(lambda: slow.asked)
-            slow.session.snapshot_taken(os.open(os.devnull, os.O_RDONLY))
+            slow.asked[0].snapshot_taken(os.open(os.devnull, os.O_RDONLY))
             assert not slow.left
             why.append(OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS)))
             await until(lambda: not slow.session.half_done)

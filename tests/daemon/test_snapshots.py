@@ -526,7 +526,7 @@ def test_a_snapshot_waits_until_what_was_found_is_sent(image: bool) -> None:
             ask = encode([(b"request", b"snapshot")])
             slow.client.sendall(encode([(b"request", b"hello")]) + find + ask)
             await until(lambda: slow.asked)
-            slow.session.snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
+            slow.asked[0].snapshot_taken(os.open(os.devnull, os.O_RDONLY) if image else None)
             assert slow.session.half_done
             _, descriptors, *_ = socket.recv_fds(slow.client, 10, 9)
             assert len(descriptors) == 1

@@ -6,19 +6,34 @@ import asyncio
 import os
 import socket
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from scache.cache import Cache
 from scache.cache.limits import Limits
+from scache.daemon.access import AccessControl, Principals
 from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
+from scache.daemon.snapshots import Asker
 from scache.daemon.transport import Transport
 from scache.model import Peer, Status
 from scache.protocol.server import ServerConversation
+from scache.unix.namespace import ROOT, unmapped
 from tests.support.store_fixture import Opened
 from tests.support.wire import DEADLINE
+
+
+class _Access(AccessControl):
+    """Access control for root, which leaves each snapshot to the test."""
+
+    def __init__(self, asked: list[Asker]) -> None:
+        self._principals = Principals({ROOT}, (), unmapped("uid"), unmapped("gid"))
+        self._asked = asked
+
+    def snapshot(self, asker: Asker) -> None:
+        """Remember a snapshot request."""
+        self._asked.append(asker)
 
 
 class SlowSession:
@@ -34,13 +49,13 @@ class SlowSession:
         poller, probe = Poller(asyncio.get_running_loop()), Probe()
         stack.callback(probe.close)
         stack.callback(poller.close)
-        self.asked: list[Session] = []
-        """Grows when the client asks for a snapshot, which the test is to take."""
+        self.asked: list[Asker] = []
+        """Snapshot requests of the client, which the test answers."""
         self.session = Session(
             Transport(self.server_end, poller, self.cache.closer),
             Peer(1, 0, 0),
             self.cache,
-            self,
+            _Access(self.asked),
             ServerConversation(announce=False),
             lambda _: None,
             lambda _: None,
@@ -49,14 +64,6 @@ class SlowSession:
         )
         stack.callback(self.session.abort)
         self.session.start()
-
-    def permits(self, _: Peer, _groups: Collection[int]) -> bool:
-        """Permit every administrative request, as the access control of this session."""
-        return True
-
-    def snapshot(self, session: Session) -> None:
-        """Leave the snapshot to the test, as the access control of this session."""
-        self.asked.append(session)
 
     def save(self, properties: bytes) -> None:
         """Cache a connection under the endpoint e."""

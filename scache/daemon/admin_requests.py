@@ -1,0 +1,72 @@
+"""The requests of administrators: snapshots and purges."""
+
+from __future__ import annotations
+
+from scache.cache import Cache
+from scache.daemon.access import AccessControl
+from scache.daemon.snapshot_reply import SnapshotReply
+from scache.daemon.transport import Transport
+from scache.model import Peer
+from scache.protocol.messages import (
+    NAMES,
+    PURGE_SLICE,
+    Admin,
+    PurgeDest,
+    PurgeEndp,
+    PurgeId,
+    Snapshot,
+)
+from scache.protocol.server import ServerConversation
+
+
+class AdminRequests:
+    """The administrative requests of one client."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        access: AccessControl,
+        transport: Transport,
+        conversation: ServerConversation,
+        client_id: int,
+        peer: Peer,
+        snapshot_reply: SnapshotReply,
+    ) -> None:
+        self._cache = cache
+        self._access = access
+        self._transport = transport
+        self._conversation = conversation
+        self._client_id = client_id
+        self._peer = peer
+        self._snapshot_reply = snapshot_reply
+
+    def answer(self, request: Admin) -> int:
+        """Answer a request; return the number of purged connections or bindings.
+
+        A snapshot is only requested; `SnapshotReply` sends it when it is taken.
+        """
+        if not self._access.permits(self._peer, self._transport.groups()):
+            self._cache.refuse(NAMES[type(request)].decode(), self._client_id, "not permitted")
+            self._conversation.reply_refusal(
+                "not permitted: ask as root, as the user of the daemon, "
+                "or as one of its admin_uids or admin_gids"
+            )
+            return 0
+        if isinstance(request, Snapshot):
+            self._snapshot_reply.request()
+            self._access.snapshot(self._snapshot_reply)
+            return 0
+        count = self._purge(request)
+        if count is None:
+            self._conversation.reply_refusal("the database cannot be written now: try again")
+            return 0
+        self._conversation.reply_purged(count)
+        return count
+
+    def _purge(self, request: PurgeEndp | PurgeDest | PurgeId) -> int | None:
+        """Purge; return the number of purged rows, or None if the database rejects it."""
+        if isinstance(request, PurgeId):
+            return self._cache.purge_id(request.id, self._client_id)
+        if isinstance(request, PurgeEndp):
+            return self._cache.purge_endp(request.endpoint, PURGE_SLICE, self._client_id)
+        return self._cache.purge_dest(request.destination, PURGE_SLICE, self._client_id)

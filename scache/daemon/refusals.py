@@ -1,0 +1,101 @@
+"""The refusals of one session: why requests are refused, and what is recorded about it."""
+
+from __future__ import annotations
+
+from scache.cache import Cache
+from scache.daemon.transport import client_logger
+from scache.errors import ProtocolError
+from scache.model import Peer, Status
+from scache.protocol.messages import GRAMMAR, NAMES, FindDest, FindEndp, Hello, SaveDest, SaveEndp
+from scache.protocol.request_parser import Malformed
+from scache.protocol.server import Save, ServerConversation
+
+
+class Refusals:
+    """Refused and malformed requests of one client.
+
+    Of a client that is not allowed, only the first one is recorded, so that it cannot flush the
+    audit log.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        conversation: ServerConversation,
+        client_id: int,
+        peer: Peer,
+        *,
+        allowed: bool,
+    ) -> None:
+        self._cache = cache
+        self._conversation = conversation
+        self._client_id = client_id
+        self._peer = peer
+        self._allowed = allowed
+        self.reason: str | None = None
+        """Reason for refusing saves and finds; None if the client is admitted."""
+        self._records = True
+        """False once the audit log has a record that the client is not allowed."""
+        self._logs = allowed
+        """False once the log has a message about a malformed request of the client."""
+
+    def answer(self, event: Save | SaveDest | FindEndp | FindDest) -> None:
+        """Refuse a save or a find of a client that is not admitted."""
+        request = event.request if isinstance(event, Save) else event
+        if self._is_recorded():
+            kind = NAMES[type(request)].decode()
+            self._cache.refuse(kind, self._client_id, self.reason or "")
+        if isinstance(event, Save) and event.descriptor is not None:
+            self._cache.closer.close((event.descriptor,))
+        if isinstance(request, SaveEndp | SaveDest):
+            self._conversation.reply_status(Status.FAIL)
+        else:
+            self._conversation.reply_miss(request)
+
+    def malformed(self, event: Malformed) -> None:
+        """Record a malformed request, to which the conversation has replied."""
+        if event.descriptor is not None:
+            self._cache.closer.close((event.descriptor,))
+        # A hello has no outcome to record.
+        known = event.name in GRAMMAR and event.name != NAMES[Hello]
+        kind = event.name.decode() if known else "unknown"
+        if event.too_long:
+            self._cache.counts["limit_message_size"] += 1
+        self._record_malformed(kind, "longer than max_message_size" if event.too_long else None)
+        if self._logs:
+            self._logs = False
+            client_logger.warning(
+                "client with process id %d sent a malformed or unknown request (%s): "
+                "answered with status 1, further ones of this client are not logged",
+                self._peer.pid,
+                kind,
+            )
+
+    def overdue(self) -> None:
+        """Record that the client exceeded the exchange time-out and is disconnected."""
+        client_logger.warning(
+            "client with process id %d stopped in the middle of an exchange: disconnected",
+            self._peer.pid,
+        )
+        self._cache.counts["limit_exchange_timeout"] += 1
+        self._record_malformed("unknown", "limit: exchange timeout")
+
+    def too_much_ahead(self, error: ProtocolError) -> None:
+        """Record that the client sent too much ahead and is disconnected."""
+        self._cache.counts["limit_ahead_size"] += 1
+        self._record_malformed("unknown", str(error))
+        client_logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
+
+    def _record_malformed(self, kind: str, detail: str | None) -> None:
+        if self._is_recorded():
+            detail = detail if self._allowed else self.reason
+            self._cache.malformed(kind, self._client_id, detail)
+
+    def _is_recorded(self) -> bool:
+        """Return True if this refusal is to be recorded."""
+        if self._allowed:
+            return True
+        records, self._records = self._records, False
+        if records:
+            self._cache.counts["clients_not_allowed"] += 1
+        return records
