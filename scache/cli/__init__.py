@@ -1,6 +1,6 @@
-"""The command ``scache``: the entry of its process, which imports next to nothing.
+"""The command ``scache``: the entry point of its process, which imports next to nothing.
 
-Importing the subcommands takes a tenth of a second, in which Ctrl-C must not become a traceback.
+Importing the subcommands takes a tenth of a second; Ctrl-C must not print a traceback meanwhile.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import signal
 
 
 def main() -> int:
-    """Run the command that the process was started with; return its exit code.
+    """Run the command line of this process; return its exit code.
 
-    SIGINT ends the process at once from here on, as SIGTERM does: Python discards a
+    From here on SIGINT ends the process at once, as SIGTERM does: Python discards a
     KeyboardInterrupt that is raised while a generator is closed or an object is destroyed.
-    A process that was started with SIGINT ignored (nohup, a script's ``&``) goes on ignoring it.
+    If SIGINT was ignored at the start (nohup, a script's ``&``), it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A reader of our output that has seen enough (scache --help | head) ends us, silently.
+    # A reader that closes the pipe early (scache --help | head) ends the process silently.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     from scache.cli.main import run

@@ -1,4 +1,4 @@
-"""The log of a running daemon: lines on stderr that nothing can break."""
+"""The log of the daemon: whole lines on stderr, written without waiting."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from scache.escape import one_line
 
 STDERR = 2
 
-_MOST_ALIKE = 10
+_LIMIT = 10
+"""Warnings about clients from one place in the code that are logged in one period."""
 _PERIOD = 10
-"""So many warnings of one kind about clients are logged in so many seconds."""
+"""Length of a period in seconds."""
 
 _REMARK = "remark"
-"""The attribute of a record that has what `FloodFilter` says of the others like it."""
+"""Attribute of a record: the remark of `FloodFilter` about suppressed messages."""
 
 
 class LineFormatter(logging.Formatter):
-    """``scache[PID]: message``, the level in between unless it is info.
+    """The format ``scache[PID]: level: message``, without the level if it is info.
 
-    An exception is told by its type and text; its traceback is for those who
-    asked for debug. Of a flood the last word is what `FloodFilter` has to say.
+    An exception is shown by its type and text, and at the level debug with its traceback. The
+    remark of `FloodFilter` stands at the end of the line.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as it goes to stderr, without the final newline."""
+        """Return the record as one line without the newline; at debug, a traceback follows."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
         if remark := getattr(record, _REMARK, ""):
@@ -42,55 +43,54 @@ class LineFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """Keeps clients from filling the disk with what is logged of them.
+    """A limit on the warnings about clients, so that clients cannot fill the disk with them.
 
-    Of the warnings from one place in the code a few are let through in each
-    period. The last of these says that there may be more, and the first of a
-    later period how many there were.
+    A few warnings from each place in the code are logged in each period. The last of them says
+    that further ones are suppressed. The first of a later period says how many were suppressed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: dict[tuple[str, int], tuple[float, int]] = {}
-        """By place, when its period began, and how many there were since."""
+        """By place: the begin of its period, and the number of warnings in it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to log it."""
+        """Return True to log the record; add a remark to it if warnings are suppressed."""
         place, now = (record.pathname, record.lineno), record.created
         began, count = self._seen.get(place, (now, 0))
         if not began <= now < began + _PERIOD:
-            if count > _MOST_ALIKE:
-                setattr(record, _REMARK, f"{count - _MOST_ALIKE} more like it were not logged")
+            if count > _LIMIT:
+                setattr(record, _REMARK, f"{count - _LIMIT} more like it were not logged")
             began, count = now, 0
         count += 1
         self._seen[place] = began, count
-        if count == _MOST_ALIKE:
-            setattr(record, _REMARK, f"at most {_MOST_ALIKE} like it are logged in {_PERIOD} s")
-        return count <= _MOST_ALIKE
+        if count == _LIMIT:
+            setattr(record, _REMARK, f"at most {_LIMIT} like it are logged in {_PERIOD} s")
+        return count <= _LIMIT
 
 
 class StderrHandler(logging.Handler):
-    """Writes each record with one write(2), so that lines of many processes never mix.
+    """A handler that writes each record with one write(2): lines of several processes never mix.
 
-    Nothing is buffered and nothing waits: a stderr that is full, closed or gone
-    costs that one line and nothing else, now or at exit.
+    It has no buffer and never waits. If stderr is full or closed, the line is lost, and the daemon
+    goes on.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record, or lose it."""
+        """Write the record; drop it if stderr does not take it at once."""
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        except Exception:  # noqa: BLE001 - a line that cannot be made must not end the daemon
+        except Exception:  # noqa: BLE001 - a bug in a message must not end the daemon
             self.handleError(record)
             return
         with contextlib.suppress(OSError):
-            # A pipe that has room at all takes PIPE_BUF bytes without waiting (pipe(7)).
+            # A pipe that is writable takes PIPE_BUF bytes without waiting (pipe(7)).
             if select.select([], [STDERR], [], 0)[1]:
                 os.write(STDERR, line[-select.PIPE_BUF :])
 
 
 def start_logging(level: str) -> None:
-    """Log to stderr: what scache has to say from ``level`` on, and the warnings of others."""
+    """Log to stderr: messages of scache from ``level`` on, and warnings of other libraries."""
     occupy_standard_descriptors()
     logging.raiseExceptions = False
     handler = StderrHandler()
@@ -101,10 +101,9 @@ def start_logging(level: str) -> None:
 
 
 def occupy_standard_descriptors() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed.
+    """Open /dev/null in place of stdin, stdout and stderr that are closed.
 
-    Otherwise a connection that the daemon keeps for somebody might become
-    number 2, and be sent the log.
+    Otherwise a cached connection could get the number 2, and the log would be sent to its peer.
     """
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor <= STDERR:

@@ -1,4 +1,4 @@
-"""Signals where Ctrl-C does not end a command: at the prompt of ``scache sql``, and in a pager."""
+"""Signals at the prompt of ``scache sql`` and in a pager, where Ctrl-C does not end a command."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scache.cli.streams import STDIN, STDOUT
 _ENDING: Final = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
 
 _RESET: Final = b"\x1b[?2004l\x1b[?25h\x1b[0m\r\n"
-"""Ends bracketed paste, shows the cursor, ends colours and begins a line (xterm's ctlseqs)."""
+"""Control sequences of xterm: no bracketed paste, visible cursor, no colours; and a new line."""
 
 
 class Interrupts:
-    """SIGINT as a flag: the exception that Python makes of it may come where it is discarded.
+    """SIGINT as a flag: Python discards a KeyboardInterrupt that is raised in some places.
 
-    A process that was started with SIGINT ignored goes on ignoring it.
+    If SIGINT was ignored at the start of the process, it stays ignored.
     """
 
     def __init__(self) -> None:
@@ -38,16 +38,16 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._before)
 
     def came(self) -> bool:
-        """Return whether there was one since `clear`."""
+        """Return True if SIGINT arrived since `clear`."""
         return self._came
 
     def clear(self) -> None:
-        """Forget those that came."""
+        """Reset the flag."""
         self._came = False
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Let SIGINT end the process meanwhile; raise KeyboardInterrupt if one came before."""
+        """Let SIGINT end the process in this block; raise KeyboardInterrupt if it came before."""
         signal.signal(signal.SIGINT, self._before)
         try:
             if self._came:
@@ -62,13 +62,14 @@ class Interrupts:
 
 @contextmanager
 def left_to_pager() -> Iterator[None]:
-    """Leave Ctrl-C to a pager: if only this process ended, the shell and the pager would both read.
+    """Leave Ctrl-C to the pager while this block runs.
 
-    A pager that is left early closes the pipe, which is no error.
+    If this process ended before the pager, the shell and the pager would both read the keyboard.
+    A pager that is closed early closes the pipe, which is no error.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
     if before[signal.SIGINT] != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)  # the pager gets the default action
+        signal.signal(signal.SIGINT, lambda *_: None)  # exec(2) resets it for the pager
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         yield
@@ -79,19 +80,19 @@ def left_to_pager() -> Iterator[None]:
 
 @contextmanager
 def terminal_restored() -> Iterator[None]:
-    """While a line is edited, let a signal that ends the process restore the terminal first."""
+    """Let a signal that ends the process restore the terminal first, while a line is edited."""
     try:
         attributes = termios.tcgetattr(STDIN)
-    except termios.error:  # no terminal, so there is nothing to restore
+    except termios.error:  # stdin is no terminal
         yield
         return
 
     def end(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        with suppress(OSError, termios.error):  # the terminal may have gone
+        with suppress(OSError, termios.error):  # the terminal may be closed
             if _in_foreground():
                 termios.tcsetattr(STDIN, termios.TCSANOW, attributes)
-                if select.select([], [STDOUT], [], 0)[1]:  # a stopped terminal is not waited for
+                if select.select([], [STDOUT], [], 0)[1]:  # do not wait if output is stopped
                     os.write(STDOUT, _RESET)
         signal.raise_signal(number)
 
@@ -106,8 +107,8 @@ def terminal_restored() -> Iterator[None]:
 
 
 def _in_foreground() -> bool:
-    """Return whether the terminal is this job's, and not another job's by now."""
+    """Return True if this job still owns the terminal."""
     try:
         return os.tcgetpgrp(STDIN) == os.getpgrp()
-    except OSError:  # it does not control this session: there are no jobs
+    except OSError:  # not the controlling terminal: no job control
         return True

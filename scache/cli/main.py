@@ -1,7 +1,7 @@
-"""The subcommands of ``scache``, and the one place where errors become text.
+"""The subcommands of ``scache``; errors become messages and exit codes here.
 
-Whatever goes wrong is one line on stderr and an exit code of `scache.errors`.
-A subcommand is imported when it is wanted, and imports what it needs when it runs.
+Each failure is one line on stderr and an exit code of `scache.errors`. A subcommand is imported
+when it is used, and imports its dependencies when it runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scache.escape import one_line
 from scache.version import __version__
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""The exit code of a question that is not answered; a shell reports the same after Ctrl-C."""
+"""Exit code if input ends at a question; a shell reports the same after Ctrl-C."""
 
 EPILOG = """\b
 Examples:
@@ -37,18 +37,18 @@ Examples:
 """
 
 COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge", "help")
-"""Each is a function in the module of its name."""
+"""Names of the subcommands, each a function in the module of the same name."""
 
 
 class Commands(click.Group):
-    """The subcommands: whoever runs one does not wait for the others to be imported."""
+    """The group of subcommands, which imports only the one that is used."""
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """Return their names, as the help lists them."""
+        """Return the names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
-        """Return the one of this name."""
+        """Import and return the subcommand of this name, or None."""
         if name not in COMMANDS:
             return None
         return cast(click.Command, getattr(import_module(f"scache.cli.commands.{name}"), name))
@@ -63,13 +63,13 @@ class Commands(click.Group):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Keep live connections for other processes, as Postfix's scache(8) does; look inside."""
+    """Cache live connections for other processes, as Postfix's scache(8) does; look inside."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
 def run() -> int:
-    """Run the command that the process was started with; return its exit code."""
+    """Run the command line of this process; return its exit code."""
     guard()
     code = execute(sys.argv[1:])
     try:
@@ -80,7 +80,7 @@ def run() -> int:
 
 
 def execute(arguments: Sequence[str]) -> int:
-    """Run one command line; return its exit code, having said in one line what went wrong."""
+    """Run one command line; return its exit code. A failure is one line on stderr."""
     try:
         with cli.make_context("scache", list(arguments)) as context:
             cli.invoke(context)
@@ -90,14 +90,14 @@ def execute(arguments: Sequence[str]) -> int:
         return _fail(error.format_message(), EXIT_SETTINGS)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last line of defence
+    except Exception as error:  # noqa: BLE001 - every other error becomes a message, too
         return _fail_with(error)
     return EXIT_OK
 
 
 def _fail_with(error: Exception) -> int:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # what a task group wrapped
+        error = error.exceptions[0]  # a task group has wrapped it
     if isinstance(error, ScacheError):
         return _fail(str(error), error.exit_code)
     code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
@@ -107,6 +107,6 @@ def _fail_with(error: Exception) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    with suppress(OSError):  # where stderr takes nothing, the code says it all
+    with suppress(OSError):  # stderr may be closed: the exit code is left
         click.echo(f"scache: {one_line(text)}", err=True)
     return code

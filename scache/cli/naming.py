@@ -1,4 +1,4 @@
-"""How ``purge`` and ``events`` are told labels, and hints where what they are told fits none."""
+"""Options of ``purge`` and ``events`` that name labels and ids; hints if a name matches nothing."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from scache.escape import one_line, shown
 if TYPE_CHECKING:
     from scache.inspection.image import Image
 
-PATTERNS = r"""A GLOB is SQLite's: * stands for anything, ? for one character, [a-z] for one of
-these, [[] for a bracket; case matters. It also fits the very same text, such as
-[::1]:25, and the printed form of a label, such as smtp\n203.0.113.5\n587\n0\n.
-This is the form in tables, which are the output on a terminal, and in the lists
-of purge. Elsewhere the output is JSON, which has labels in JSON's own escapes.
+PATTERNS = r"""A GLOB is a pattern of SQLite: * stands for any text, ? for one character, [a-z]
+for one of these characters, [[] for a bracket. Case matters. The exact text of a
+label matches as well, such as [::1]:25, and so does its printed form, such as
+smtp\n203.0.113.5\n587\n0\n. Tables and the lists of purge show the printed form;
+JSON has escapes of its own.
 
-A label of Postfix consists of fields, each with a newline behind it. A --field
-is a whole one: 203.0.113.5 is no field of a label with 203.0.113.55. Where
-several are given, a label must have each."""
-"""For the help of a command that takes labels."""
+A label of Postfix consists of fields, each followed by a newline. --field matches
+one whole field: 203.0.113.5 does not match a label with 203.0.113.55. If several
+are given, a label must have all of them."""
+"""Part of the help of commands that take labels."""
 
 LARGEST_ID = 2**63 - 1
-"""The largest integer that SQLite knows."""
+"""The largest integer of SQLite."""
 
 _SIMILAR = 3
-"""Labels that a hint names."""
+"""Labels that a hint names at most."""
 
 _CLASS = re.compile(r"\[(\^?\]?[^\]]*)\]")
-"""In a GLOB, one character out of several."""
+"""A list of characters in a GLOB."""
 _DOTTED = re.compile(r"(?:\w(?:[\w-]*\w)?\.)+\w(?:[\w-]*\w)?\.?", re.ASCII)
 _RANGES = re.compile(r"(?:\w-\w|\.)+")
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9]{2,}")
@@ -45,7 +45,7 @@ Command = Callable[..., None]
 
 
 def field_option(text: str) -> Callable[[Command], Command]:
-    """Return what gives a command the option ``--field``, with this help."""
+    """Return a decorator that adds the option ``--field`` with this help to a command."""
     return click.option(
         "--field", "fields", metavar="TEXT", multiple=True, callback=_fields, help=text
     )
@@ -58,19 +58,19 @@ def _fields(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
 
 
 def id_option(text: str) -> Callable[[Command], Command]:
-    """Return what gives a command the option ``--id``, with this help."""
+    """Return a decorator that adds the option ``--id`` with this help to a command."""
     return click.option(
         "--id", "ids", metavar="N", type=click.IntRange(1, LARGEST_ID), multiple=True, help=text
     )
 
 
 class Named(NamedTuple):
-    """What a command was told of labels and ids."""
+    """The labels and ids that a command was given."""
 
     endpoint: str | None
-    """A pattern."""
+    """A GLOB."""
     destination: str | None
-    """A pattern."""
+    """A GLOB."""
     fields: Sequence[str]
     ids: Sequence[int]
 
@@ -87,14 +87,15 @@ class Named(NamedTuple):
         return " and ".join(named)
 
     def patterns(self) -> tuple[tuple[str, str | None], ...]:
-        """Return each kind of label with its pattern."""
+        """Return the kinds of labels with their patterns."""
         return ("endpoint", self.endpoint), ("destination", self.destination)
 
 
 def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> None:
-    """Say on stderr where labels may not be what was meant.
+    """Write hints to stderr about patterns and fields that may be mistakes.
 
-    They were searched for in the trail, or in what is cached, and ``nothing`` was found.
+    ``trail`` is true if the audit log was searched, and false for what is cached. ``nothing`` is
+    true if the search matched nothing.
     """
     from scache.inspection.labels import any_has_fields, count_fits
 
@@ -113,24 +114,24 @@ def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> Non
 
 
 def say(*sentences: str) -> None:
-    """Say something on stderr, each in one line."""
+    """Write each sentence to stderr as one line."""
     for each in sentences:
         click.echo(f"scache: {one_line(each)}", err=True)
 
 
 def bracket_hint(pattern: str) -> str | None:
-    """Return what to write instead of a GLOB whose brackets hold names or addresses, if any do."""
+    """Return a hint if brackets of a GLOB hold a name or an address; else None."""
     odd = [found[0] for found in _CLASS.finditer(pattern) if _is_host(found[1])]
     if not odd:
         return None
     literal = _CLASS.sub(lambda found: ("[[]" if found[0] in odd else "[") + found[0][1:], pattern)
-    return f"in a GLOB {odd[0]} is one of these characters: for the text itself write {literal}"
+    return f"in a GLOB, {odd[0]} is one of these characters: for the text itself, write {literal}"
 
 
 def _is_host(text: str) -> bool:
     """Return True if a text is a name or an address rather than a list of characters.
 
-    A list without ranges is in alphabetical order, where people write one.
+    A list of characters without ranges is taken for one only if it is in alphabetical order.
     """
     try:
         ip_address(text.removeprefix("IPv6:"))
@@ -142,9 +143,10 @@ def _is_host(text: str) -> bool:
 
 
 def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterator[str]:
-    """Yield what to say if nothing that is cached fits a text, or nothing in the trail.
+    """Yield the hint that nothing matches a text.
 
-    Without a reason or a similar label, nothing is said of the trail: the command shows no event.
+    For the audit log there is no hint without a reason or a similar label: the command itself shows
+    that there is no event.
     """
     from scache.inspection.labels import near
 
@@ -153,8 +155,10 @@ def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterato
     similar = near(image, word.encode(), _SIMILAR, trail=trail) if word else []
     reasons = []
     if _ELLIPSIS in text:
-        reasons.append(f"{_ELLIPSIS} is what a table left out, and --format json shows it")
+        reasons.append(
+            f"{_ELLIPSIS} stands for text that a table left out, and --format json shows it"
+        )
     if similar:
         reasons.append(f"similar labels: {', '.join(map(shown, similar))}")
     if reasons or not trail:
-        yield "; ".join([f"nothing fits the {what} {text}", *reasons])
+        yield "; ".join([f"nothing matches the {what} {text}", *reasons])

@@ -1,4 +1,4 @@
-"""The prompt of ``scache sql``: statements one after another, on one copy of the cache."""
+"""The prompt of ``scache sql``: statements are executed one after another on one image."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from scache.inspection.image import Image, Value, is_complete
 HELP = """\
 A statement ends with a semicolon and may have many lines. It works on a private copy
 of the cache: nothing that it does reaches the cache itself.
-  .tables   the tables and views, with their columns
+  .tables   list the tables and views, with their columns
   .refresh  take a new copy of the cache as it is now
-  .help     this text
-  .quit     the end; Ctrl-D does the same
-Tab completes names and SQL; the arrows bring back earlier statements."""
+  .help     show this text
+  .quit     leave the prompt; Ctrl-D does the same
+Tab completes names and SQL; the arrow keys bring back earlier statements."""
 
 COMMANDS = (".tables", ".refresh", ".help", ".quit")
 
@@ -40,26 +40,26 @@ SQL = """
     ROUND ROW_NUMBER SELECT SET STRFTIME SUM TABLE THEN UNION UPDATE USING VALUES VIEW WHEN WHERE
     WINDOW WITH
 """
-"""Words that Tab completes, besides the names of what there is."""
+"""Words that Tab completes, besides the names of tables, views and columns."""
 
 PROMPT = "scache> "
 CONTINUATION = "   ...> "
 
 
-def converse(target: Target, layout: Format, parameters: Mapping[str, Value | str]) -> None:
-    """Carry out what a person types, until Ctrl-D; what goes wrong is one line, and no end.
+def run_prompt(target: Target, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+    """Execute statements as they are typed, until Ctrl-D; an error is one line.
 
-    Ctrl-C drops the line, or the statement that takes too long. While a copy is taken it ends the
-    process, as it does with every other command.
+    Ctrl-C drops the line that is being typed, or interrupts a statement. While an image is taken,
+    it ends the process, as in every other command.
     """
     image = target.image()
     with Interrupts() as interrupts:
         try:
             image.stop_if(interrupts.came)
-            click.echo(f"A copy of the {one_line(str(target))}, as it is now. .help helps.")
+            click.echo(f"A copy of the {one_line(str(target))}, as it is now. Type .help for help.")
             session = make_session()
             while True:
-                # Here, and not before the statement: Ctrl-C may come as soon as Enter was typed.
+                # Not right before the statement: Ctrl-C may come as soon as Enter was typed.
                 interrupts.clear()
                 try:
                     with terminal_restored():
@@ -74,7 +74,7 @@ def converse(target: Target, layout: Format, parameters: Mapping[str, Value | st
                             image = fresh
                             image.stop_if(interrupts.came)
                         case command if command.startswith("."):
-                            _say(image, command)
+                            _run_command(image, command)
                         case _:
                             execute(image, text, layout, parameters)
                 except EOFError:
@@ -88,7 +88,7 @@ def converse(target: Target, layout: Format, parameters: Mapping[str, Value | st
 
 
 def make_session() -> PromptSession[str]:
-    """Return a prompt that takes lines until they are a statement, and remembers them."""
+    """Return a prompt that reads lines until a statement is complete, and keeps a history."""
     return PromptSession(
         history=_history(),
         multiline=Condition(lambda: not is_whole(get_app().current_buffer.text)),
@@ -98,12 +98,12 @@ def make_session() -> PromptSession[str]:
 
 
 def is_whole(text: str) -> bool:
-    """Return whether Enter ends the text: a statement with its semicolon, a command, nothing."""
+    """Return True if Enter ends the input: it is a complete statement, a command, or empty."""
     text = text.strip()
     return not text or text.startswith(".") or is_complete(text)
 
 
-def _say(image: Image, command: str) -> None:
+def _run_command(image: Image, command: str) -> None:
     match command:
         case ".help":
             click.echo(HELP)
@@ -111,11 +111,11 @@ def _say(image: Image, command: str) -> None:
             for relation in image.relations():
                 click.echo(one_line(f"{relation.name}({', '.join(relation.columns)})"))
         case _:
-            click.echo(one_line(f"there is no command {command}: .help says which there are"))
+            click.echo(one_line(f"there is no command {command}: .help lists the commands"))
 
 
 class SqlCompleter(Completer):
-    """Completes a command, or within a statement the names of an image and the words of SQL."""
+    """Completion of commands, and in statements of the names in an image and the words of SQL."""
 
     def __init__(self, image: Image) -> None:
         relations = image.relations()
@@ -126,14 +126,14 @@ class SqlCompleter(Completer):
         self._commands = WordCompleter(COMMANDS, sentence=True)
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
-        """Yield what the text before the cursor may go on with."""
+        """Return completions of the text before the cursor."""
         is_command = document.text_before_cursor.startswith(".")
         completer = self._commands if is_command else self._words
         return completer.get_completions(document, event)
 
 
 def _history() -> History:
-    """Return what was typed before, if there is a place to keep it (XDG base directories)."""
+    """Return the history, kept in a file if possible (XDG base directories), else in memory."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"

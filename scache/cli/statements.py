@@ -1,4 +1,4 @@
-"""SQL statements, carried out in turn on an image."""
+"""Execution of SQL statements on an image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def execute(image: Image, text: str, layout: Format, parameters: Mapping[str, Value | str]) -> None:
-    """Carry out the statements of a text in turn; write what each returns.
+    """Execute the statements of a text in order; write the result of each.
 
-    Raises QueryError, and leaves out the rest, at the first that fails.
+    Raises QueryError at the first statement that fails; the rest is not executed.
     """
     from scache.inspection.image import statements
 

@@ -1,4 +1,4 @@
-"""Standard output and input as the commands find them: a full disk or none at all is one line."""
+"""Standard streams that report write errors as one line."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ STDIN, STDOUT = 0, 1
 
 
 class OutputError(ScacheError):
-    """Standard output takes no more."""
+    """Standard output cannot be written."""
 
 
 class Output(io.FileIO):
-    """Standard output without a buffer; its errors cannot be taken for those of anything else."""
+    """Standard output without a buffer, with an exception of its own for write errors."""
 
     def __init__(self) -> None:
         super().__init__(STDOUT, "wb", closefd=False)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write some of it; raises OutputError."""
+        """Write data; return the number of bytes written. Raises OutputError."""
         try:
             return super().write(data)
         except OSError as error:
-            # What is left in buffers must not fail once more when they are flushed at exit.
+            # Buffers are flushed again at exit, which must not fail a second time.
             _open_at(STDOUT, os.O_WRONLY)
             raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
 def guard() -> None:
-    """Let `Output` be standard output; a closed one refuses whatever is written to it."""
+    """Make `Output` standard output. If standard output is closed, every write to it fails."""
     closed = sys.stdout is None
     encoding, errors = ("utf-8", "strict") if closed else (sys.stdout.encoding, sys.stdout.errors)
     occupy_standard_descriptors()
@@ -58,6 +58,6 @@ def _open_at(number: int, flags: int) -> None:
 
 
 def accept_any_text() -> None:
-    """Let standard output spell out the characters that its encoding lacks."""
+    """Let standard output escape characters that its encoding lacks."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

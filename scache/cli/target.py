@@ -1,4 +1,4 @@
-"""How a command reaches what it looks at: a live daemon, or a database file."""
+"""The daemon or the database file that a command works on, and the options that name it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ T = TypeVar("T")
 Command = Callable[..., None]
 
 TIMEOUT = 30.0
-"""Seconds that a daemon may take for what a person asks, who would rather wait than ask again."""
+"""Time-out of a request in seconds. It is long, because a person can press Ctrl-C."""
 
 
 @contextmanager
 def connect(socket: Path) -> Iterator[Client]:
-    """Connect to a live daemon; raise Unavailable if none is there, Refused if it says no.
+    """Connect to a running daemon.
 
-    Refused also if the socket does not let us in.
+    Raises Unavailable if no daemon answers, and Refused if the socket or the daemon refuses this
+    user.
     """
     from scache.client.sync import Client
 
@@ -42,14 +43,15 @@ def connect(socket: Path) -> Iterator[Client]:
             yield client
         except ProtocolError as error:
             raise Unavailable(
-                f"what answers at {socket} cannot be looked into ({error}): name a scache "
-                "daemon, and be one of its allow_uids, if it has any"
+                f"the server at {socket} does not answer as a scache daemon ({error}): name "
+                "another --socket, or run the command as a user of its allow_uids or admin_uids"
             ) from error
         except Unavailable as error:
             match error.__cause__:
                 case PermissionError():
                     raise Refused(
-                        f"you may not connect to {socket}: ask as {_who_may(socket)}"
+                        f"cannot connect to the daemon at {socket}: permission denied; "
+                        f"run the command as {_permitted_users(socket)}"
                     ) from error
                 case FileNotFoundError() | ConnectionRefusedError():
                     raise Unavailable(
@@ -58,24 +60,24 @@ def connect(socket: Path) -> Iterator[Client]:
             raise
 
 
-def _who_may(socket: Path) -> str:
-    """Return the users who may connect, where this one may not."""
+def _permitted_users(socket: Path) -> str:
+    """Return the users who can connect to a socket that refuses this user, in words."""
     try:
         socket.lstat()
     except PermissionError:
         return "root or as a user who may enter its directory"
     except OSError:
-        pass  # it has gone meanwhile
+        pass  # it was removed meanwhile
     return "root or as its owner"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where images come from."""
+    """The daemon or database file that images are taken from."""
 
     socket: Path
     database: str | None
-    """A file; None to ask the daemon at the socket."""
+    """Path of a database file; None for the daemon at the socket."""
 
     def __str__(self) -> str:
         if self.database is not None:
@@ -83,9 +85,9 @@ class Target:
         return f"daemon at {self.socket}"
 
     def image(self, *, sound: bool = True) -> Image:
-        """Return an image of this moment, the caller's to close; of a file that is ``sound``.
+        """Take an image, which the caller closes.
 
-        Raises Unavailable, Refused or DatabaseError.
+        Raises Unavailable, Refused or DatabaseError, also for a corrupt file if ``sound`` is true.
         """
         from scache.inspection.image import Image
 
@@ -95,7 +97,7 @@ class Target:
             return self.image_for(client)
 
     def image_for(self, client: Client) -> Image:
-        """Return an image that the daemon gives this client, the caller's to close."""
+        """Take an image through a connected client; the caller closes it."""
         from scache.inspection.image import Image
         from scache.store import serialized
 
@@ -104,7 +106,7 @@ class Target:
 
 
 def repeated(look: Callable[[], T], interval: float) -> Iterator[T]:
-    """Yield what a look returns, every ``interval`` seconds; wait for a daemon that is away."""
+    """Yield the result of ``look`` every ``interval`` seconds; wait while no daemon answers."""
     answers = True
     while True:
         time.sleep(interval)
@@ -118,26 +120,26 @@ def repeated(look: Callable[[], T], interval: float) -> Iterator[T]:
 
 
 def socket_option(command: Command) -> Command:
-    """Give a command the option ``--socket``: a path, `default_socket` if nobody names one."""
+    """Add the option ``--socket`` to a command; its default is `default_socket`."""
     option = click.option(
         "--socket",
         metavar="PATH",
         envvar=SOCKET.variable,
         callback=_socket,
-        help=f"The socket of a live daemon; or {SOCKET.variable}.  [default: {SOCKET.default}]",
+        help=f"Socket of the running daemon; or {SOCKET.variable}.  [default: {SOCKET.default}]",
     )
     return option(command)
 
 
 def target_options(command: Command) -> Command:
-    """Give a command ``--socket`` and ``--database``, of which it gets one `Target`."""
+    """Add the options ``--socket`` and ``--database`` to a command, which gets a `Target`."""
 
     @wraps(command)
-    def with_origin(
+    def with_target(
         *,
         socket: Path,
         database: str | None,
-        **options: Any,  # noqa: ANN401 - the command's own
+        **options: Any,  # noqa: ANN401 - other options of the command
     ) -> None:
         context = click.get_current_context()
         source = context.get_parameter_source("socket")
@@ -150,9 +152,9 @@ def target_options(command: Command) -> Command:
     option = click.option(
         "--database",
         metavar="FILE",
-        help="Look into this database file, not into a live daemon.",
+        help="Database file to read instead of asking a running daemon.",
     )
-    return socket_option(option(with_origin))
+    return socket_option(option(with_target))
 
 
 def _socket(_: click.Context, __: click.Parameter, value: str | None) -> Path:

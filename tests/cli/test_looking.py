@@ -210,7 +210,8 @@ class TestTarget:
             path.parent.chmod(directory_mode)
             assert as_user(lambda: failure(capsys, "stats", "--socket", path)) == (
                 errors.EXIT_REFUSED,
-                f"you may not connect to {path}: ask as root or as {who_may}",
+                f"cannot connect to the daemon at {path}: permission denied; "
+                f"run the command as root or as {who_may}",
             )
 
     @pytest.mark.parametrize("command", ["dump", "sql x", "stats", "events"])
@@ -354,7 +355,7 @@ class TestDump:
     @pytest.mark.parametrize(
         ("more", "sentence"),
         [
-            (["event"], "--output writes everything: name no tables with it"),
+            (["event"], "--output writes all tables: name no tables with it"),
             (["--format", "csv"], "--output writes a database file: it takes no --format"),
             (["--format", "json"], "--output writes a database file: it takes no --format"),
         ],

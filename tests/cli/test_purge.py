@@ -177,7 +177,7 @@ class TestNaming:
         """What is to go must be said, and be said once; nothing is asked before."""
         arguments = ["purge", "--socket", "none", *options.split()]
         assert execute(arguments) == errors.EXIT_SETTINGS
-        sentence = "scache: say exactly one of --endpoint, --destination, --field, --id and --all\n"
+        sentence = "scache: give exactly one of --endpoint, --destination, --field, --id and --all\n"
         assert capsys.readouterr().err == sentence
 
     @pytest.mark.parametrize("line", EXAMPLES)
@@ -235,7 +235,7 @@ class TestListing:
         assert execute(command) == code
         output = capsys.readouterr()
         said = output.out + output.err
-        question = "Purge what fits the field 203.0.113.5: 2 connections and 0 bindings"
+        question = "Purge what matches the field 203.0.113.5: 2 connections and 0 bindings"
         listed = r"  smtp\n203.0.113.5\n25\n0\n"
         assert (question in said and listed in said) == (not yes)
         assert (len(left(socket)[0]) < len(ENDPOINTS)) == (yes or typed == "y\n")
@@ -335,8 +335,8 @@ class TestHints:
             (["--field", "203.0.113.5", "--field", "26"], "the field 203.0.113.5 and 26;"),
             (["--field", r"203.0.113.5\n587"], r"the field 203.0.113.5\n587;"),
             (["--endpoint", "smtp\\n203.0.11…"], "--format json"),
-            (["--endpoint", ""], "nothing fits the endpoint \n"),
-            (["--endpoint", "x\x1b[2J\n"], r"nothing fits the endpoint x\x1b[2J\n" + "\n"),
+            (["--endpoint", ""], "nothing matches the endpoint \n"),
+            (["--endpoint", "x\x1b[2J\n"], r"nothing matches the endpoint x\x1b[2J\n" + "\n"),
         ],
     )
     def test_purge_hints_at_similar_labels_if_nothing_fits(
@@ -346,7 +346,7 @@ class TestHints:
         out, err = purge(capsys, socket, *options)
         assert out == "0 connections closed, 0 bindings removed\n"
         assert hint in err
-        assert err.startswith("scache: nothing fits the ")
+        assert err.startswith("scache: nothing matches the ")
 
     def test_purge_of_an_empty_cache_gives_no_hint(
         self, capsys: Capture, client: Client, path: Path

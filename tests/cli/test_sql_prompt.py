@@ -34,7 +34,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT su
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 Capture = pytest.CaptureFixture[str]
-Converse = Callable[[str], list[str]]
+Prompt = Callable[[str], list[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -57,71 +57,71 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def converse(file: Path, capsys: Capture) -> Iterator[Converse]:
+def prompt(file: Path, capsys: Capture) -> Iterator[Prompt]:
     """Yield a function that types keys and returns the lines that were said, after the first."""
     with ExitStack() as stack:
         keyboard = stack.enter_context(create_pipe_input())
         stack.enter_context(create_app_session(input=keyboard, output=DummyOutput()))
 
-        def converse(typed: str, layout: Format = "csv") -> list[str]:
+        def prompt(typed: str, layout: Format = "csv") -> list[str]:
             keyboard.send_text(typed)
-            sql_prompt.converse(Target(Path("nowhere"), str(file)), layout, {"one": 1})
+            sql_prompt.run_prompt(Target(Path("nowhere"), str(file)), layout, {"one": 1})
             output = capsys.readouterr()
             first, *rest = (output.out + output.err).splitlines()
-            assert first == f"A copy of the database {file}, as it is now. .help helps."
+            assert first == f"A copy of the database {file}, as it is now. Type .help for help."
             return rest
 
-        yield converse
+        yield prompt
 
 
-def test_a_statement_ends_with_a_semicolon(converse: Converse) -> None:
+def test_a_statement_ends_with_a_semicolon(prompt: Prompt) -> None:
     """It may have many lines; until its semicolon, Enter begins the next."""
-    assert converse(f"SELECT\r1\rAS ';';\r{CTRL_D}") == ['";"', "1"]
+    assert prompt(f"SELECT\r1\rAS ';';\r{CTRL_D}") == ['";"', "1"]
 
 
-def test_several_statements_share_the_copy(converse: Converse) -> None:
+def test_several_statements_share_the_copy(prompt: Prompt) -> None:
     """What one changes the next one sees; parameters hold for all."""
     typed = "DELETE FROM connection WHERE id = :one;\rSELECT count(*) AS n FROM connection;\r"
-    assert converse(typed + CTRL_D) == ['"n"', "1"]
+    assert prompt(typed + CTRL_D) == ['"n"', "1"]
 
 
-def test_an_error_ends_nothing(converse: Converse) -> None:
+def test_an_error_ends_nothing(prompt: Prompt) -> None:
     """What is wrong is a line, and the next statement is asked for."""
-    said = converse(f"SELEC;\rATTACH 'x' AS y;\rSELECT 1 AS x;\r{CTRL_D}")
+    said = prompt(f"SELEC;\rATTACH 'x' AS y;\rSELECT 1 AS x;\r{CTRL_D}")
     assert said[:2] == ['"x"', "1"]
     assert said[2] == 'near "SELEC": syntax error'
     assert said[3].startswith("ATTACH and VACUUM are not allowed")
 
 
-def test_ctrl_c_drops_what_was_typed(converse: Converse) -> None:
+def test_ctrl_c_drops_what_was_typed(prompt: Prompt) -> None:
     """A line that was begun by mistake is gone, and the prompt is still there."""
-    assert converse(f"SELECT nonsense\r{CTRL_C}SELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
+    assert prompt(f"SELECT nonsense\r{CTRL_C}SELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
 
 
 @pytest.mark.parametrize("end", [CTRL_D, ".quit\r", ".exit;\r"])
-def test_ends(converse: Converse, end: str) -> None:
+def test_ends(prompt: Prompt, end: str) -> None:
     """Ctrl-D ends it, and so does saying so; an empty line does not."""
-    assert converse(f"\r;\r{end}") == []
+    assert prompt(f"\r;\r{end}") == []
 
 
-def test_tables_are_listed(converse: Converse) -> None:
+def test_tables_are_listed(prompt: Prompt) -> None:
     """Tables and views stand there with their columns."""
-    said = converse(f".tables\r{CTRL_D}")
+    said = prompt(f".tables\r{CTRL_D}")
     assert "counter(name, value)" in said
     assert any(line.startswith("saved_never_found(endpoint, saved, found, ") for line in said)
 
 
-def test_help_is_there(converse: Converse) -> None:
+def test_help_is_there(prompt: Prompt) -> None:
     """Commands begin with a dot; those that do not exist are told apart."""
-    said = converse(f".help\r.nonsense\r{CTRL_D}")
+    said = prompt(f".help\r.nonsense\r{CTRL_D}")
     assert said == [
         *sql_prompt.HELP.splitlines(),
-        "there is no command .nonsense: .help says which there are",
+        "there is no command .nonsense: .help lists the commands",
     ]
 
 
 def test_refresh_takes_a_new_copy(
-    converse: Converse, file: Path, monkeypatch: pytest.MonkeyPatch
+    prompt: Prompt, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until it is asked for, nothing that happens is seen; if nobody answers, the old one stays."""
     take = Image.from_file
@@ -138,14 +138,14 @@ def test_refresh_takes_a_new_copy(
 
     monkeypatch.setattr(Image, "from_file", from_file)
     count = "SELECT count(*) AS n FROM connection;\r"
-    said = converse(f"{count}.refresh\r{count}.refresh\r{count}{CTRL_D}")
+    said = prompt(f"{count}.refresh\r{count}.refresh\r{count}{CTRL_D}")
     assert said == ['"n"', "2", '"n"', "3", '"n"', "3", r"nobody\nanswers"]
 
 
-def test_statements_are_remembered(converse: Converse, state: Path) -> None:
+def test_statements_are_remembered(prompt: Prompt, state: Path) -> None:
     """A later session brings back what an earlier one asked; nobody else can read it."""
-    assert converse(f"SELECT\r5 AS x;\r{CTRL_D}") == ['"x"', "5"]
-    assert converse(f"{UP}\r{CTRL_D}") == ['"x"', "5"]
+    assert prompt(f"SELECT\r5 AS x;\r{CTRL_D}") == ['"x"', "5"]
+    assert prompt(f"{UP}\r{CTRL_D}") == ['"x"', "5"]
     history = state / "scache" / "sql-history"
     assert "5 AS x" in history.read_text()
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
@@ -232,7 +232,7 @@ def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path, 
 
 
 def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
-    converse: Converse, monkeypatch: pytest.MonkeyPatch
+    prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal that comes between Enter and the statement is not forgotten."""
 
@@ -244,7 +244,7 @@ def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
     monkeypatch.setattr(sql_prompt, "execute", execute)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert converse(f"{ENDLESS};\rSELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
+        assert prompt(f"{ENDLESS};\rSELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

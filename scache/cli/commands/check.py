@@ -1,4 +1,4 @@
-"""``scache check``: whether all that is in the cache fits together."""
+"""``scache check``: verify the consistency of the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scache.cli.render.formats import Format, format_option, write
 from scache.cli.target import Target, target_options
 from scache.errors import Findings
 
-EPILOG = """It ends with 0 if all is well, and with 6 if it has found something.
+EPILOG = """The exit code is 0 if every rule holds, and 6 if a rule is broken.
 
 \b
 Examples:
@@ -22,11 +22,13 @@ Examples:
 @target_options
 @format_option
 def check(*, target: Target, layout: Format) -> None:
-    """Verify a live daemon or a database file.
+    """Verify the consistency of a running daemon or a database file.
 
-    The file is sound, its tables are ours, every connection has a descriptor,
-    whatever was saved is there or has left once, the counters agree with the
-    events, and no id names two things. What an image cannot tell is skipped.
+    The rules: the file is sound; its tables are those of scache; every
+    connection has its descriptor; every connection and binding that was saved
+    is there or has left exactly once; the counters agree with the events; no id
+    is used twice; times are consistent; the database has no fault. A rule is
+    skipped if the image does not have the data for it.
     """
     from scache.inspection.checks import check as look_at
 

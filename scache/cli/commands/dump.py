@@ -1,4 +1,4 @@
-"""``scache dump``: everything that is known, or some tables and views of it."""
+"""``scache dump``: write all tables, or some tables and views."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ Examples:
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write it all to a database file instead, which may replace an earlier dump.",
+    help="Write all tables to a database file instead; it may replace an earlier dump.",
 )
 @click.argument("names", nargs=-1, metavar="[TABLE_OR_VIEW]...")
 def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence[str]) -> None:
-    """Write out the tables and views that are named, or all tables.
+    """Write the tables and views that are named, or all tables.
 
-    JSON is one object with an array for each name. Several names in JSON lines
-    begin each line with the name of its table. CSV takes exactly one name.
+    JSON is one object with an array for each name. In JSON lines, if there are
+    several names, each line begins with the name of its table. CSV takes exactly
+    one name.
     """
     if output is not None and names:
-        raise click.UsageError("--output writes everything: name no tables with it")
+        raise click.UsageError("--output writes all tables: name no tables with it")
     source = click.get_current_context().get_parameter_source("layout")
     if output is not None and source is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--output writes a database file: it takes no --format")
     if output is None and layout == "csv" and len(names) != 1:
-        raise click.UsageError("csv holds one table: name exactly one, or choose another --format")
+        raise click.UsageError("CSV holds one table: name exactly one, or choose another --format")
     with target.image() as image:
         if output is not None:
             image.write_to(output)
@@ -70,7 +71,7 @@ def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence
 
 
 def _chosen(image: Image, names: Sequence[str]) -> list[str]:
-    """Return the names of what is to be written; of the tables if there are none."""
+    """Return the names of the tables and views to write; without names, of all tables."""
     relations = image.relations()
     if not names:
         return [relation.name for relation in relations if not relation.is_view]

@@ -1,4 +1,4 @@
-"""``scache events``: the audit trail, and what is added to it."""
+"""``scache events``: print the audit log, and follow it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from scache.inspection.image import Image, Result
     from scache.inspection.reports import Filter, Instance
 
-EPILOG = f"""They are in the order of time. Ids are in the order of writing: within one
-write, of 50 ms or so, they may be in another.
+EPILOG = f"""Events are printed in the order of time. Ids are in the order of writing, which
+may be another one within one write of about 50 ms.
 
-Whoever looks at a live daemon takes a snapshot, which is an event: those that
+Each look at a running daemon takes a snapshot, which is an event. Snapshots that
 succeeded are left out, unless --kind snapshot asks for them.
 
 {PATTERNS}
@@ -46,7 +46,7 @@ Examples:
 """
 
 FOLLOWED = 10
-"""Earlier events that ``--follow`` begins with, unless told otherwise."""
+"""Earlier events that ``--follow`` begins with by default."""
 
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -55,24 +55,26 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.command(epilog=EPILOG)
 @target_options
 @format_option
-@click.option("--endpoint", metavar="GLOB", help="Of these endpoints.")
-@click.option("--destination", metavar="GLOB", help="Of these destinations.")
-@field_option("Of endpoints or destinations with this field; repeatable.")
-@id_option("Of the connection or binding with this id, its whole life; repeatable.")
-@click.option("--client", metavar="PID|GLOB", help="Of this process, or of programs so called.")
-@click.option("--kind", "kinds", metavar="KIND", multiple=True, help="Of this kind; repeatable.")
+@click.option("--endpoint", metavar="GLOB", help="Only of endpoints that match.")
+@click.option("--destination", metavar="GLOB", help="Only of destinations that match.")
+@field_option("Only of labels with this field; repeatable.")
+@id_option("Only of the connection or binding with this id; repeatable.")
+@click.option(
+    "--client", metavar="PID|GLOB", help="Only of this process, or of programs whose name matches."
+)
+@click.option(
+    "--kind", "kinds", metavar="KIND", multiple=True, help="Only of this kind; repeatable."
+)
 @click.option(
     "--since",
     metavar="TIME",
-    help="Since this time (ISO 8601, UTC unless it says otherwise), or so long ago: 90s, 10m, 1d.",
+    help="Only since this time: ISO 8601, by default in UTC, or a span such as 90s, 10m, 1d.",
 )
-@click.option(
-    "--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="The last N of them."
-)
+@click.option("--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="Only the last N.")
 @click.option(
     "--follow",
     is_flag=True,
-    help="Go on with what happens next, until Ctrl-C. JSON is a line for each event then.",
+    help="Go on with new events, until Ctrl-C. JSON has one line for each event then.",
 )
 @click.option(
     "--interval",
@@ -80,7 +82,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="How often --follow looks.",
+    help="Time between two looks of --follow.",
 )
 def events(
     *,
@@ -97,10 +99,11 @@ def events(
     follow: bool,
     interval: float,
 ) -> None:
-    """Tell what happened, the oldest first.
+    """Print the events of the audit log, the oldest first.
 
-    That is every request, and every way out: a line for each on a terminal, with
-    labels in their printed form, and JSON to a pipe or a file (see --format).
+    An event is a request with its outcome, or a connection or binding that left.
+    On a terminal each is one line, with labels in their printed form; in a pipe or
+    a file the output is JSON (see --format).
     """
     from scache.inspection.reports import Filter
 
@@ -135,7 +138,7 @@ def _warn(image: Image) -> None:
 
 
 def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> bool:
-    """Write the events that fit; return whether there were any."""
+    """Write the events that match; return True if there was one."""
     from scache.inspection.reports import events as ask
 
     result = ask(image, wanted, last=limit)
@@ -152,44 +155,44 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> b
 
 
 class _Follower:
-    """Looks again and again, and tells what it has not told yet."""
+    """Writes the last events, and new ones as they are recorded."""
 
     def __init__(self, target: Target, layout: Format, wanted: Filter, interval: float) -> None:
         from scache.cli.render.event_lines import EventLines
 
-        self._origin = target
+        self._target = target
         self._layout = layout
         self._wanted = wanted
         self._interval = interval
         self._lines = EventLines()
-        self._told = 0
-        """The highest id of an event that was looked at."""
+        self._seen = 0
+        """Highest id of an event in the images so far."""
         self._instance: Instance | None = None
-        self._begun = False
+        self._has_header = False
 
     def run(self, limit: int | None, named: Named) -> None:
-        """Tell the last ``limit`` events, and then each new one; return never."""
-        with self._origin.image() as image:
+        """Write the last ``limit`` events, and then each new one; never return."""
+        with self._target.image() as image:
             give_hints(image, named, trail=True, nothing=False)
-            self._tell(image, limit)
+            self._write_new(image, limit)
             _warn(image)
         for _ in repeated(self._look, self._interval):
             pass
 
     def _look(self) -> None:
-        with self._origin.image() as image:
-            self._tell(image, None)
+        with self._target.image() as image:
+            self._write_new(image, None)
 
-    def _tell(self, image: Image, limit: int | None) -> None:
+    def _write_new(self, image: Image, limit: int | None) -> None:
         from scache.inspection.reports import events as ask
         from scache.inspection.reports import instance, latest_event, remembers
 
         if self._instance is not None and not remembers(image, self._instance):
-            self._told = 0  # another database: its ids begin anew
+            self._seen = 0  # another database, with ids of its own
         self._instance = instance(image)
         latest = latest_event(image)
-        self._write(ask(image, self._wanted, self._told, limit))
-        self._told = latest
+        self._write(ask(image, self._wanted, self._seen, limit))
+        self._seen = latest
         sys.stdout.flush()
 
     def _write(self, result: Result) -> None:
@@ -197,12 +200,12 @@ class _Follower:
             case "table":
                 self._lines.write(result.columns, result.rows)
             case "csv":
-                if self._begun:
+                if self._has_header:
                     write_csv_rows(result.rows)
                 else:
                     write_csv(result.columns, result.rows)
-                self._begun = True
-            case _:  # an array that never ends is of no use: a line for each
+                self._has_header = True
+            case _:  # also for json: an array would never end
                 sys.stdout.writelines(f"{row}\n" for row in json_objects(result))
 
 
@@ -224,10 +227,9 @@ def _pid(client: str) -> int | None:
 
 
 def moment(text: str) -> float:
-    """Return the seconds since the epoch of an ISO 8601 time, or of a span back from now.
+    """Return an ISO 8601 time, or the time a span ago, in seconds since the epoch.
 
-    Nothing happened before the epoch: it stands for all earlier times, which
-    SQLite may not know.
+    A time before the epoch becomes the epoch: no event is older, and SQLite has a limit.
     """
     from scache.clock import wall_time
 

@@ -1,4 +1,4 @@
-"""``scache help``: the pages of the manual."""
+"""``scache help``: show the pages of the manual."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOPICS = (
     "differences",
     "architecture",
 )
-"""The pages, each a file of ``scache/manual``, in the order of the list."""
+"""The pages in the order of the list; each is a file of ``scache/manual``."""
 
 EPILOG = """\b
 Examples:
@@ -37,13 +37,13 @@ Examples:
 """
 
 WIDEST = 100
-"""Columns of a page on a terminal that has more: longer lines are hard to read."""
+"""Most columns of a page on a terminal: longer lines are hard to read."""
 
 
 @click.command(epilog=EPILOG)
 @click.argument("topic", required=False)
 @click.pass_context
-def help(context: click.Context, /, *, topic: str | None) -> None:  # noqa: A001 - its name
+def help(context: click.Context, /, *, topic: str | None) -> None:  # noqa: A001 - name of the command
     """Show a page of the manual; without TOPIC, list the pages.
 
     A page is shown in a pager (PAGER) on a terminal, and is Markdown elsewhere.
@@ -69,7 +69,7 @@ def page(topic: str) -> str:
 
 
 def summary(text: str) -> str:
-    """Return the line below the title of a page, which says what the page is about."""
+    """Return the line below the title of a page: its summary."""
     return text.split("\n", 3)[2]
 
 
@@ -88,7 +88,7 @@ def _no_such_topic(topic: str, context: click.Context) -> str:
 
 
 def _show(text: str) -> None:
-    """Show Markdown to a person."""
+    """Format Markdown for a terminal, and show it in a pager."""
     from io import StringIO
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""``scache purge``: close connections of a live daemon before their time."""
+"""``scache purge``: close cached connections of a running daemon."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ Examples:
 """
 
 _SHOWN_BEFORE_A_QUESTION = 20
-"""Connections, and bindings, so that the question stays on the screen."""
+"""Connections, and bindings, that are listed before a question, so that it stays on the screen."""
 
 
 @click.command(epilog=EPILOG)
 @socket_option
-@click.option("--endpoint", metavar="GLOB", help="What belongs to these endpoints.")
-@click.option("--destination", metavar="GLOB", help="What belongs to these destinations.")
-@field_option("What belongs to endpoints and destinations with this field; repeatable.")
-@id_option("The connection with this id, as live_connection shows it; repeatable.")
-@click.option("--all", "everything", is_flag=True, help="All that is cached.")
-@click.option("--dry-run", is_flag=True, help="List what would be purged, and purge nothing.")
+@click.option("--endpoint", metavar="GLOB", help="Purge what belongs to endpoints that match.")
+@click.option(
+    "--destination", metavar="GLOB", help="Purge what belongs to destinations that match."
+)
+@field_option("Purge what belongs to labels with this field; repeatable.")
+@id_option("Purge the connection with this id, as live_connection shows it; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="Purge all connections and bindings.")
+@click.option("--dry-run", is_flag=True, help="List what would be purged; purge nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge(
     *,
@@ -59,21 +61,21 @@ def purge(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Close connections and remove bindings of a live daemon.
+    """Close connections and remove bindings of a running daemon.
 
-    What belongs to an endpoint are its connections; what belongs to a
-    destination are its bindings, and the connections of the endpoints that they
-    lead to. On a terminal it lists them and asks first. Lists are text, with
-    labels in their printed form, also to a pipe.
+    To an endpoint belong its connections. To a destination belong its bindings,
+    and the connections of their endpoints. On a terminal the command lists them
+    and asks first. Lists are text, with labels in their printed form, also in a
+    pipe.
     """
     given = [endpoint is not None, destination is not None, bool(fields), bool(ids), everything]
     if sum(given) != 1:
         raise click.UsageError(
-            "say exactly one of --endpoint, --destination, --field, --id and --all"
+            "give exactly one of --endpoint, --destination, --field, --id and --all"
         )
     named = Named(endpoint, destination, fields, ids)
-    # What fits is found in an image, at our cost. The daemon is told which connections it was, on
-    # the connection that gave the image: after a restart their ids may name others.
+    # The image is searched in this process, and the daemon closes the ids that were found. Both go
+    # over one connection to the daemon: after a restart the ids may name other connections.
     with connect(socket) as client:
         with Target(socket, database=None).image_for(client) as image:
             chosen = _chosen(image, named)
@@ -83,7 +85,7 @@ def purge(
             click.echo(f"{_counted(chosen)} would be purged")
             return
         if not yes and any(chosen) and sys.stdin.isatty():
-            what = "everything" if everything else f"what fits {named}"
+            what = "everything" if everything else f"what matches {named}"
             if not _agreed(chosen, f"Purge {what}", f"from the daemon at {one_line(str(socket))}?"):
                 click.echo("nothing was purged")
                 return
@@ -95,7 +97,7 @@ def purge(
 
 
 def _chosen(image: Image, named: Named) -> Selection:
-    """Return what fits; give hints on stderr."""
+    """Return the connections and bindings that match; write hints to stderr."""
     from scache.inspection.labels import select
 
     chosen = select(
@@ -111,14 +113,14 @@ def _chosen(image: Image, named: Named) -> Selection:
 
 
 def _agreed(chosen: Selection, begin: str, end: str) -> bool:
-    """List what is to be purged, and ask; return whether the answer is yes."""
+    """List the connections and bindings, and ask; return True if the answer is yes."""
     for line in _listed(chosen, _SHOWN_BEFORE_A_QUESTION):
         click.echo(line, err=True)
     return click.confirm(f"{begin}: {_counted(chosen)}, {end}", err=True)
 
 
 def _purge(client: Client, chosen: Selection, *, labels_may_do: bool) -> Purged:
-    """Close these very connections; all of their endpoints if the daemon knows no ids."""
+    """Close the chosen connections by id, or all of their endpoints if the daemon is too old."""
     try:
         ids = [number for number, _ in chosen.connections]
         return client.purge((), chosen.destinations, ids)
@@ -126,14 +128,14 @@ def _purge(client: Client, chosen: Selection, *, labels_may_do: bool) -> Purged:
         if not labels_may_do:
             raise
         say(
-            "the daemon is too old to purge by id: connections that were saved under these "
-            "endpoints meanwhile are closed as well"
+            "the daemon is too old to purge by id: all connections of these endpoints are closed, "
+            "also those that were saved meanwhile"
         )
         return client.purge(chosen.endpoints, chosen.destinations)
 
 
 def _hint_at_ids(image: Image, ids: Sequence[int], chosen: Selection) -> None:
-    """Say on stderr which of these ids are no connections."""
+    """Write a hint to stderr for each id that is not a cached connection."""
     from scache.inspection.labels import binding_of
 
     for number in sorted({*ids} - {number for number, _ in chosen.connections}):
@@ -145,7 +147,7 @@ def _hint_at_ids(image: Image, ids: Sequence[int], chosen: Selection) -> None:
 
 
 def _listed(chosen: Selection, most: int | None = None) -> Iterator[str]:
-    """Yield a line for each connection and binding, ``most`` of each."""
+    """Yield a line for each connection and binding, at most ``most`` of each."""
     connections = [f"  {number}  {shown(endpoint)}" for number, endpoint in chosen.connections]
     bindings = [
         f"  {number}  {shown(destination)} > {shown(endpoint)}"

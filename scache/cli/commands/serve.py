@@ -1,4 +1,4 @@
-"""``scache serve``: the daemon in the foreground."""
+"""``scache serve``: run the daemon in the foreground."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from scache.settings.loading import (
 from scache.settings.values import COUNT, POSITIVE_COUNT, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
-and a key of the configuration file, which is TOML (ttl_limit = 60). The
-command line goes before the environment, and that before the file.
+and a key of the configuration file, which is TOML (ttl_limit = 60). An option
+wins over the variable, and the variable over the file.
 
 \b
 Examples:
@@ -47,7 +47,7 @@ _NUMBERS = (COUNT, POSITIVE_COUNT)
 
 
 def settings_options(command: Command) -> Command:
-    """Give a command an option for each setting, as text or None under the setting's name."""
+    """Add an option for each setting to a command, which gets its text or None."""
     for setting in reversed(SETTINGS):
         text = f"{setting.help}  [default: {setting.default}]"
         if setting.kind is SWITCH:
@@ -70,9 +70,9 @@ def settings_options(command: Command) -> Command:
     metavar="FILE",
     envvar=CONFIG_VARIABLE,
     type=click.Path(path_type=Path),
-    help="Read settings from this file.",
+    help="TOML file with settings.",
 )
-@click.option("--show-config", is_flag=True, help="Say each value and where it came from; exit.")
+@click.option("--show-config", is_flag=True, help="Print each value and its source; exit.")
 @click.pass_context
 def serve(
     context: click.Context,
@@ -84,8 +84,7 @@ def serve(
 ) -> None:
     """Run the daemon in the foreground.
 
-    It ends when it is told to (SIGTERM, SIGINT), or when no client has been
-    connected for the time that --max-idle says.
+    It stops at SIGTERM and SIGINT, and after --max-idle seconds without a client.
     """
     sourced = gather(
         from_file(config),
@@ -99,11 +98,11 @@ def serve(
             click.echo(f"scache: warning: {retired % named}", err=True)
         click.echo(describe(sourced))
         return
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a peer that has gone is nothing to die of
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # writing to a closed socket is an error, no end
     start_logging(sourced.settings.log_level)
     if named:
         logger.warning(retired, named)
-    gc.disable()  # there is nothing to collect until it serves, when it is enabled again
+    gc.disable()  # faster start; the daemon enables it when it serves
 
     from scache.daemon import run
 
@@ -111,7 +110,7 @@ def serve(
 
 
 def describe(sourced: Sourced) -> str:
-    """Return the settings as a configuration file, with the target of each in a comment."""
+    """Return the settings as a configuration file, with the source of each in a comment."""
     import json
 
     lines = {}
@@ -122,4 +121,4 @@ def describe(sourced: Sourced) -> str:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
         lines[f"{setting.name} = {text}"] = one_line(sourced.origins[setting.name])
     width = max(map(len, lines))
-    return "\n".join(f"{line:{width}}  # {target}" for line, target in lines.items())
+    return "\n".join(f"{line:{width}}  # {source}" for line, source in lines.items())

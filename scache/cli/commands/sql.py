@@ -1,4 +1,4 @@
-"""``scache sql``: any SQL, on a private copy of the cache."""
+"""``scache sql``: execute SQL on a private copy of the cache."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
     "parameters",
     metavar="NAME=VALUE",
     multiple=True,
-    help="What :NAME stands for in the statement: a number if it is written as one, else text.",
+    help="Value of :NAME in the statement: a number if it is written as one, else text.",
 )
 @click.argument("statement", required=False)
 def sql(
     *, target: Target, layout: Format, parameters: Sequence[str], statement: str | None
 ) -> None:
-    """Carry out SQL on a copy of the cache as it is now.
+    """Execute SQL on a copy of the cache as it is now.
 
-    The copy is private and ends with the command: nothing that a statement
-    does reaches the cache, its database or any file. Without a statement there
-    is a prompt on a terminal, and elsewhere statements are read from standard
-    input. What each of several statements returns is written after the other.
+    The copy is private and ends with the command: no statement changes the cache,
+    its database or any file. Without STATEMENT there is a prompt on a terminal;
+    elsewhere statements are read from standard input. The results of several
+    statements are written one after another.
     """
     bound = dict(map(_parameter, parameters))
     if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
-        from scache.cli.sql_prompt import converse
+        from scache.cli.sql_prompt import run_prompt
 
-        converse(target, layout, bound)
+        run_prompt(target, layout, bound)
         return
     text = _standard_input() if statement is None else statement
     with target.image() as image:
@@ -77,9 +77,9 @@ def _parameter(given: str) -> tuple[str, Value | str]:
 
 
 def _value(text: str) -> Value | str:
-    """Return a number for what is written as a decimal one; else the text, or its exact bytes.
+    """Return a number if the text is a decimal one, bytes if it is not UTF-8, else the text.
 
-    What is too large for SQLite, and what begins with needless zeros, is text: an id of something.
+    A number that is too large for SQLite or has leading zeros is probably an id, and stays text.
     """
     if _INTEGER.fullmatch(text) and -_INTEGER_LIMIT <= int(text) < _INTEGER_LIMIT:
         return int(text)

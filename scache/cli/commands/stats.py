@@ -1,4 +1,4 @@
-"""``scache stats``: the figures of the cache on one screen."""
+"""``scache stats``: show the figures of the cache on one screen."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Examples:
     "--watch",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    help="Repeat it so often, with rates per second, until Ctrl-C.",
+    help="Repeat at this interval, with rates per second, until Ctrl-C.",
 )
 def stats(*, target: Target, layout: Format, watch: float | None) -> None:
-    """Tell how much is cached, how well it serves, and its limits."""
+    """Show populations, requests with hit rates, close reasons and limits."""
     meter = Meter(target)
     first = meter.read()
     if layout == "table" and watch is not None and sys.stdout.isatty():
@@ -49,25 +49,24 @@ def stats(*, target: Target, layout: Format, watch: float | None) -> None:
 
 
 class Meter:
-    """Reads the figures again and again, and how fast the counters go."""
+    """A reader of the figures, which adds rates from the second time on."""
 
     def __init__(self, target: Target) -> None:
-        self._origin = target
+        self._target = target
         self._counters: Mapping[str, int] | None = None
         self._read_at = 0.0
 
     def read(self) -> dict[str, Any]:
-        """Return the figures of this moment (`inside.statistics`), ``at`` which, and rates.
+        """Return the figures of now (`reports.statistics`), their time ``at``, and rates.
 
-        ``per_second`` has each counter that has grown since the last time, by
-        how much it grew in a second; it is absent at the first time, and when
-        the counters have begun anew.
+        ``per_second`` has the growth per second of each counter that has grown since the last
+        call. It is absent at the first call, and when the counters have started over.
         """
         from scache.clock import wall_time
         from scache.inspection.reports import statistics
 
-        live = self._origin.database is None
-        with self._origin.image() as image:
+        live = self._target.database is None
+        with self._target.image() as image:
             read_at = time.monotonic()
             now = wall_time()
             at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
@@ -106,5 +105,5 @@ def _write(figures: dict[str, Any], target: Target, layout: Format, *, header: b
     sys.stdout.flush()
 
 
-def _field(value: Any) -> Value:  # noqa: ANN401 - of the figures, a text or a number
+def _field(value: Any) -> Value:  # noqa: ANN401 - a text or a number
     return value.encode() if isinstance(value, str) else value

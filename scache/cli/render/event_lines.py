@@ -1,4 +1,4 @@
-"""Events for people: a line for each, however narrow the terminal."""
+"""Events as lines of text, one for each, that fit the terminal."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from scache.inspection.image import Value
 _DAY = 10
 """Characters of a date."""
 _SHORTEST_LABEL = 14
-"""Characters that a label of two keeps, if it has them; what comes after them gives way.
+"""Characters that each of two labels keeps at least; the text behind them is shortened first.
 
-With a detail, which says why, both together may have to do with so many.
+If there is a detail, both labels together keep this number of characters.
 """
 _NEWLINE = r"\n"
-"""As `shown` spells it."""
+"""A newline in the output of `shown`."""
 
 
 class EventLines:
-    """Writes events under a line for each day that they come to."""
+    """A writer of events, with a line for each new day."""
 
     def __init__(self) -> None:
         self._console = make_console()
         self._day = ""
 
     def write(self, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> bool:
-        """Write rows of the view ``event_log``; return whether there were any."""
+        """Write rows of the view ``event_log``; return True if there was one."""
         any_row = False
         width = width_of(self._console) or WIDE
         for row in rows:
@@ -56,9 +56,9 @@ class EventLines:
 def line(clock: str, event: dict[str, str], width: int) -> str:
     """Return an event as a line of at most ``width`` columns.
 
-    Labels give way first: of several lines, as Postfix's have, the longest
-    stays, which names a host; of one line the middle goes. Then the client
-    gives way, and last the detail.
+    Labels are shortened first. Of a label with several fields, as Postfix has them, the longest
+    field stays, which names a host; otherwise the middle is left out. Then the client is
+    shortened, and the detail last.
     """
     begin = f"{clock} {event['kind']:9} {event['outcome']:4}"
     labels = [event[name] for name in ("destination", "endpoint") if event[name]]
@@ -68,7 +68,7 @@ def line(clock: str, event: dict[str, str], width: int) -> str:
     room = width - len(begin) - 1 - cell_len(why) - len(arrow) * (len(labels) - 1)
     room = max(room - cell_len(end), min(room, 2 * _SHORTEST_LABEL), _SHORTEST_LABEL)
     if sum(map(cell_len, labels)) > room:
-        # A short one leaves the rest to the other.
+        # A short label leaves its room to the other one.
         shares = [
             max(room // len(labels), room - sum(map(cell_len, labels)) + cell_len(label))
             for label in labels
@@ -76,12 +76,12 @@ def line(clock: str, event: dict[str, str], width: int) -> str:
         labels = [_shortened_label(*each) for each in zip(labels, shares, strict=True)]
     text = shortened(f"{begin} {arrow.join(labels)}{why}".rstrip(), width)
     left = width - cell_len(text)
-    # Less than a letter and its ellipsis would look as if the detail went on.
+    # A lone ellipsis would look as if the detail were shortened.
     return text + shortened(end, left) if left > len("  .") else text
 
 
 def _circumstances(event: dict[str, str]) -> Iterator[str]:
-    if event["ttl"] and event["outcome"] == "ok":  # who was refused got none
+    if event["ttl"] and event["outcome"] == "ok":  # a refused request has none
         yield f"ttl {span(float(event['ttl']))}"
     if event["age"]:
         yield f"age {span(float(event['age']))}"

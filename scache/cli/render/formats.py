@@ -1,4 +1,4 @@
-"""How rows leave a command: a table for people; JSON, JSON lines or CSV, which lose nothing."""
+"""Output formats: a table for people; JSON, JSON lines and CSV, which lose nothing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Command = Callable[..., None]
 
 
 def format_option(command: Command) -> Command:
-    """Give a command the option ``--format``, which is never None when it runs."""
+    """Add the option ``--format`` to a command, which gets it as ``layout``, never None."""
     option = click.option(
         "--format",
         "layout",
         type=click.Choice(["table", "json", "jsonl", "csv"]),
         callback=_format,
-        help="How to write it; csv is exact, except on a terminal.  "
+        help="Output format; csv is exact, except on a terminal.  "
         "[default: table on a terminal, else json]",
     )
     return option(command)
@@ -42,7 +42,7 @@ def _format(_: click.Context, __: click.Parameter, value: Format | None) -> Form
 
 
 def write(result: Result, layout: Format) -> None:
-    """Write the rows of one result to standard output, as they come."""
+    """Write the rows of a result to standard output as they are read."""
     match layout:
         case "table":
             from scache.cli.render.tables import write_table
@@ -68,7 +68,7 @@ def json_array(result: Result, indent: str = "") -> Iterator[str]:
 
 
 def json_objects(result: Result, **more: str) -> Iterator[str]:
-    """Yield an object for each row; ``more`` are keys and texts that each begins with."""
+    """Yield an object for each row; each begins with the keys and texts ``more``."""
     begin = "".join(f"{json.dumps(key)}: {json.dumps(text)}, " for key, text in more.items())
     keys = [f"{json.dumps(name)}: " for name in _distinct(result.columns)]
     for row in result.rows:
@@ -79,8 +79,8 @@ def json_objects(result: Result, **more: str) -> Iterator[str]:
 def json_value(value: Value) -> str:
     """Return a value as JSON.
 
-    Bytes that are no UTF-8 are an object that says so (the convention of
-    Datasette and sqlite-utils).
+    Bytes that are not UTF-8 become an object with their Base64 form, as in Datasette and
+    sqlite-utils.
     """
     if isinstance(value, bytes):
         try:
@@ -88,12 +88,12 @@ def json_value(value: Value) -> str:
         except UnicodeDecodeError:
             return json.dumps({"$base64": True, "encoded": base64.b64encode(value).decode()})
     if isinstance(value, float) and math.isinf(value):
-        return "1e999" if value > 0 else "-1e999"  # JSON has no word for it, but readers agree
+        return "1e999" if value > 0 else "-1e999"  # JSON has no infinity; parsers read this as one
     return json.dumps(value)
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:
-    """Return the names of columns, numbered where two are alike: an object has no like keys."""
+    """Return names of columns that are distinct: a name that comes again gets a number."""
     seen: Counter[str] = Counter()
     names = []
     for column in columns:
@@ -103,16 +103,16 @@ def _distinct(columns: Sequence[str]) -> list[str]:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Iterable[Value]]) -> None:
-    """Write a header and the rows as CSV; nothing if there are no columns."""
+    """Write a header and the rows as CSV; without columns, write nothing."""
     if columns:
         write_csv_rows([[column.encode() for column in columns]])
         write_csv_rows(rows)
 
 
 def write_csv_rows(rows: Iterable[Iterable[Value]]) -> None:
-    """Write rows as CSV: text is quoted and exact, NULL is nothing at all.
+    """Write rows as CSV: text is quoted and exact, and NULL is an empty field.
 
-    A terminal, which a label might drive, gets text as people see it.
+    On a terminal, text is escaped as in tables: a label may contain control sequences.
     """
     sys.stdout.flush()
     to_terminal = sys.stdout.isatty()
@@ -136,7 +136,7 @@ def _csv_field(value: Value) -> bytes:
 
 
 def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the figures of nested dictionaries under names with dots; truth is 1 or 0."""
+    """Yield the figures of nested dictionaries under names with dots; a truth value is 1 or 0."""
     for name, value in figures.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""The figures of the cache as people read them: one screen, 60 columns or more."""
+"""The figures of the cache on one screen of 60 columns or more."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from scache.cli.target import Target
 from scache.escape import one_line
 
 _ABOUT = ("open_files_limit",)
-"""Limits that an image does not tell exactly how close they are."""
+"""Limits whose use an image shows only approximately."""
 
 _ROOM = 500
-"""Characters of the widest line, before it is shortened to the terminal."""
+"""Characters of the widest line before it is shortened to the terminal."""
 
 _FEWEST_LIMITS = 3
-"""Limits that stay on a screen that has no room for all."""
+"""Limits that stay on a screen without room for all."""
 
 _Row = tuple[str, ...]
 
@@ -38,14 +38,15 @@ class _Console(Console):
     """A console that never hides the cursor: a signal that ends the process leaves it visible."""
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT - rich's signature
-        """Leave the cursor as it is."""
+        """Do nothing."""
         return False
 
 
 def live(target: Target, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
-    """Show the screen, and again in its place with each of the figures that follow.
+    """Show the screen, and redraw it in place with each of the figures that follow.
 
-    The cursor rests on the line below it, where a shell's prompt may begin at any moment.
+    The cursor stays on the line below it, where the shell's prompt begins if a signal ends the
+    process.
     """
     console = make_console(_Console)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
@@ -57,8 +58,8 @@ def live(target: Target, first: dict[str, Any], rest: Iterable[dict[str, Any]]) 
 def screen(target: Target, figures: dict[str, Any], width: int, height: int | None = None) -> Text:
     """Return the figures as text, no line of which is wider than ``width``.
 
-    If they do not fit into ``height`` lines, what is 0 goes first, then blank
-    lines, and then the limits that are the farthest.
+    If they do not fit into ``height`` lines, close reasons with 0 are left out first, then blank
+    lines, and then the limits that are least used.
     """
     fault = figures["database"]["fault"]
     alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
@@ -183,14 +184,14 @@ def _limits_reached(reached: dict[str, int]) -> Iterator[_Row]:
 
 
 def _rate(rates: dict[str, float] | None, *counters: str) -> _Row:
-    """Return by how much these grew in a second; nothing if that is not known."""
+    """Return the growth of these counters per second; no cell if there are no rates."""
     if rates is None:
         return ()
     return (f"{sum(rates.get(counter, 0) for counter in counters):,.1f}",)
 
 
 def _table(header: _Row, rows: Iterable[_Row]) -> list[str]:
-    """Return lines: names on the left, figures on the right, notes after them."""
+    """Return the lines of a table: names, figures aligned to the right, notes."""
     name, *figures = header
     columns = [Column(name, min_width=11), *(Column(each, justify="right") for each in figures)]
     table = Table(*columns, "", box=None, pad_edge=False, padding=(0, 2, 0, 0))

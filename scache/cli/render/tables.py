@@ -1,4 +1,4 @@
-"""Tables for people: they fit the terminal, and no label can break them or drive it."""
+"""Tables that fit the terminal; labels in them are escaped, so they cannot control it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from scache.inspection.image import Value
 
 CHUNK = 1000
-"""Rows that are laid out together, and written at once."""
+"""Rows that are laid out and written together."""
 
 WIDE = 200
-"""Characters of the widest column where no terminal sets a limit."""
+"""Characters of the widest column if the output is not a terminal."""
 
 _GAP = "  "
 ELLIPSIS = "…"
 _SHORTEST_TEXT = 16
-"""Characters that a column of text keeps, if it has them; with less room, rows become blocks."""
+"""Characters that a column of text keeps at least; with less room, rows become blocks."""
 _WHOLE = 24
-"""Characters of a cell that is not shortened, if it can be helped: a time has so many."""
+"""Characters of the longest text that is not shortened, the length of a time."""
 
 
 def shortened(text: str, width: int) -> str:
@@ -51,7 +51,7 @@ def shortened_inside(text: str, width: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a span of time in short: 0.25s, 59s, 2m 03s, 5h 00m, 12d 04h."""
+    """Return a duration as text: 0.25s, 59s, 2m 03s, 5h 00m, 12d 04h."""
     if seconds < 10:
         return f"{seconds:.2f}s"
     if seconds < 60:
@@ -66,20 +66,20 @@ def span(seconds: float) -> str:
 
 
 def make_console(kind: type[Console] = Console) -> Console:
-    """Return standard output as rich sees it; text is data, never markup."""
+    """Return a console of rich on standard output that does not interpret markup."""
     accept_any_text()
     return kind(markup=False, highlight=False, emoji=False)
 
 
 def width_of(console: Console) -> int | None:
-    """Return how many columns there are; None if the output is no terminal and nobody said."""
+    """Return the width in columns; None if the output is not a terminal and COLUMNS is not set."""
     if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
         return console.width
     return None
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
-    """Write rows to standard output as they come, some at a time; say so if there are none."""
+    """Write rows to standard output as they are read; without rows, write that there are none."""
     if not columns:
         return
     console = make_console()
@@ -90,10 +90,10 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None
 def tables(
     columns: Sequence[str], rows: Iterable[Sequence[Value]], width: int | None
 ) -> Iterator[Text]:
-    """Yield pieces of a table no wider than ``width``: its header and first rows, and more rows.
+    """Yield a table no wider than ``width`` in pieces of some rows each.
 
-    The header comes again where later rows need wider columns. Where the
-    columns do not fit beside each other, each row becomes a block of lines.
+    The header is repeated when later rows need wider columns. If the columns do not fit beside
+    each other, each row becomes a block of lines.
     """
     headers = [shown(column) for column in columns]
     seen = Seen(headers)
@@ -115,20 +115,20 @@ def tables(
 
 @dataclass(frozen=True)
 class Layout:
-    """How columns stand beside each other."""
+    """Widths and alignment of columns."""
 
     widths: Sequence[int]
-    """Characters of each."""
+    """Characters of each column."""
     right: Sequence[bool]
-    """Whether the cells of each stand on its right side."""
+    """True for columns that are aligned to the right."""
 
     def header(self, names: Sequence[str]) -> Text:
-        """Return the line of names, and a rule."""
+        """Return the line of names, and a rule below it."""
         text = Text(self.line(names), style="bold")
         return text.append("\n" + _GAP.join("─" * width for width in self.widths), "dim")
 
     def line(self, cells: Iterable[str]) -> str:
-        """Return a row."""
+        """Return a row as a line."""
         placed = []
         for cell, width, right in zip(cells, self.widths, self.right, strict=True):
             text = shortened(cell, width)
@@ -138,17 +138,17 @@ class Layout:
 
 
 class Seen:
-    """How wide the cells of columns are, in all rows so far."""
+    """The widths of the cells in all rows so far."""
 
     def __init__(self, headers: Sequence[str]) -> None:
         self.any_row = False
-        """Whether there was one."""
+        """True if there was a row."""
         self._headers = list(map(cell_len, headers))
         self._cells = [0] * len(headers)
         self._numbers = [0] * len(headers)
-        """The same of the cells that are numbers."""
+        """Widest number of each column."""
         self._right = [True] * len(headers)
-        """Whether there is no text in a column."""
+        """True for columns without text."""
 
     def add(self, rows: Sequence[Sequence[Value]], cells: Sequence[Sequence[str]]) -> None:
         """Measure the cells of these rows."""
@@ -163,9 +163,9 @@ class Seen:
             self._right[index] = self._right[index] and not any(is_text)
 
     def lay_out(self, width: int | None) -> Layout | None:
-        """Return widths for the columns; None if they do not fit beside each other.
+        """Return a layout; None if the columns do not fit beside each other.
 
-        Numbers and times stay whole: half a number lies.
+        Numbers and times are never shortened: part of a number would be wrong.
         """
         natural = list(map(max, self._cells, self._headers))
         if width is None:
@@ -177,7 +177,7 @@ class Seen:
         room = width - len(_GAP) * (len(least) - 1) - sum(least)
         if room < 0:
             return None
-        # The columns that want least more are served first.
+        # Columns that need the least extra room get it first.
         for index in sorted(range(len(least)), key=lambda each: natural[each] - least[each]):
             hungry = sum(wanted > has for wanted, has in zip(natural, least, strict=True))
             more = min(natural[index] - least[index], room // max(hungry, 1))
