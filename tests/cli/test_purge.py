@@ -177,7 +177,9 @@ class TestNaming:
         """What is to go must be said, and be said once; nothing is asked before."""
         arguments = ["purge", "--socket", "none", *options.split()]
         assert execute(arguments) == errors.EXIT_SETTINGS
-        sentence = "scache: give exactly one of --endpoint, --destination, --field, --id and --all\n"
+        sentence = (
+            "scache: give exactly one of --endpoint, --destination, --field, --id and --all\n"
+        )
         assert capsys.readouterr().err == sentence
 
     @pytest.mark.parametrize("line", EXAMPLES)

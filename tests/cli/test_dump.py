@@ -1,0 +1,157 @@
+"""The command ``scache dump``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from scache import errors
+from scache.cli.main import execute
+from tests.support.looking import Capture, failure, run
+from tests.support.sample_database import ODD, filling
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+TABLES = [
+    "instance",
+    "client",
+    "connection",
+    "binding",
+    "counter",
+    "event",
+    "setting",
+    "descriptor",
+    "clock_step",
+]
+EMPTY = {"descriptor", "clock_step"}
+"""Tables without rows in the file of the tests."""
+
+
+def test_dump_writes_all_tables_as_one_object(filled: Path, capsys: Capture) -> None:
+    """Each table is an array in one JSON object."""
+    dumped = json.loads(run(capsys, "dump", "--database", filled))
+    assert list(dumped) == TABLES
+    assert [row["id"] for row in dumped["event"]] == list(range(1, 12))
+    assert dumped["setting"][0] == {"name": "announce", "value": "true"}
+
+
+def test_dump_writes_named_tables_and_views_once(filled: Path, capsys: Capture) -> None:
+    """They are written in the order of the command line."""
+    names = ["lifetime", "counter", "lifetime"]
+    dumped = json.loads(run(capsys, "dump", "--database", filled, *names))
+    assert list(dumped) == ["lifetime", "counter"]
+
+
+def test_dump_names_table_in_each_json_line(filled: Path, capsys: Capture) -> None:
+    """With one table the lines do not have its name."""
+    out = run(capsys, "dump", "--database", filled, "--format", "jsonl")
+    tables = [json.loads(line)["table"] for line in out.splitlines()]
+    assert list(dict.fromkeys(tables)) == [name for name in TABLES if name not in EMPTY]
+    out = run(capsys, "dump", "--database", filled, "--format", "jsonl", "instance")
+    assert json.loads(out)["version"] == "1.2.3"
+
+
+def test_dump_writes_title_above_each_table(filled: Path, capsys: Capture) -> None:
+    """Each table fits 60 columns."""
+    out = run(capsys, "dump", "--database", filled, "--format", "table")
+    assert re.findall(r"^(\w+):$", out, re.MULTILINE) == TABLES
+    assert max(map(len, out.splitlines())) <= 60
+
+
+def test_dump_csv_is_exact(filled: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Labels come back byte for byte."""
+    arguments = ["dump", "--database", str(filled), "--format", "csv", "live_connection"]
+    assert execute(arguments) == errors.EXIT_OK
+    text = capsysbinary.readouterr().out.decode("latin-1")
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    labels = [row[header.index("endpoint")].encode("latin-1") for row in rows]
+    assert labels == list(ODD.values())
+
+
+@pytest.mark.parametrize("names", [[], ["event", "client"]])
+def test_dump_csv_takes_one_table(filled: Path, capsys: Capture, names: list[str]) -> None:
+    """No name, or several names, are refused."""
+    code, sentence = failure(capsys, "dump", "--database", filled, "--format", "csv", *names)
+    assert (code, "name exactly one" in sentence) == (errors.EXIT_SETTINGS, True)
+
+
+def test_dump_lists_names_if_one_does_not_exist(filled: Path, capsys: Capture) -> None:
+    """The unknown name is escaped in the message."""
+    code, sentence = failure(capsys, "dump", "--database", filled, "conn\nection")
+    assert code == errors.EXIT_SETTINGS
+    assert sentence.startswith(r"there is no table or view conn\nection: there are instance, ")
+
+
+def test_dump_escapes_table_names(file: Path, capsys: Capture) -> None:
+    """A table name can neither control a terminal nor break JSON."""
+    name = 'a "b"\x1b[2J\n'
+    with filling(file) as cached:
+        cached.run(f"""CREATE TABLE "{name.replace('"', '""')}" AS SELECT 1 AS x""")
+    out = run(capsys, "dump", "--database", file, "--format", "table")
+    assert r'a "b"\x1b[2J\n:' in out.splitlines()
+    assert json.loads(run(capsys, "dump", "--database", file))[name] == [{"x": 1}]
+    rows = run(capsys, "dump", "--database", file, "--format", "jsonl").splitlines()
+    assert {"table": name, "x": 1} in map(json.loads, rows)
+    _, sentence = failure(capsys, "dump", "--database", file, "absent")
+    assert r', a "b"\x1b[2J\n, ' in sentence
+
+
+def test_dump_refuses_table_name_that_is_not_utf8(filled: Path, capsys: Capture) -> None:
+    """Other tables of the same file can still be dumped."""
+    with filling(filled) as cached:
+        cached.run("CREATE TABLE named (x)")
+    filled.write_bytes(filled.read_bytes().replace(b"named", b"nam\xff\xff"))
+    assert run(capsys, "dump", "--database", filled, "event") != ""
+    odd = os.fsdecode(b"nam\xff\xff")
+    assert failure(capsys, "dump", "--database", filled, odd, "--format", "jsonl") == (
+        errors.EXIT_SETTINGS,
+        r"the name nam\udcff\udcff is not UTF-8 and cannot be asked for: name others",
+    )
+
+
+def test_dump_output_is_a_database_of_the_same_rows(
+    filled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A second dump replaces the first."""
+    output = tmp_path / "dump.db"
+    for _ in range(2):
+        assert run(capsys, "dump", "--database", filled, "--output", output) == ""
+    before, after = (run(capsys, "dump", "--database", each) for each in (filled, output))
+    assert before == after
+
+
+def test_dump_output_does_not_overwrite_other_files(
+    filled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Only an earlier dump is replaced."""
+    output = tmp_path / "precious"
+    output.write_text("x")
+    code, sentence = failure(capsys, "dump", "--database", filled, "--output", output)
+    assert code == errors.EXIT_DATABASE
+    assert sentence == f"{output} exists and is no dump of scache: choose another name"
+    assert output.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["event"], "--output writes all tables: name no tables with it"),
+        (["--format", "csv"], "--output writes a database file: it takes no --format"),
+        (["--format", "json"], "--output writes a database file: it takes no --format"),
+    ],
+)
+def test_dump_output_excludes_table_names_and_format(
+    filled: Path, tmp_path: Path, capsys: Capture, more: list[str], sentence: str
+) -> None:
+    """A file holds all tables, and is a database."""
+    output = tmp_path / "x"
+    said = failure(capsys, "dump", "--database", filled, "--output", output, *more)
+    assert said == (errors.EXIT_SETTINGS, sentence)
+    assert not output.exists()
