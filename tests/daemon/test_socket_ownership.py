@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scache.daemon import listener, ownership, privileges
+from scache.daemon import listening_socket, ownership, privileges
 from scache.daemon.ownership import left_out, why_not_given
 from scache.errors import EXIT_DATABASE, EXIT_SETTINGS, EXIT_SOCKET, SocketError
 from scache.settings.values import UNCHANGED
@@ -134,7 +134,7 @@ def test_a_file_system_that_refuses_an_owner_is_named(number: int, says: str, pa
         patch.setattr(ownership, "has_capability", lambda _: True)
         patch.setattr(os, "chown", chown)
         with pytest.raises(SocketError, match=f"cannot be given to user {UID}: .*{says}"):
-            listener.ListeningSocket(path, 0o600, (UID, UNCHANGED))
+            listening_socket.ListeningSocket(path, 0o600, (UID, UNCHANGED))
     assert not path.exists()
 
 
@@ -276,7 +276,7 @@ class TestLeftOut:
 
     def test_a_directory_of_root_is_not_called_a_mistake(self, path: Path) -> None:
         """Only root is to connect there, by default."""
-        with closing(listener.ListeningSocket(path, 0o600, (UNCHANGED, UNCHANGED))):
+        with closing(listening_socket.ListeningSocket(path, 0o600, (UNCHANGED, UNCHANGED))):
             assert path.parent.stat().st_uid == 0
             assert left_out(path) is None
         assert left_out(path) is None

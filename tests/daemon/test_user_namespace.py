@@ -158,7 +158,7 @@ def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None
 def test_the_directory_of_the_default_socket_is_not_an_unmapped_users(uid: int, ours: bool) -> None:
     """Both look as if they were the daemon's own."""
     script = (
-        "import sys, pathlib; from scache.daemon.listener import make_directory;"
+        "import sys, pathlib; from scache.daemon.listening_socket import make_directory;"
         "make_directory(pathlib.Path(sys.argv[1]))"
     )
     with private_directory("default") as parent:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Found, Unavailable
-from scache.daemon import listener
+from scache.daemon import listening_socket
 from scache.daemon.poller import Poller
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
@@ -165,7 +165,7 @@ class TestSocket:
         monkeypatch.setattr(socket, "socket", Watched)
         umask = os.umask(0o027)
         try:
-            with closing(listener.ListeningSocket(path, mode, (-1, -1))):
+            with closing(listening_socket.ListeningSocket(path, mode, (-1, -1))):
                 modes.append(stat.S_IMODE(path.stat().st_mode))
         finally:
             assert os.umask(umask) == 0o027
@@ -198,10 +198,10 @@ class TestSocket:
         if moment == "bind":
             monkeypatch.setattr(socket, "socket", Swapped)
             with pytest.raises(SocketError, match="something else in the place of the socket"):
-                listener.ListeningSocket(path, 0o600, (uid, gid))
+                listening_socket.ListeningSocket(path, 0o600, (uid, gid))
         else:
             monkeypatch.setattr(os, "chown", swap_and_chown)
-            with closing(listener.ListeningSocket(path, 0o600, (uid, gid))):
+            with closing(listening_socket.ListeningSocket(path, 0o600, (uid, gid))):
                 assert path.with_name("moved").stat().st_uid == uid
         assert victim.stat() == before
         assert path.is_symlink()
@@ -234,11 +234,13 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
             accepted.set()
 
         loop = asyncio.get_running_loop()
-        listening = listener.ListeningSocket(path, 0o600, (-1, -1))
+        listening = listening_socket.ListeningSocket(path, 0o600, (-1, -1))
         listening.socket = Full(listening.socket)  # type: ignore[assignment]
         poller = Poller(loop)
         closer = Closer()
-        accepting = listener.Listener(listening, loop, poller, on_client, said.append, closer)
+        accepting = listening_socket.Listener(
+            listening, loop, poller, on_client, said.append, closer
+        )
         accepting.start()
         with closing(poller), closing(accepting), socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
