@@ -1,8 +1,7 @@
-"""The listening socket: creation, access rights, replacement of a stale socket, and accepting."""
+"""The socket that the daemon listens on: creation, access rights, owner and removal of its file."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import logging
@@ -10,30 +9,19 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scache.daemon.ownership import why_not_given
-from scache.daemon.poller import READABLE, Poller
 from scache.errors import SocketError
 from scache.settings.values import UNCHANGED
 from scache.unix.closing import Closer
 from scache.unix.namespace import unmapped
+from scache.unix.paths import Identity, identity, why_not_created
 
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
-
-_ACCEPTS_PER_TURN = 8
-"""Clients accepted in one step before connected clients are served again."""
-
-_VANISHED = 0.25
-"""Cost of a client that has already closed its socket, as a fraction of an accepted client."""
-
-_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
-
-_ACCEPT_PAUSE = 0.1
-"""Seconds until the next accept(2) after the process or the system ran out of descriptors."""
 
 _START_LOCK_TIMEOUT = 1.0
 """Seconds to wait for the lock of another daemon that starts in the same directory."""
@@ -100,7 +88,7 @@ class ListeningSocket:
             )
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._identity: tuple[int, int] | None = None
+        self._identity: Identity | None = None
         try:
             with _starting_in(path.parent):
                 _remove_stale(path)
@@ -129,7 +117,7 @@ class ListeningSocket:
         if ours is None:
             return
         try:
-            if _identity(self.path) == ours:
+            if identity(self.path, follow_symlinks=False) == ours:
                 self.path.unlink()
         except FileNotFoundError:
             pass
@@ -148,7 +136,7 @@ def _bind(sock: socket.socket, path: Path, mode: int) -> None:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
+def _held(path: Path) -> Iterator[tuple[int, Identity]]:
     """Open the socket at a path; yield an O_PATH descriptor and its identity (device, inode).
 
     A process with write access to the directory can replace the socket by a link to any file. So
@@ -157,13 +145,12 @@ def _held(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
     """
     handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        status = os.fstat(handle)
-        if not stat.S_ISSOCK(status.st_mode):
+        if not stat.S_ISSOCK(os.fstat(handle).st_mode):
             raise SocketError(
-                f"somebody has put something else in the place of the socket {path}: "
-                "choose another --socket, in a directory of yours"
+                f"another process has replaced the socket {path} by another file: "
+                "choose another --socket, in a directory that only this user may write to"
             )
-        yield handle, (status.st_dev, status.st_ino)
+        yield handle, identity(handle)
     finally:
         os.close(handle)
 
@@ -239,121 +226,21 @@ def _unlink_stale(path: Path) -> None:
         if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
             raise
         raise SocketError(
-            f"the socket {path}, on which nobody listens, is another user's: "
+            f"the socket {path}, on which no process listens, belongs to another user: "
             "remove it as root or as that user, or choose another --socket"
         ) from error
 
 
 def _reason(error: OSError, path: Path) -> str:
     directory = path.parent
+    if reason := why_not_created(error, path, "--socket"):
+        return reason
     match error.errno:
-        case errno.ENOENT if not directory.exists():
-            return f"there is no directory {directory}: make it first"
-        case errno.ENOTDIR:
-            return f"{directory} is not a directory: choose another --socket"
         case errno.EACCES:
             return f"permission denied: run as a user who may read, enter and write to {directory}"
         case errno.EPERM | errno.ENOENT:
             return f"{directory} or its file system lets no user make it: choose another --socket"
-        case errno.EROFS:
-            return "its file system is read-only: choose another --socket"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "the disk is full: free some space"
         case errno.EADDRINUSE:
             return "another program has just made it: choose another --socket, or try again"
         case _:
             return f"{error.strerror or error}: choose another --socket"
-
-
-class Listener:
-    """The accepting side of the listening socket, scheduled by the poller."""
-
-    def __init__(
-        self,
-        sock: ListeningSocket,
-        loop: asyncio.AbstractEventLoop,
-        poller: Poller,
-        on_client: Callable[[socket.socket], None],
-        on_shortage: Callable[[str], None],
-        closer: Closer,
-    ) -> None:
-        """Call ``on_client`` for each client, and ``on_shortage`` when out of descriptors."""
-        self._closer = closer
-        self._listening = sock
-        self._loop = loop
-        self._poller = poller
-        self._on_client = on_client
-        self._on_shortage = on_shortage
-        self._open = True
-        self._waiting = False
-
-    def start(self) -> None:
-        """Begin to accept clients."""
-        self._poller.add(self._listening.socket.fileno(), self._on_ready)
-
-    def close(self) -> None:
-        """Stop accepting clients and close the socket."""
-        if not self._open:
-            return
-        self._open = False
-        self._poller.remove(self._listening.socket.fileno())
-        self._listening.close(self._closer)
-
-    def _on_ready(self) -> None:
-        """Enqueue accepting in the scheduler, so that it does not delay connected clients."""
-        if self._waiting:
-            self._heed(0)  # epoll is level-triggered: it would report the socket at every poll
-            return
-        self._waiting = True
-        self._poller.enqueue(self._listening.socket.fileno(), self._accept, second=True)
-
-    def _accept(self) -> None:
-        self._waiting = False
-        if not self._open:
-            return
-        self._heed(READABLE)
-        left: float = _ACCEPTS_PER_TURN
-        while left > 0:
-            try:
-                client, _ = self._listening.socket.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                self._pause(error)
-                return
-            if _has_vanished(client):
-                client.close()
-                left -= _VANISHED
-            else:
-                self._on_client(client)
-                left -= 1
-        self._on_ready()  # the backlog may hold more clients
-
-    def _pause(self, error: OSError) -> None:
-        """Stop accepting for _ACCEPT_PAUSE seconds; clients wait in the backlog meanwhile."""
-        self._on_shortage(f"cannot accept a client now ({error.strerror}), trying again")
-        self._heed(0)
-        self._loop.call_later(_ACCEPT_PAUSE, self._resume)
-
-    def _resume(self) -> None:
-        if self._open:
-            self._heed(READABLE)
-
-    def _heed(self, events: int) -> None:
-        """Poll the socket for these events; 0 keeps it registered without events."""
-        self._poller.modify(self._listening.socket.fileno(), events)
-
-
-def _has_vanished(client: socket.socket) -> bool:
-    """Return True if a client has closed its socket without sending anything."""
-    try:
-        return not client.recv(1, _LOOK)
-    except OSError:
-        return False
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino

@@ -23,7 +23,8 @@ from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.capacity import capacity, client_limit, shortage
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
-from scache.daemon.listening_socket import Listener, ListeningSocket, make_directory
+from scache.daemon.listener import Listener
+from scache.daemon.listening_socket import ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
 from scache.daemon.poller import Poller
 from scache.daemon.privileges import become

@@ -40,9 +40,6 @@ _NOT_REGULAR = "it is no regular file: choose another --database"
 Loss = Literal["deleted", "replaced", "log"]
 """How a file is lost: it was deleted, another file has its name, or its log is missing."""
 
-Identity = tuple[int, int] | None
-"""Device and inode; None for a file that is not there."""
-
 
 def followed(path: str) -> str:
     """Return the target of a link to a database, which is where SQLite keeps the log.
@@ -82,7 +79,7 @@ def claim(path: str) -> int:
                 "stop it, or choose another --database"
             ) from error
         # Another daemon may have renamed the file between the open and the lock.
-        if _identity_of(descriptor) == _identity(path):
+        if paths.identity(descriptor) == _identity(path):
             return descriptor
         os.close(descriptor)
 
@@ -183,7 +180,7 @@ class Files:
         """Take over the claim on a file that is open in SQLite, with its log."""
         self.path = path
         self._claim = claimed
-        self._identities = [_identity_of(claimed)]
+        self._identities: list[paths.Identity | None] = [paths.identity(claimed)]
         self._identities += [_identity(f"{path}{suffix}") for suffix in _OPEN_TOGETHER[1:]]
 
     def close(self) -> None:
@@ -254,25 +251,18 @@ class Files:
             Path(successor).rename(self.path)
 
 
-def _identity(path: str) -> Identity:
+def _identity(path: str) -> paths.Identity | None:
+    """Return the identity of a file; None if there is no file."""
     try:
-        found = Path(path).stat()
+        return paths.identity(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
-
-
-def _identity_of(descriptor: int) -> Identity:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
 
 
 def _reason(error: OSError, path: str) -> str:
+    if reason := paths.why_not_created(error, path, "--database"):
+        return reason
     match error.errno:
-        case errno.ENOTDIR:
-            return f"{Path(path).parent} is not a directory: choose another --database"
-        case errno.ENOENT:
-            return f"there is no directory {Path(path).parent}: make it first"
         case errno.EACCES:
             us = user_name(os.geteuid())
             return f"permission denied: let user {us} read and write it and its directory"
@@ -280,9 +270,5 @@ def _reason(error: OSError, path: str) -> str:
             return "its file system or its attributes forbid that: choose another --database"
         case errno.EISDIR:
             return "it is a directory: name a file"
-        case errno.EROFS:
-            return "its file system is read-only: choose another place"
-        case errno.ENOSPC | errno.EDQUOT:
-            return "the disk is full: free some space"
         case _:
             return error.strerror or str(error)

@@ -12,8 +12,12 @@ import os
 import select
 import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from scache.unix.namespace import unmapped, user_name
+
+Identity: TypeAlias = tuple[int, int]
+"""Device and inode of a file."""
 
 _MAX_LINKS = 40
 """Most links that the kernel follows on one path (path_resolution(7))."""
@@ -27,6 +31,31 @@ class UntrustedError(OSError):
             f"{path} {why}, and other users may write to its directory: choose another path"
         )
         super().__init__(errno.ELOOP, self.sentence, str(path))
+
+
+def identity(file: str | Path | int, *, follow_symlinks: bool = True) -> Identity:
+    """Return the identity of a file, given by path or descriptor. Raises OSError."""
+    status = os.stat(file, follow_symlinks=follow_symlinks)  # noqa: PTH116 - takes descriptors too
+    return status.st_dev, status.st_ino
+
+
+def why_not_created(error: OSError, path: str | Path, option: str) -> str | None:
+    """Return why a file cannot be created at a path, and the remedy; None if that is not known.
+
+    ``option`` is the option of the command line that gave the path.
+    """
+    directory = Path(path).parent
+    match error.errno:
+        case errno.ENOENT if not directory.exists():
+            return f"there is no directory {directory}: make it first"
+        case errno.ENOTDIR:
+            return f"{directory} is not a directory: choose another {option}"
+        case errno.EROFS:
+            return f"its file system is read-only: choose another {option}"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "the disk is full: free some space"
+        case _:
+            return None
 
 
 def followed(path: str) -> str:

@@ -176,7 +176,9 @@ class TestInItsPlace:
         directory.chmod(0o1777)
         self.leave_socket(directory / "socket", 0o666).close()
         line = self.said(directory, *AS_SOMEBODY)
-        assert "on which nobody listens, is another user's: remove it as root or as" in line
+        assert (
+            "on which no process listens, belongs to another user: remove it as root or as" in line
+        )
 
     def test_a_socket_that_the_user_may_not_connect_to(self, directory: Path) -> None:
         """Nothing tells whether it is used: it is left alone."""

@@ -19,6 +19,7 @@ import pytest
 
 from scache import Client, Found, Unavailable
 from scache.daemon import listening_socket
+from scache.daemon.listener import Listener
 from scache.daemon.poller import Poller
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
@@ -197,7 +198,7 @@ class TestSocket:
         uid, gid = (12345, 23456) if AS_ROOT else (os.geteuid(), os.getegid())
         if moment == "bind":
             monkeypatch.setattr(socket, "socket", Swapped)
-            with pytest.raises(SocketError, match="something else in the place of the socket"):
+            with pytest.raises(SocketError, match="another process has replaced the socket"):
                 listening_socket.ListeningSocket(path, 0o600, (uid, gid))
         else:
             monkeypatch.setattr(os, "chown", swap_and_chown)
@@ -238,9 +239,7 @@ def test_a_client_that_cannot_be_accepted_waits(number: int, path: Path) -> None
         listening.socket = Full(listening.socket)  # type: ignore[assignment]
         poller = Poller(loop)
         closer = Closer()
-        accepting = listening_socket.Listener(
-            listening, loop, poller, on_client, said.append, closer
-        )
+        accepting = Listener(listening, loop, poller, on_client, said.append, closer)
         accepting.start()
         with closing(poller), closing(accepting), socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
