@@ -38,7 +38,7 @@ from scache.model import Connection, Peer
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
 from scache.store import CLIENTS_SERVED, Database, Start, open_database
-from scache.unix import fdpass, sockopt
+from scache.unix import credentials, sockopt
 from scache.unix.namespace import ROOT, described, unmapped
 from scache.version import __version__
 
@@ -190,7 +190,10 @@ class Server:
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings
-        transport, peer = Transport(client, self._poller, self._cache.closer), fdpass.peer(client)
+        transport, peer = (
+            Transport(client, self._poller, self._cache.closer),
+            credentials.peer(client),
+        )
         groups = transport.groups()
         allowed = self._allows(peer, groups)
         session = Session(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from scache.daemon.poller import READABLE, WRITABLE, Poller
 from scache.daemon.probe import SHORTAGES
-from scache.unix import fdpass
+from scache.unix import credentials, fdpass
 from scache.unix.closing import Closer
 
 _MUCH_SIZE = 4096
@@ -91,8 +91,8 @@ class Transport:
         return self._descriptor
 
     def groups(self) -> list[int]:
-        """Return the supplementary groups of the client (see `fdpass.peer_groups`)."""
-        return fdpass.peer_groups(self._socket)
+        """Return the supplementary groups of the client (see `credentials.peer_groups`)."""
+        return credentials.peer_groups(self._socket)
 
     def more_to_read(self) -> bool:
         """Return True if the client has sent data that is not read yet.

@@ -13,7 +13,7 @@ import pytest
 from scache import Client
 from scache.daemon.identity import OwnSockets
 from scache.model import Peer
-from scache.unix import fdpass
+from scache.unix import credentials
 from tests.support.daemon import Daemon
 from tests.support.descriptors import sockets_of
 from tests.support.dialogue import eventually
@@ -194,6 +194,6 @@ def test_client_has_no_program_when_its_process_has_ended(
             os._exit(0)
     accepted = stack.enter_context(listening.socket.accept()[0])
     os.waitpid(child, 0)
-    assert fdpass.peer(accepted) == Peer(child, os.geteuid(), os.getegid(), None)
+    assert credentials.peer(accepted) == Peer(child, os.geteuid(), os.getegid(), None)
     listening.connect()
-    assert fdpass.peer(listening.accepted[-1]).program
+    assert credentials.peer(listening.accepted[-1]).program
