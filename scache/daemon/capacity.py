@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import suppress
 from typing import NamedTuple
 
 from scache.errors import SettingsError
@@ -16,21 +14,13 @@ descriptors for itself, and a few more while it takes a snapshot."""
 _RAISE_OPEN_FILES = "ulimit -n, or LimitNOFILE= in a unit of systemd"
 
 
-def raise_open_files() -> int:
-    """Raise the soft limit on open files to the hard limit; return the limit in force.
-
-    Raises SettingsError if it is less than MIN_OPEN_FILES.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+def check_open_files(open_files: int) -> None:
+    """Raise SettingsError if the limit on open files is less than MIN_OPEN_FILES."""
     if open_files < MIN_OPEN_FILES:
         raise SettingsError(
             f"only {open_files} files may be open, and the daemon needs {MIN_OPEN_FILES}: "
             f"raise the limit ({_RAISE_OPEN_FILES})"
         )
-    return open_files
 
 
 class Capacity(NamedTuple):
@@ -57,13 +47,13 @@ def shortage(settings: Settings, room: Capacity, open_files: int) -> str | None:
     if room.clients >= settings.max_clients and room.connections >= settings.max_connections:
         return None
     return (
-        f"{room.clients} clients and {room.connections} connections at the most: "
-        f"there are only {open_files} open files; raise the limit ({_RAISE_OPEN_FILES})"
+        f"the limit on open files ({open_files}) allows only {room.clients} clients and "
+        f"{room.connections} connections: raise it ({_RAISE_OPEN_FILES})"
     )
 
 
-def client_limit(settings: Settings, clients: int) -> str:
-    """Return the end of a log message: the limit that ``clients`` has reached, and its remedy."""
+def client_limit_remedy(settings: Settings, clients: int) -> str:
+    """Return the end of a log message: how to raise the limit of ``clients`` in force."""
     if clients < settings.max_clients:
-        return f"the limit on open files allows: raise it ({_RAISE_OPEN_FILES})"
-    return "max_clients allows: raise it"
+        return f"raise the limit on open files ({_RAISE_OPEN_FILES})"
+    return "raise max_clients"

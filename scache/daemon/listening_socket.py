@@ -15,9 +15,8 @@ from pathlib import Path
 
 from scache.daemon.ownership import why_not_given
 from scache.errors import SocketError
-from scache.settings.values import UNCHANGED
 from scache.unix.closing import Closer
-from scache.unix.namespace import unmapped
+from scache.unix.namespace import UNCHANGED, unmapped
 from scache.unix.paths import Identity, identity, why_not_created
 
 MAX_PATH_SIZE = 107

@@ -8,9 +8,8 @@ import pwd
 import stat
 from pathlib import Path
 
-from scache.daemon.privileges import group_name, has_capability
-from scache.settings.values import UNCHANGED
-from scache.unix.namespace import ROOT, user_name
+from scache.unix.namespace import ROOT, UNCHANGED, group_name, user_name
+from scache.unix.process import has_capability
 
 
 def why_not_given(error: OSError, uid: int, gid: int) -> str:

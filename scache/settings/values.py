@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeGuard, get_args
 
+from scache.unix.namespace import UNCHANGED
+
 OnData = Literal["keep", "close"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OnCorrupt = Literal["set-aside", "refuse"]
@@ -22,9 +24,6 @@ MAX_SECONDS: Final = 1_000_000_000
 
 MAX_COUNT: Final = 1_000_000_000
 """The largest count of a setting."""
-
-UNCHANGED: Final = -1
-"""The id that tells chown(2) to leave an owner or group unchanged."""
 
 _ID_DIGITS = 10
 

@@ -6,12 +6,16 @@ have the same id (user_namespaces(7)).
 
 from __future__ import annotations
 
+import grp
 import pwd
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 ROOT: Final = 0
 """The user and group id of root in every namespace."""
+
+UNCHANGED: Final = -1
+"""The id that stands for "keep the user" or "keep the group", as in chown(2)."""
 
 Kind = Literal["uid", "gid"]
 
@@ -43,6 +47,14 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """Return the name of a group, or the gid as text if it has no name."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def described(users: Unmapped, groups: Unmapped) -> str | None:

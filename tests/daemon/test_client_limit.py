@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scache.cli.main import execute
-from scache.daemon.capacity import capacity, client_limit, shortage
+from scache.daemon.capacity import capacity, client_limit_remedy, shortage
 from scache.errors import EXIT_OK
 from scache.settings.declarations import Settings
 from tests.support.as_user import UID
@@ -46,12 +46,12 @@ def clients_in(capsys: Capture, *origin: str | Path) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     ("options", "open_files", "limit", "says"),
     [
-        (("--max-clients", "3"), None, 3, "max_clients allows: raise it; further ones"),
+        (("--max-clients", "3"), None, 3, "raise max_clients"),
         (
             ("--descriptor-reserve", "20"),
             40,
             5,
-            f"the limit on open files allows: raise it {RAISE_OPEN_FILES}; further ones",
+            f"raise the limit on open files {RAISE_OPEN_FILES}",
         ),
     ],
     ids=["max_clients", "open files"],
@@ -61,20 +61,20 @@ def test_log_names_the_limit_that_refuses_clients(
 ) -> None:
     """What to raise is the setting, or the limit of the process that is lower than it."""
     with Daemon(path, *options, open_files=open_files) as daemon, connected(path, limit + 1):
-        line = daemon.wait_for_log("further ones are told no")
-    assert f"{limit} clients are connected, as many as {says} are told no" in line
+        line = daemon.wait_for_log("client limit reached")
+    assert f"({limit} connected): refusing requests from new clients; {says}" in line
 
 
 def test_start_names_the_limit_on_open_files() -> None:
     """A setting that does not fit into the open files is a line at the start; others are not."""
     told = shortage(Settings(), capacity(Settings(), 160), 160)
     assert told == (
-        "24 clients and 72 connections at the most: there are only 160 open files; "
-        f"raise the limit {RAISE_OPEN_FILES}"
+        "the limit on open files (160) allows only 24 clients and 72 connections: "
+        f"raise it {RAISE_OPEN_FILES}"
     )
     few = Settings(max_clients=3, max_connections=50)
     assert shortage(few, capacity(few, 160), 160) is None
-    assert client_limit(few, 3) == "max_clients allows: raise it"
+    assert client_limit_remedy(few, 3) == "raise max_clients"
 
 
 def test_stats_counts_served_clients_against_the_limit(path: Path, capsys: Capture) -> None:

@@ -26,12 +26,12 @@ from scache import Client, Refused
 from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.client.exchanges import Purged
-from scache.daemon import snapshots
 from scache.daemon.poller import Poller
 from scache.daemon.snapshots import Snapshots
 from scache.model import Connection
 from scache.protocol.messages import PURGE_SLICE
 from scache.store import MEMORY
+from scache.unix import process
 from tests.support.as_user import GID, GROUP, MAY_RAISE_PRIORITY, UID, as_user
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon
@@ -434,7 +434,7 @@ async def ask(
 def buried() -> Iterator[None]:
     """Let children of this process be gone when they end, as the daemon does."""
     before = signal.getsignal(signal.SIGCHLD)
-    snapshots.reap_children()
+    process.reap_children()
     yield
     signal.signal(signal.SIGCHLD, before)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from scache.daemon import listening_socket, ownership, privileges
+from scache.daemon import listening_socket, ownership
 from scache.daemon.ownership import left_out, why_not_given
 from scache.errors import EXIT_DATABASE, EXIT_SETTINGS, EXIT_SOCKET, SocketError
-from scache.settings.values import UNCHANGED
+from scache.unix import process
+from scache.unix.namespace import UNCHANGED
 from tests.support.as_user import GID, UID
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
@@ -140,7 +141,7 @@ def test_a_file_system_that_refuses_an_owner_is_named(number: int, says: str, pa
 
 def test_a_capability_is_told_from_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where /proc does not tell, root has all of them."""
-    assert privileges.has_capability("CAP_CHOWN")
+    assert process.has_capability("CAP_CHOWN")
 
     def unreadable(*_: object, **__: object) -> str:
         raise FileNotFoundError
@@ -148,7 +149,7 @@ def test_a_capability_is_told_from_root(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "read_text", unreadable)
     for uid in (0, UID):
         monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
-        assert privileges.has_capability("CAP_CHOWN") is (uid == 0)
+        assert process.has_capability("CAP_CHOWN") is (uid == 0)
     error = OSError(errno.EPERM, "")
     assert "lacks CAP_CHOWN" in why_not_given(error, 0, UNCHANGED)
 

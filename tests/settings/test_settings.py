@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from scache.errors import EXIT_SETTINGS, SettingsError
 from scache.settings.declarations import SETTINGS, Setting, Settings, default_socket
-from scache.settings.values import MAX_SECONDS, UNCHANGED
+from scache.settings.values import MAX_SECONDS
+from scache.unix.namespace import UNCHANGED
 
 NOBODY = "no-such-user-of-scache"
 USER = pwd.getpwuid(os.getuid()).pw_name

@@ -1,23 +1,33 @@
-"""The capabilities and the user of this process."""
+"""Limits, privileges and priority of this process, and the reaping of its children."""
 
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import pwd
 import re
+import resource
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from scache.errors import SettingsError
-from scache.settings.values import UNCHANGED
-from scache.unix.namespace import user_name
+from scache.unix.namespace import UNCHANGED, user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
 """Numbers of the capabilities that the daemon uses (Linux, include/uapi/linux/capability.h)."""
 
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit on open files to the hard limit; return the limit in force."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return open_files
 
 
 def has_capability(name: str) -> bool:
@@ -32,14 +42,6 @@ def has_capability(name: str) -> bool:
     if found is None:
         return os.geteuid() == 0
     return bool(int(found[1], 16) >> CAPABILITIES[name] & 1)
-
-
-def group_name(gid: int) -> str:
-    """Return the name of a group, or the number if it has no name."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
 
 
 def become(uid: int, gid: int) -> None:
@@ -92,3 +94,43 @@ def _why_not_become(error: OSError, needed: str, user: str) -> str:
             return "the user has too many processes: raise that limit (ulimit -u)"
         case _:
             return f"{error.strerror}: choose another --user"
+
+
+def lower_priority(niceness: int, increment: int) -> None:
+    """Lower the priority of this process, a child, below that of its parent and of others.
+
+    ``niceness`` is that of the parent. A process that may raise its priority again runs in
+    SCHED_IDLE until its parent calls `end_idle`. Any other process could not leave SCHED_IDLE, so
+    ``increment`` is added to the niceness instead.
+    """
+    can_raise = _can_raise_priority()
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, 0) + (0 if can_raise else increment))
+    if can_raise:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def end_idle(pid: int, pidfd: int) -> None:
+    """Take a child out of SCHED_IDLE, so that it gets a regular share of the processor."""
+    with suppress(OSError):
+        # Fails if the child has ended: its pid may then belong to another process.
+        signal.pidfd_send_signal(pidfd, 0)
+        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _can_raise_priority() -> bool:
+    """Return True if this process may raise its priority: root without CAP_SYS_NICE may not."""
+    try:
+        os.nice(-1)
+    except PermissionError:
+        return False
+    os.nice(1)
+    return True
+
+
+def reap_children() -> None:
+    """Let the kernel reap the children of this process, so that no wait(2) is needed.
+
+    wait(2) for a child with thousands of descriptors takes up to 20 ms, during which no client is
+    served. Without it, the child spends this time.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)

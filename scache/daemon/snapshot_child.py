@@ -1,0 +1,188 @@
+"""The forked child process that makes the image of one snapshot.
+
+The child only reads, and ends with _exit(2). SQLite forbids to close or write a connection after a
+fork ("How To Corrupt An SQLite Database File").
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import anyio
+
+from scache.cache import Cache
+from scache.model import Connection, SocketInfo
+from scache.store import FAULT, Database, complete, load
+from scache.unix import fdpass
+from scache.unix.closing import is_file
+from scache.unix.process import end_idle, lower_priority
+from scache.unix.socket_info import facts_of
+
+_NAP = 0.0002
+"""Seconds of each sleep of the child between two slices of work. The sleep makes its processor
+idle, and Linux then moves a process to it that waits for another processor. Without the sleep, a
+request may wait although only the child uses the other processor."""
+
+_STINT = 64
+"""Descriptors that the child examines between two sleeps."""
+
+_WRITE_SIZE = 65536
+"""Bytes that the child writes between two sleeps."""
+
+_COPY_NICENESS = 5
+"""Niceness added while commits wait, if the daemon may not raise priorities (sched(7))."""
+
+_NICENESS = 10
+"""Niceness added after that, if the daemon may not raise priorities."""
+
+logger = logging.getLogger(__name__)
+
+
+class SnapshotError(Exception):
+    """The child failed, or no child may be started."""
+
+
+class Source(NamedTuple):
+    """The parts of the daemon from which a child makes an image."""
+
+    database: Database
+    cache: Cache
+    to_close: Callable[[], Iterable[int]]
+    """Returns the descriptors that the child must not hold: client sockets and those of epoll."""
+    figures: Callable[[], Mapping[str, str]]
+    """Returns rows of ``setting`` that are not in the database."""
+
+
+class Child(NamedTuple):
+    """The daemon's handle on a running child."""
+
+    pid: int
+    pidfd: int
+    told: int
+    """A pipe: one byte after the child has read the database, another after the image is done."""
+
+    async def wait_for_byte(self, patience: float) -> None:
+        """Wait for the next byte; after ``patience`` seconds, take the child out of SCHED_IDLE.
+
+        Raises SnapshotError if the child has ended instead.
+        """
+        with anyio.move_on_after(patience) as waiting:
+            await anyio.wait_readable(self.told)
+        if waiting.cancelled_caught:
+            end_idle(self.pid, self.pidfd)
+            await anyio.wait_readable(self.told)
+        if not os.read(self.told, 1):
+            raise SnapshotError("the child ended early")
+
+    def kill(self) -> None:
+        """Kill the child; ``pidfd`` stays open, and is readable when the child has ended."""
+        end_idle(self.pid, self.pidfd)  # it would keep its descriptors while the machine is busy
+        with suppress(OSError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.close(self.told)
+
+
+def start(image: int, source: Source, being_delivered: list[Connection]) -> Child:
+    """Fork a child that writes a snapshot to the descriptor ``image``.
+
+    ``being_delivered`` are the connections that were found but not sent; they are included. The
+    kernel reaps the child (see `process.reap_children`). Raises OSError.
+    """
+    with ExitStack() as stack, warnings.catch_warnings():
+        told, tell = os.pipe()
+        stack.callback(os.close, told)
+        try:
+            # Python warns that another thread may hold a lock; `held_still` excludes that.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+            if pid == 0:
+                _work(image, tell, source, being_delivered)
+        finally:
+            os.close(tell)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):  # the kernel has reaped it
+                os.waitpid(pid, 0)
+            raise
+        stack.pop_all()
+    return Child(pid, pidfd, told)
+
+
+def _work(image: int, tell: int, source: Source, being_delivered: list[Connection]) -> NoReturn:
+    """In the child: write the image, report progress through the pipe ``tell`` and exit."""
+    database = source.database
+    try:
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        lower_priority(niceness, _COPY_NICENESS)
+        signal.set_wakeup_fd(-1)  # a signal to the child would wake the daemon
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # Clients and other daemons wait for these to be closed: the child must not hold them.
+        fdpass.close(source.to_close())
+        database.let_go()
+        copy = load(database.batch.serialize())
+        os.write(tell, b".")
+        lower_priority(niceness, _NICENESS)  # commits no longer wait
+        settings = dict(source.figures())
+        if (fault := database.fault) is not None:
+            settings[FAULT] = fault
+        data = complete(copy, being_delivered, _socket_infos(source.cache), settings)
+        copy.close()
+        _write(image, data)
+        del data
+        _close_all_but_files(tell)
+        os.write(tell, b".")
+        os._exit(0)
+    except BaseException:
+        logger.exception("cannot take a snapshot")
+    finally:
+        os._exit(1)
+
+
+def _socket_infos(cache: Cache) -> Iterator[tuple[int, SocketInfo]]:
+    """In the child: yield the socket information of each cached connection, and close it.
+
+    The child closes its copy early, so that the peer sees end of file when the daemon closes the
+    connection, and not when the child ends.
+    """
+    for number, (row_id, descriptor) in enumerate(cache.descriptors()):
+        if not number % _STINT:
+            time.sleep(_NAP)
+        facts = facts_of(descriptor)
+        if not is_file(descriptor):
+            fdpass.close((descriptor,))
+        yield row_id, facts
+
+
+def _close_all_but_files(kept: int) -> None:
+    """In the child: close all descriptors except files and ``kept``.
+
+    The end of the process may wait for the close of a file. Other descriptors must not stay open
+    until then.
+    """
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
+        if descriptor != kept and not is_file(descriptor):
+            fdpass.close((descriptor,))
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """In the child: write data in small pieces, with a sleep before each.
+
+    Kernels built for servers (without preemption) let a process keep its processor during a system
+    call, or until the next timer tick.
+    """
+    rest = memoryview(data)
+    while rest:
+        time.sleep(_NAP)
+        rest = rest[os.write(descriptor, rest[:_WRITE_SIZE]) :]
