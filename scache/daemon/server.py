@@ -40,6 +40,10 @@ from scache.unix.namespace import described, unmapped
 STOP_TIMEOUT = 1.0
 """Seconds for exchanges in progress to complete after the daemon was asked to stop."""
 
+_STOP_INTERVALS = 10
+"""Parts of STOP_TIMEOUT that are waited for one by one. A pause of the process (SIGSTOP) of any
+length counts as one of them, so data that clients sent meanwhile is still read."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that the daemon handles."""
 
@@ -232,6 +236,7 @@ class Server:
         for session in list(self._sessions):
             session.finish()
         self._all_gone = anyio.Event()
-        if self._sessions:
-            with anyio.move_on_after(STOP_TIMEOUT):
-                await self._all_gone.wait()
+        for _ in range(_STOP_INTERVALS):
+            if self._sessions:
+                with anyio.move_on_after(STOP_TIMEOUT / _STOP_INTERVALS):
+                    await self._all_gone.wait()

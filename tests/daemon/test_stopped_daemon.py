@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -51,6 +52,29 @@ def test_stopped_daemon_does_not_drop_clients_that_went_on(tmp_path: Path) -> No
                 client.send(DESCRIPTOR_BYTE, [something.fileno()])
         assert [client.status() for client in clients] == [Status.OK] * CLIENTS
         assert not [line for line in daemon.log() if "stopped in the middle" in line]
+
+
+@pytest.mark.slow
+def test_stopped_daemon_completes_exchanges_before_it_exits(tmp_path: Path) -> None:
+    """The time for which the daemon is stopped does not count against the stop time-out."""
+    with (
+        Daemon(tmp_path / "socket") as daemon,
+        open(os.devnull, "rb") as something,  # noqa: PTH123
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(Dialogue(daemon.path)) for _ in range(CLIENTS)]
+        for client in clients:
+            client.send(encode_request(SaveEndp(60, b"e", b"")))
+        for client in clients:
+            client.expect(DUMMY)
+        os.kill(daemon.pid, signal.SIGTERM)
+        daemon.wait_for_log("stopping")
+        with stopped(daemon.pid):
+            time.sleep(1.5)  # the stop time-out is 1 s
+            for client in clients:
+                client.send(DESCRIPTOR_BYTE, [something.fileno()])
+        assert [client.status() for client in clients] == [Status.OK] * CLIENTS
+        assert daemon.wait() == 0
 
 
 class Paused(Watchdog[Session]):
