@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, get_args
 
 REQUESTS: Final = (
     "save_endp",
@@ -15,31 +15,54 @@ REQUESTS: Final = (
     "purge_id",
     "unknown",
 )
+OUTCOMES: Final = ("ok", "fail", "bad")
 WAYS_OUT: Final = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
 """The values of the column ``kind`` of the table ``event``."""
 
+Limit = Literal[
+    "clients",
+    "connections_per_endpoint",
+    "bindings",
+    "bindings_per_destination",
+    "message_size",
+    "ahead_size",
+    "exchange_timeout",
+    "open_files",
+]
+
+# The names of the counters: of each request and outcome, of each close reason, of each limit.
+REQUEST_COUNTERS: Final = {
+    (kind, outcome): f"{kind}_{outcome}" for kind in REQUESTS for outcome in OUTCOMES
+}
+CONNECTION_COUNTERS: Final = {way: f"connections_{way}" for way in WAYS_OUT}
+BINDING_COUNTERS: Final = {way: f"bindings_{way}" for way in BINDING_WAYS_OUT}
+LIMIT_COUNTERS: Final[dict[Limit, str]] = {limit: f"limit_{limit}" for limit in get_args(Limit)}
+
+CONNECTIONS_NOT_WATCHED: Final = "connections_not_watched"
+CONNECTIONS_NOT_SENT: Final = "connections_not_sent"
+CLIENTS_CONNECTED: Final = "clients_connected"
+CLIENTS_NOT_RECORDED: Final = "clients_not_recorded"
+CLIENTS_NOT_ALLOWED: Final = "clients_not_allowed"
+EVENTS_TRIMMED: Final = "events_trimmed"
+EVENTS_DROPPED: Final = "events_dropped"
+RUNS_NOT_RECORDED: Final = "runs_not_recorded"
+CLOSES_STUCK: Final = "closes_stuck"
+
 COUNTERS: Final = (
-    *(f"{kind}_{outcome}" for kind in REQUESTS for outcome in ("ok", "fail", "bad")),
-    *(f"connections_{way}" for way in WAYS_OUT),
-    *(f"bindings_{way}" for way in BINDING_WAYS_OUT),
-    "connections_not_watched",
-    "connections_not_sent",
-    "clients_connected",
-    "clients_not_recorded",
-    "clients_not_allowed",
-    "events_trimmed",
-    "events_dropped",
-    "runs_not_recorded",
-    "closes_stuck",
-    "limit_clients",
-    "limit_connections_per_endpoint",
-    "limit_bindings",
-    "limit_bindings_per_destination",
-    "limit_message_size",
-    "limit_ahead_size",
-    "limit_exchange_timeout",
-    "limit_open_files",
+    *REQUEST_COUNTERS.values(),
+    *CONNECTION_COUNTERS.values(),
+    *BINDING_COUNTERS.values(),
+    CONNECTIONS_NOT_WATCHED,
+    CONNECTIONS_NOT_SENT,
+    CLIENTS_CONNECTED,
+    CLIENTS_NOT_RECORDED,
+    CLIENTS_NOT_ALLOWED,
+    EVENTS_TRIMMED,
+    EVENTS_DROPPED,
+    RUNS_NOT_RECORDED,
+    CLOSES_STUCK,
+    *LIMIT_COUNTERS.values(),
 )
 """The names of all counters. The table ``counter`` may have no row for a counter that is 0."""

@@ -14,9 +14,10 @@ from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
-from scache.model import AuditEvent, Connection, Delivery, Peer, Status
+from scache.model import Connection, Delivery, Peer, Status
 from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
 from scache.unix.closing import Closer
+from scache.vocabulary import Limit
 
 EXPIRY_SLICE = 64
 """Connections or bindings that one slice of work handles at most (see `slices`)."""
@@ -58,10 +59,8 @@ class Cache:
         self._clock = clock
         self._limits = limits
         self._ids = database.ids
-        self.counts = database.batch.counts
-        """Increments for the table ``counter``, by counter name."""
         self._rows = LiveRows(database.batch)
-        self._audit_log = database.audit_log
+        self.audit_log = database.audit_log
         self._descriptors = Descriptors(self.closer, close_on_data=close_on_data)
         self._descriptors.on_watch_failed = self._watch_failed
         self._watch_fails = self._watch_failed_now = False
@@ -91,31 +90,31 @@ class Cache:
         now, limits = self._clock.now(), self._limits
         if descriptor is None:
             why = "limit: open files" if lost else "no descriptor"
-            return self._refuse_endp(now, endpoint, client_id, why)
+            return self._refuse_endp(endpoint, client_id, why)
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
-            self.counts["limit_connections_per_endpoint"] += 1
             self.closer.close((descriptor,))
-            return self._refuse_endp(now, endpoint, client_id, "limit: connections per endpoint")
+            limit: Limit = "connections_per_endpoint"
+            self.audit_log.request_limited("save_endp", client_id, limit, endpoint=endpoint)
+            return Status.FAIL
         kind = kind_of(descriptor)
         # A TCP connection is none of the daemon's own sockets.
         if kind is not Kind.ESTABLISHED and self.is_own_socket(descriptor):
             # A cached socket of the daemon would keep its own connection or listener open.
             self.closer.close((descriptor,))
-            return self._refuse_endp(now, endpoint, client_id, "a socket of the daemon itself")
+            return self._refuse_endp(endpoint, client_id, "a socket of the daemon itself")
         granted = min(ttl, limits.ttl)
         row = Connection(self._ids.take(), endpoint, properties, now, now + granted, client_id)
         try:
             self._rows.save_connection(row)
         except DatabaseFault as fault:
             self.closer.close((descriptor,))
-            return self._refuse_endp(now, endpoint, client_id, str(fault))
+            return self._refuse_endp(endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
             self._evict(now)
         self._park(row, descriptor, kind)
         self.statistics.saved()
-        self._audit_log.saved(row, granted)
-        self.counts["save_endp_ok"] += 1
+        self.audit_log.connection_saved(row, granted)
         return Status.OK
 
     def find_endp(self, endpoint: bytes, client_id: int) -> Delivery | None:
@@ -135,9 +134,7 @@ class Cache:
         except DatabaseFault as fault:
             detail = str(fault)
         self.statistics.address_misses += 1
-        self.counts["find_endp_fail"] += 1
-        miss = AuditEvent(now, "find_endp", Status.FAIL, endpoint=endpoint, client_id=client_id)
-        self._audit_log.record(miss._replace(detail=detail))
+        self.audit_log.find_missed("find_endp", now, client_id, endpoint=endpoint, detail=detail)
         return None
 
     def save_dest(
@@ -157,10 +154,26 @@ class Cache:
         try:
             saved = self._rows.save_binding(row, may_add=limit is None)
         except DatabaseFault as fault:
-            return self._refuse_dest(row, granted, str(fault))
+            self.audit_log.request_refused(
+                "save_dest",
+                client_id,
+                str(fault),
+                destination=destination,
+                endpoint=endpoint,
+                ttl=granted,
+            )
+            return Status.FAIL
         if saved is None:
-            self.counts[f"limit_{limit}"] += 1
-            return self._refuse_dest(row, granted, f"limit: {limit}".replace("_", " "))
+            assert limit is not None
+            self.audit_log.request_limited(
+                "save_dest",
+                client_id,
+                limit,
+                destination=destination,
+                endpoint=endpoint,
+                ttl=granted,
+            )
+            return Status.FAIL
         if saved.replaced is not None:
             self._binding_left("expired", now, saved.replaced)
         if saved.added or saved.replaced is not None:
@@ -168,8 +181,8 @@ class Cache:
         self.statistics.saved()
         if expires_at < self._next_expiry:
             self._expire_earlier(expires_at)
-        self.counts["save_dest_ok"] += 1
-        self._audit_log.bound(destination, endpoint, saved.binding_id, client_id, now, granted)
+        bound = (destination, endpoint, saved.binding_id)
+        self.audit_log.binding_saved(*bound, client_id, now, granted)
         return Status.OK
 
     def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:
@@ -191,16 +204,10 @@ class Cache:
         except DatabaseFault as fault:
             detail = str(fault)
         self.statistics.domain_misses += 1
-        self.counts["find_dest_fail"] += 1
-        miss = AuditEvent(now, "find_dest", Status.FAIL, destination, client_id=client_id)
-        self._audit_log.record(miss._replace(detail=detail))
+        self.audit_log.find_missed(
+            "find_dest", now, client_id, destination=destination, detail=detail
+        )
         return None
-
-    def malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
-        """Record a malformed request; ``kind`` is the name of the request, or ``unknown``."""
-        self._count(kind, Status.BAD)
-        event = AuditEvent(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
-        self._audit_log.record(event)
 
     def delivered(self, delivery: Delivery, *, finder_left: bool = False) -> None:
         """Close the cache's copy of a descriptor that was sent to the finder.
@@ -211,39 +218,20 @@ class Cache:
             self._descriptors.close_undelivered(delivery.connection.id)
         else:
             self._descriptors.close_delivered(delivery.connection.id)
-        self._count_hit(delivery)
-        self.counts["connections_found"] += 1
-        self._audit_log.found(delivery, self._clock.now())
+        self.audit_log.connection_delivered(delivery, self._clock.now())
 
     def put_back(self, delivery: Delivery) -> None:
         """Park a found connection again that was not sent; it keeps its expiry time."""
-        row, now = delivery.connection, self._clock.now()
-        self._count_hit(delivery)
-        self._audit_log.hit(delivery)
+        now = self._clock.now()
+        self.audit_log.find_hit(delivery)
         if self._restore(delivery, now):
-            self._audit_log.record(
-                AuditEvent(
-                    now,
-                    "put_back",
-                    endpoint=row.endpoint,
-                    connection_id=row.id,
-                    client_id=delivery.client_id,
-                    age=now - row.saved_at,
-                )
-            )
+            self.audit_log.connection_put_back(delivery, now)
 
     def deny(self, delivery: Delivery, why: str) -> None:
         """Park a found connection again that cannot be sent, and record a miss for the finder."""
         now = self._clock.now()
-        self.counts["connections_not_sent"] += 1
-        event = AuditEvent(now, "find_endp", Status.FAIL, client_id=delivery.client_id, detail=why)
-        if delivery.destination is None:
-            event = event._replace(endpoint=delivery.connection.endpoint)
-        else:
-            event = event._replace(kind="find_dest", destination=delivery.destination)
         self.statistics.denied(domain=delivery.destination is not None)
-        self._count(event.kind, Status.FAIL)
-        self._audit_log.record(event)
+        self.audit_log.delivery_denied(delivery, now, why)
         self._restore(delivery, now)
 
     def _restore(self, delivery: Delivery, now: float) -> bool:
@@ -296,7 +284,7 @@ class Cache:
         """Record a client; return its id, to which rows refer."""
         client_id = self._ids.take()
         self._rows.add_client(client_id, peer, self._clock.now())
-        self.counts["clients_connected"] += 1
+        self.audit_log.client_connected()
         return client_id
 
     def client_disconnected(self, client_id: int) -> None:
@@ -318,10 +306,7 @@ class Cache:
                     closed += 1
         except DatabaseFault:
             status = Status.FAIL
-        self._count("purge_endp", status)
-        self._audit_log.record(
-            AuditEvent(now, "purge_endp", status, endpoint=endpoint, client_id=client_id)
-        )
+        self.audit_log.purged("purge_endp", client_id, status, endpoint=endpoint)
         return closed if status is Status.OK else None
 
     def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
@@ -338,39 +323,22 @@ class Cache:
                 removed += 1
         except DatabaseFault:
             status = Status.FAIL
-        self._count("purge_dest", status)
-        self._audit_log.record(
-            AuditEvent(now, "purge_dest", status, destination, client_id=client_id)
-        )
+        self.audit_log.purged("purge_dest", client_id, status, destination=destination)
         return removed if status is Status.OK else None
 
     def purge_id(self, connection_id: int, client_id: int) -> int:
         """Close a connection; return 1, or 0 if it is not cached."""
-        now = self._clock.now()
-        request = AuditEvent(now, "purge_id", Status.OK, client_id=client_id)
         parked = self._descriptors.parked(connection_id)
         if parked is None:
             # Not in the column ``connection_id``: no such connection may ever have existed.
-            request = request._replace(detail=f"no connection {connection_id}")
-        else:
-            self._remove("purged", now, parked, client_id)
-            request = request._replace(endpoint=parked.endpoint, connection_id=parked.id)
-        self._count("purge_id", Status.OK)
-        self._audit_log.record(request)
-        return int(parked is not None)
-
-    def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
-        """Record a snapshot request; ``detail`` is the reason if it failed."""
-        status = Status.OK if detail is None else Status.FAIL
-        self._count("snapshot", status)
-        event = AuditEvent(
-            self._clock.now(), "snapshot", status, client_id=client_id, detail=detail
+            detail = f"no connection {connection_id}"
+            self.audit_log.purged("purge_id", client_id, detail=detail)
+            return 0
+        self._remove("purged", self._clock.now(), parked, client_id)
+        self.audit_log.purged(
+            "purge_id", client_id, endpoint=parked.endpoint, connection_id=parked.id
         )
-        self._audit_log.record(event)
-
-    def refuse(self, kind: str, client_id: int, why: str) -> None:
-        """Record a request that access control or a limit refuses."""
-        self._refuse(AuditEvent(self._clock.now(), kind, client_id=client_id), why)
+        return 1
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield the id and descriptor of each connection that is parked or in delivery."""
@@ -380,19 +348,8 @@ class Cache:
         """Close every descriptor; the cache must not be used afterwards."""
         self._descriptors.close_all()
 
-    def _refuse_endp(self, now: float, endpoint: bytes, client_id: int, why: str) -> Status:
-        return self._refuse(
-            AuditEvent(now, "save_endp", endpoint=endpoint, client_id=client_id), why
-        )
-
-    def _refuse_dest(self, row: Binding, ttl: float, why: str) -> Status:
-        event = AuditEvent(row.saved_at, "save_dest", None, row.destination, row.endpoint)
-        return self._refuse(event._replace(client_id=row.client_id, ttl=ttl), why)
-
-    def _refuse(self, event: AuditEvent, why: str) -> Status:
-        """Count and record a request that fails; return ``Status.FAIL``."""
-        self._count(event.kind, Status.FAIL)
-        self._audit_log.record(event._replace(status=Status.FAIL, detail=why))
+    def _refuse_endp(self, endpoint: bytes, client_id: int, why: str) -> Status:
+        self.audit_log.request_refused("save_endp", client_id, why, endpoint=endpoint)
         return Status.FAIL
 
     def _has_left(self, row: Connection, now: float) -> bool:
@@ -406,7 +363,7 @@ class Cache:
 
     def _watch_failed(self, error: OSError) -> None:
         """Count a connection that cannot be watched; log the first in a series of failures."""
-        self.counts["connections_not_watched"] += 1
+        self.audit_log.connection_not_watched()
         if not self._watch_fails:
             logger.warning(
                 "cannot watch a connection for a hang-up of its peer (%s): each find looks",
@@ -427,13 +384,6 @@ class Cache:
         self.statistics.connection_removed(parked.endpoint)
         self._expiry_queue.remove(parked.expires_at, parked.id)
         return self._descriptors.begin_delivery(row.id)
-
-    def _count(self, kind: str, status: Status) -> None:
-        self.counts[f"{kind}_{status.name.lower()}"] += 1
-
-    def _count_hit(self, delivery: Delivery) -> None:
-        """Count a hit when its delivery has ended, which is also when the audit log records it."""
-        self.counts["find_endp_ok" if delivery.destination is None else "find_dest_ok"] += 1
 
     def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
         """Park a descriptor after its row was written to the database."""
@@ -478,16 +428,18 @@ class Cache:
         client_id: int | None = None,
         detail: str | None = None,
     ) -> None:
-        """Count and record the removal of a connection."""
-        self.counts[f"connections_{way}"] += 1
-        age = now - row.saved_at
-        self._audit_log.record(
-            AuditEvent(
-                now, way, None, None, row.endpoint, row.id, None, client_id, age=age, detail=detail
-            )
+        """Record the removal of a connection."""
+        self.audit_log.connection_left(
+            way,
+            now,
+            connection_id=row.id,
+            endpoint=row.endpoint,
+            saved_at=row.saved_at,
+            client_id=client_id,
+            detail=detail,
         )
 
-    def _binding_limit(self, destination: bytes) -> str | None:
+    def _binding_limit(self, destination: bytes) -> Limit | None:
         """Return the name of the limit that a new binding would exceed; None if there is none."""
         limits, statistics = self._limits, self.statistics
         if limits.bindings and statistics.bindings >= limits.bindings:
@@ -517,9 +469,4 @@ class Cache:
     def _binding_left(self, way: str, now: float, gone: Gone, client_id: int | None = None) -> None:
         """Count and record the removal of a binding."""
         self.statistics.binding_removed(gone.destination)
-        self.counts[f"bindings_{way}"] += 1
-        age = now - gone.saved_at
-        labels = (gone.destination, gone.endpoint)
-        self._audit_log.record(
-            AuditEvent(now, way, None, *labels, None, gone.id, client_id, age=age)
-        )
+        self.audit_log.binding_left(way, now, gone, client_id)

@@ -46,7 +46,8 @@ class AdminRequests:
         A snapshot is only requested; `SnapshotReply` sends it when it is taken.
         """
         if not self._access.permits(self._peer, self._transport.groups()):
-            self._cache.refuse(NAMES[type(request)].decode(), self._client_id, "not permitted")
+            kind = NAMES[type(request)].decode()
+            self._cache.audit_log.request_refused(kind, self._client_id, "not permitted")
             self._conversation.reply_refusal(
                 "not permitted: ask as root, as the user of the daemon, "
                 "or as one of its admin_uids or admin_gids"

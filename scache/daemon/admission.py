@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection
 
 from scache.daemon.access import Principals
 from scache.daemon.session import Session
 from scache.daemon.transport import client_logger
 from scache.model import Peer
+from scache.store import AuditLog
 
 MAX_REFUSED = 16
 """Refused clients that stay connected; a further one disconnects the oldest. Clients over the
@@ -19,7 +20,7 @@ class Admission:
     """The admitted and the refused sessions; a refused client stays connected."""
 
     def __init__(
-        self, allowed: Principals, max_clients: int, remedy: str, counts: MutableMapping[str, int]
+        self, allowed: Principals, max_clients: int, remedy: str, audit_log: AuditLog
     ) -> None:
         """Admit up to ``max_clients`` of these principals, or of all clients if there are none.
 
@@ -28,7 +29,7 @@ class Admission:
         self._allowed = allowed
         self._max_clients = max_clients
         self._remedy = remedy
-        self._counts = counts
+        self._audit_log = audit_log
         self._admitted: set[Session] = set()
         """Sessions being served."""
         self._over_limit: dict[Session, None] = {}
@@ -56,7 +57,7 @@ class Admission:
         if len(self._admitted) >= self._max_clients:
             if session not in self._over_limit:
                 self._over_limit[session] = None
-                self._counts["limit_clients"] += 1
+                self._audit_log.limit_reached("clients")
             self._log_limit(reached=True)
             return "limit: clients"
         self._log_limit(reached=False)

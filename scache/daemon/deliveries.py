@@ -94,7 +94,7 @@ class Deliveries:
         """Return the replies to send instead, with misses; None disconnects the client."""
         if not self._conversation.inline:
             # The base protocol has no error reply where the client expects the descriptor.
-            self._cache.counts["connections_not_sent"] += len(self.found)
+            self._cache.audit_log.connections_not_sent(len(self.found))
             return None
         found, self.found = self.found, []
         self._state = _FOUND

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +14,7 @@ from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.poller import Poller
 from scache.daemon.transport import client_logger
 from scache.daemon.watchdog import W, Watchdog
-from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, Database
+from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, AuditLog, Database
 from scache.unix.closing import Closer, Look
 
 EXPIRY_PAUSE = 0.01
@@ -81,7 +81,7 @@ async def watch(cache: Cache) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
+async def close(closer: Closer, audit_log: AuditLog) -> None:
     """Monitor the closer; log and count the descriptors that stay stuck in a system call."""
     pending = AutoResetEvent()
     closer.on_pending = pending.set
@@ -91,7 +91,7 @@ async def close(closer: Closer, counts: MutableMapping[str, int]) -> None:
         while closer.pending:
             await anyio.sleep(CLOSE_INTERVAL)
             look = closer.look()
-            counts["closes_stuck"] += max(0, look.stuck - stuck)
+            audit_log.closes_stuck(max(0, look.stuck - stuck))
             stuck = look.stuck
             if (stuck or look.error) and not logged:
                 client_logger.warning("%s", _trouble(look))

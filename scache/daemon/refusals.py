@@ -27,7 +27,8 @@ class Refusals:
         *,
         allowed: bool,
     ) -> None:
-        self._cache = cache
+        self._closer = cache.closer
+        self._audit_log = cache.audit_log
         self._conversation = conversation
         self._client_id = client_id
         self._peer = peer
@@ -44,9 +45,9 @@ class Refusals:
         request = event.request if isinstance(event, Save) else event
         if self._is_recorded():
             kind = NAMES[type(request)].decode()
-            self._cache.refuse(kind, self._client_id, self.reason or "")
+            self._audit_log.request_refused(kind, self._client_id, self.reason or "")
         if isinstance(event, Save) and event.descriptor is not None:
-            self._cache.closer.close((event.descriptor,))
+            self._closer.close((event.descriptor,))
         if isinstance(request, SaveEndp | SaveDest):
             self._conversation.reply_status(Status.FAIL)
         else:
@@ -55,12 +56,12 @@ class Refusals:
     def malformed(self, event: Malformed) -> None:
         """Record a malformed request, to which the conversation has replied."""
         if event.descriptor is not None:
-            self._cache.closer.close((event.descriptor,))
+            self._closer.close((event.descriptor,))
         # A hello has no outcome to record.
         known = event.name in GRAMMAR and event.name != NAMES[Hello]
         kind = event.name.decode() if known else "unknown"
         if event.too_long:
-            self._cache.counts["limit_message_size"] += 1
+            self._audit_log.limit_reached("message_size")
         self._record_malformed(kind, "longer than max_message_size" if event.too_long else None)
         if self._logs:
             self._logs = False
@@ -77,19 +78,19 @@ class Refusals:
             "client with process id %d stopped in the middle of an exchange: disconnected",
             self._peer.pid,
         )
-        self._cache.counts["limit_exchange_timeout"] += 1
+        self._audit_log.limit_reached("exchange_timeout")
         self._record_malformed("unknown", "limit: exchange timeout")
 
     def too_much_ahead(self, error: ProtocolError) -> None:
         """Record that the client sent too much ahead and is disconnected."""
-        self._cache.counts["limit_ahead_size"] += 1
+        self._audit_log.limit_reached("ahead_size")
         self._record_malformed("unknown", str(error))
         client_logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
 
     def _record_malformed(self, kind: str, detail: str | None) -> None:
         if self._is_recorded():
             detail = detail if self._allowed else self.reason
-            self._cache.malformed(kind, self._client_id, detail)
+            self._audit_log.request_malformed(kind, self._client_id, detail)
 
     def _is_recorded(self) -> bool:
         """Return True if this refusal is to be recorded."""
@@ -97,5 +98,5 @@ class Refusals:
             return True
         records, self._records = self._records, False
         if records:
-            self._cache.counts["clients_not_allowed"] += 1
+            self._audit_log.client_not_allowed()
         return records

@@ -87,7 +87,7 @@ class Server:
             Principals(*settings.allowed_ids, *strangers),
             max_clients,
             client_limit_remedy(settings, max_clients),
-            cache.counts,
+            cache.audit_log,
         )
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
@@ -136,7 +136,7 @@ class Server:
     def _start_upkeep(self, tasks: TaskGroup) -> None:
         committed = AutoResetEvent()
         tasks.start_soon(maintenance.watch, self._cache)
-        tasks.start_soon(maintenance.close, self._cache.closer, self._cache.counts)
+        tasks.start_soon(maintenance.close, self._cache.closer, self._cache.audit_log)
         tasks.start_soon(maintenance.expire, self._cache, self._clock)
         tasks.start_soon(maintenance.commit, self._database, committed)
         tasks.start_soon(maintenance.checkpoint, self._database, self._poller, committed)
@@ -210,7 +210,7 @@ class Server:
 
         Waiting descriptors are received descriptors whose requests are not served yet.
         """
-        self._cache.counts["limit_open_files"] += 1
+        self._cache.audit_log.limit_reached("open_files")
         client_logger.warning("out of descriptors: %s", what)
         greediest = max(self._sessions, key=attrgetter("waiting_descriptors"), default=None)
         if greediest is not None and greediest.waiting_descriptors > 1:

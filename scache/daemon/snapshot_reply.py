@@ -73,7 +73,7 @@ class SnapshotReply:
         """Take over the descriptor of a snapshot and send it; None means that there is none."""
         self._descriptor = descriptor
         detail = "see the log" if descriptor is None else None
-        self._cache.snapshot_taken(self._client_id, detail)
+        self._cache.audit_log.snapshot_taken(self._client_id, detail)
         if self.state is _CLOSED:
             self._close()
         elif self._transport.sent_all:

@@ -1,5 +1,6 @@
 """The database: opening and recovering it, its live rows and its audit log."""
 
+from scache.store.audit import AuditLog
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import MEMORY, Database, Start, open_database
 from scache.store.live_rows import Binding, Gone, LiveRows
@@ -11,6 +12,7 @@ __all__ = [
     "FAULT",
     "FAULT_RETRY_INTERVAL",
     "MEMORY",
+    "AuditLog",
     "Binding",
     "Database",
     "Gone",

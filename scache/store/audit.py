@@ -1,160 +1,70 @@
-"""The audit log: each request with its outcome, and each close reason, written in batches."""
+"""The audit log: one method for each fact, which counts it and records it as an event."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from itertools import chain
-
-from scache.errors import DatabaseFault
 from scache.model import AuditEvent, Connection, Delivery, Status
-from scache.store.batch import Batch, Parameters, text
+from scache.store.batch import Batch, text
+from scache.store.event_writer import LONG_LABEL, ROWS_AT_ONCE, EventWriter
+from scache.store.live_rows import Gone
+from scache.vocabulary import (
+    BINDING_COUNTERS,
+    CLIENTS_CONNECTED,
+    CLIENTS_NOT_ALLOWED,
+    CLOSES_STUCK,
+    CONNECTION_COUNTERS,
+    CONNECTIONS_NOT_SENT,
+    CONNECTIONS_NOT_WATCHED,
+    LIMIT_COUNTERS,
+    REQUEST_COUNTERS,
+    Limit,
+)
 
-ROWS_AT_ONCE = 64
-"""Events written with one statement. This takes half the time of one statement each (measured)."""
-
-MAX_PENDING = 20_000
-"""Limit of pending events. If it is exceeded while writes fail, all are dropped and counted."""
-
-LONG_LABEL = 1024
-"""Bytes; a label that is longer counts towards MAX_LONG_SIZE."""
-
-MAX_LONG_SIZE = 32 * 2**20
-"""Bytes of long labels to keep. The oldest events are trimmed when there are more."""
-
-_ANY = """
-    INSERT INTO event (at, kind, status, destination, endpoint,
-        connection_id, binding_id, client_id, ttl, age, detail)
-    VALUES (?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)
-"""
-_LAST = "SELECT coalesce(max(id), 0) FROM event"
-_LONG_SIZE = f"""
-    SELECT coalesce(sum(length(CAST(label AS BLOB))), 0) FROM (
-        SELECT destination AS label FROM event UNION ALL SELECT endpoint FROM event
-    ) WHERE length(CAST(label AS BLOB)) > {LONG_LABEL}
-"""
-_TRIM_UP_TO = "DELETE FROM event WHERE id <= ?"
-TRIM = "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?"
-
-
-class _Form:
-    """Pending events of one frequent kind, tens of thousands a second.
-
-    Each form has its own INSERT statement, which writes many rows at once. It binds no NULL,
-    because sqlite3 looks for an adapter for NULL, which costs more than a column.
-    """
-
-    def __init__(self, columns: str, row: str, width: int, events: int = 1) -> None:
-        """Insert these columns; ``row`` refers to its ``width`` parameters as {0}, {1}, ...
-
-        Each row of parameters makes this number of ``events``.
-        """
-
-        def statement(count: int) -> str:
-            rows = (
-                row.format(*(f"?{at * width + n + 1}" for n in range(width))) for at in range(count)
-            )
-            return f"INSERT INTO event ({columns}) VALUES {', '.join(rows)}"
-
-        self._one, self._many = statement(1), statement(ROWS_AT_ONCE)
-        self._events = events
-        self.rows: list[Parameters] = []
-
-    def write(self, batch: Batch) -> None:
-        """Write the pending events. If that raises DatabaseFault, they stay pending."""
-        if len(self.rows) == ROWS_AT_ONCE:
-            added = batch.add_many(self._many, [tuple(chain.from_iterable(self.rows))])
-        elif self.rows:
-            added = batch.add_many(self._one, self.rows.copy())
-        else:
-            return
-        _count_dropped(batch, self._events * len(self.rows) - added)
-        self.rows.clear()
+_OUTCOMES = {
+    (kind, Status[outcome.upper()]): name for (kind, outcome), name in REQUEST_COUNTERS.items()
+}
+_SAVE_ENDP_OK = _OUTCOMES["save_endp", Status.OK]
+_FIND_ENDP_OK = _OUTCOMES["find_endp", Status.OK]
+_SAVE_DEST_OK = _OUTCOMES["save_dest", Status.OK]
+_FOUND = CONNECTION_COUNTERS["found"]
 
 
 class AuditLog:
-    """The table ``event``: events are recorded in memory, written in groups, and trimmed.
+    """The tables ``event`` and ``counter``: what has happened, and how often.
 
-    The rows that a transaction changes and their events are committed together. Ids follow the
-    order of time, except within one group.
+    Some facts are only counted. Counters are exact, while events may be trimmed, dropped, or not
+    recorded at all.
 
     Times are given as by `Clock.now`, and recorded as stamps. A stamp of an event does not change
-    when the wall clock is set.
+    when the wall clock is set. A fact without a time happens now.
     """
 
     def __init__(self, batch: Batch, limit: int) -> None:
-        """Keep the newest ``limit`` rows; 0 records nothing."""
+        """Keep the newest ``limit`` events; 0 records none."""
         self._batch = batch
         self._clock = batch.clock
-        self._limit = limit
-        self._saved = _Form(
-            "at, kind, status, endpoint, connection_id, client_id, ttl",
-            "({0}, 'save_endp', 0, CAST({1} AS TEXT), {2}, {3}, {4})",
-            5,
-        )
-        self._found = _Form(
-            "at, kind, status, endpoint, connection_id, client_id, age",
-            "({3}, 'find_endp', 0, CAST({0} AS TEXT), {1}, {2}, {3} - {5}), "
-            "({4}, 'found', NULL, CAST({0} AS TEXT), {1}, {2}, {4} - {5})",
-            6,
-            events=2,
-        )
-        self._bindings = _Form(
-            "at, kind, status, destination, endpoint, binding_id, client_id, ttl",
-            "({0}, 'save_dest', 0, CAST({1} AS TEXT), CAST({2} AS TEXT), {3}, {4}, {5})",
-            6,
-        )
-        self._others: list[Parameters] = []
-        self._grown = False
-        """True if events may have been written since the last trim."""
-        self._long = 0
-        """Bytes of long labels that have not been written yet."""
-        self._long_written: deque[tuple[int, int]] = deque()
-        """The last event id of each write that had long labels, and the bytes of these labels."""
-        self._long_kept = 0
-        """Total bytes in `_long_written`."""
-        self._count_long(batch, *batch.query(_LONG_SIZE, ())[0])
-        batch.before_commit = self.write
+        self._counts = batch.counts
+        self._recording = limit > 0
+        self._writer = EventWriter(batch, limit)
+        self._saves = self._writer.saves.rows
+        self._bindings = self._writer.bindings.rows
+        self._finds = self._writer.finds.rows
 
-    def saved(self, row: Connection, ttl: float) -> None:
-        """Record a ``save_endp`` that succeeded."""
-        if not self._limit:
+    # Requests. The frequent ones have forms of their own in the writer.
+
+    def connection_saved(self, row: Connection, ttl: float) -> None:
+        """Record a ``save_endp`` that succeeded, with the granted time to live."""
+        self._counts[_SAVE_ENDP_OK] += 1
+        if not self._recording:
             return
         row_id, endpoint, _, saved_at, _, client_id = row
         if len(endpoint) > LONG_LABEL:
-            self._long += len(endpoint)
-        pending = self._saved.rows
-        stamp = saved_at + self._clock.offset
-        pending.append((stamp, text(endpoint), row_id, client_id, ttl))
+            self._writer.long_pending += len(endpoint)
+        pending = self._saves
+        pending.append((saved_at + self._clock.offset, text(endpoint), row_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
-            self._try(self._saved.write)
+            self._writer.write_saves()
 
-    def found(self, delivery: Delivery, at: float) -> None:
-        """Record a find that hit, and that the connection was handed over to the client."""
-        if not self._found.rows:
-            # Ask for a commit here: an earlier batch may have deleted the row already.
-            self._batch.on_pending()
-        if not self._limit:
-            return
-        row, _, client_id, found_at, destination, _, _ = delivery
-        row_id, endpoint, _, saved_at, _, _ = row
-        if destination is not None:
-            self.hit(delivery)
-            age = at - saved_at
-            self.record(
-                AuditEvent(at, "found", None, None, endpoint, row_id, client_id=client_id, age=age)
-            )
-            return
-        if len(endpoint) > LONG_LABEL:
-            self._long += 2 * len(endpoint)
-        pending = self._found.rows
-        offset = self._clock.offset
-        stamps = found_at + offset, at + offset, saved_at + offset
-        pending.append((text(endpoint), row_id, client_id, *stamps))
-        if len(pending) >= ROWS_AT_ONCE:
-            self._try(self._write_forms)
-
-    def bound(
+    def binding_saved(
         self,
         destination: bytes,
         endpoint: bytes,
@@ -163,109 +73,266 @@ class AuditLog:
         at: float,
         ttl: float,
     ) -> None:
-        """Record a ``save_dest`` that succeeded."""
-        if not self._limit:
+        """Record a ``save_dest`` that succeeded, with the granted time to live."""
+        self._counts[_SAVE_DEST_OK] += 1
+        if not self._recording:
             return
         if len(destination) + len(endpoint) > LONG_LABEL:
-            self._long += len(destination) + len(endpoint)
-        pending = self._bindings.rows
+            self._writer.long_pending += len(destination) + len(endpoint)
+        pending = self._bindings
         labels = (text(destination), text(endpoint))
         pending.append((at + self._clock.offset, *labels, binding_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
-            self._try(self._write_forms)
+            self._writer.write_forms()
 
-    def hit(self, delivery: Delivery) -> None:
-        """Record a find that hit."""
+    def connection_delivered(self, delivery: Delivery, at: float) -> None:
+        """Record a find that hit, and that the connection was handed over to the client."""
+        pending = self._finds
+        if not pending:
+            # Ask for a commit here: an earlier batch may have deleted the row already.
+            self._batch.on_pending()
+        row, _, client_id, found_at, destination, _, _ = delivery
+        row_id, endpoint, _, saved_at, _, _ = row
+        if destination is not None:
+            self.find_hit(delivery)
+            self.connection_left(
+                "found",
+                at,
+                connection_id=row_id,
+                endpoint=endpoint,
+                saved_at=saved_at,
+                client_id=client_id,
+            )
+            return
+        counts = self._counts
+        counts[_FIND_ENDP_OK] += 1
+        counts[_FOUND] += 1
+        if not self._recording:
+            return
+        if len(endpoint) > LONG_LABEL:
+            self._writer.long_pending += 2 * len(endpoint)
+        offset = self._clock.offset
+        stamps = found_at + offset, at + offset, saved_at + offset
+        pending.append((text(endpoint), row_id, client_id, *stamps))
+        if len(pending) >= ROWS_AT_ONCE:
+            self._writer.write_forms()
+
+    def find_hit(self, delivery: Delivery) -> None:
+        """Record a find that hit; what has become of its connection is a fact of its own."""
         row = delivery.connection
-        self.record(
+        self._request(
             AuditEvent(
                 delivery.found_at,
                 "find_endp" if delivery.destination is None else "find_dest",
                 Status.OK,
-                delivery.destination,
-                row.endpoint,
-                row.id,
-                delivery.binding_id,
-                delivery.client_id,
+                destination=delivery.destination,
+                endpoint=row.endpoint,
+                connection_id=row.id,
+                binding_id=delivery.binding_id,
+                client_id=delivery.client_id,
                 age=delivery.found_at - row.saved_at,
             )
         )
 
-    def record(self, event: AuditEvent) -> None:
-        """Record an event of any kind."""
-        self._batch.on_pending()
-        if not self._limit:
-            return
-        at, kind, status, destination, endpoint, *others = event
-        labels = [label if label is None else text(label) for label in (destination, endpoint)]
-        self._long += sum(len(label) for label in labels if label and len(label) > LONG_LABEL)
-        outcome = None if status is None else int(status)
-        self._others.append((at + self._clock.offset, kind, outcome, *labels, *others))
-        if len(self._others) >= ROWS_AT_ONCE:
-            self._try(self._write_all)
+    def find_missed(
+        self,
+        kind: str,
+        at: float,
+        client_id: int,
+        *,
+        endpoint: bytes | None = None,
+        destination: bytes | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Record a find that found nothing, or whose connection cannot be sent."""
+        self._request(
+            AuditEvent(
+                at,
+                kind,
+                Status.FAIL,
+                destination=destination,
+                endpoint=endpoint,
+                client_id=client_id,
+                detail=detail,
+            )
+        )
 
-    def write(self) -> None:
-        """Write the pending events into the current batch, and trim the oldest rows.
+    def delivery_denied(self, delivery: Delivery, at: float, why: str) -> None:
+        """Record a connection that cannot be sent to its finder, which gets a miss instead."""
+        self.connections_not_sent(1)
+        if delivery.destination is None:
+            endpoint = delivery.connection.endpoint
+            self.find_missed("find_endp", at, delivery.client_id, endpoint=endpoint, detail=why)
+        else:
+            destination = delivery.destination
+            self.find_missed(
+                "find_dest", at, delivery.client_id, destination=destination, detail=why
+            )
 
-        Never raises: events that the database refuses are written later.
+    def request_refused(
+        self,
+        kind: str,
+        client_id: int,
+        why: str,
+        *,
+        endpoint: bytes | None = None,
+        destination: bytes | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        """Record a request that access control, the database or a shortage refuses."""
+        self._request(
+            AuditEvent(
+                self._clock.now(),
+                kind,
+                Status.FAIL,
+                destination=destination,
+                endpoint=endpoint,
+                client_id=client_id,
+                ttl=ttl,
+                detail=why,
+            )
+        )
+
+    def request_limited(
+        self,
+        kind: str,
+        client_id: int,
+        limit: Limit,
+        *,
+        endpoint: bytes | None = None,
+        destination: bytes | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        """Record a request that a limit refuses."""
+        self.limit_reached(limit)
+        why = f"limit: {limit}".replace("_", " ")
+        self.request_refused(
+            kind, client_id, why, endpoint=endpoint, destination=destination, ttl=ttl
+        )
+
+    def request_malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
+        """Record a malformed request; ``kind`` is the name of the request, or ``unknown``."""
+        now = self._clock.now()
+        self._request(AuditEvent(now, kind, Status.BAD, client_id=client_id, detail=detail))
+
+    def purged(
+        self,
+        kind: str,
+        client_id: int,
+        status: Status = Status.OK,
+        *,
+        endpoint: bytes | None = None,
+        destination: bytes | None = None,
+        connection_id: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Record a purge request; what it has closed are facts of their own."""
+        self._request(
+            AuditEvent(
+                self._clock.now(),
+                kind,
+                status,
+                destination=destination,
+                endpoint=endpoint,
+                connection_id=connection_id,
+                client_id=client_id,
+                detail=detail,
+            )
+        )
+
+    def snapshot_taken(self, client_id: int, detail: str | None = None) -> None:
+        """Record a snapshot request; ``detail`` is the reason if it failed."""
+        status = Status.OK if detail is None else Status.FAIL
+        now = self._clock.now()
+        self._request(AuditEvent(now, "snapshot", status, client_id=client_id, detail=detail))
+
+    # What happens to connections and bindings.
+
+    def connection_left(
+        self,
+        way: str,
+        at: float,
+        *,
+        connection_id: int,
+        endpoint: bytes,
+        saved_at: float,
+        client_id: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Record the removal of a connection and its close reason.
+
+        ``client_id`` is the client that requested the removal, if any.
         """
-        if self._grown or any(map(len, self._pending())):
-            self._try(self._write_all)
+        self._counts[CONNECTION_COUNTERS[way]] += 1
+        self._writer.add(
+            AuditEvent(
+                at,
+                way,
+                endpoint=endpoint,
+                connection_id=connection_id,
+                client_id=client_id,
+                age=at - saved_at,
+                detail=detail,
+            )
+        )
 
-    def _try(self, write: Callable[[Batch], None]) -> None:
-        self._grown = True
-        try:
-            write(self._batch)
-        except DatabaseFault:
-            self._drop_what_is_too_much()
+    def connection_put_back(self, delivery: Delivery, at: float) -> None:
+        """Record a found connection that was not sent and is parked again."""
+        row = delivery.connection
+        self._writer.add(
+            AuditEvent(
+                at,
+                "put_back",
+                endpoint=row.endpoint,
+                connection_id=row.id,
+                client_id=delivery.client_id,
+                age=at - row.saved_at,
+            )
+        )
 
-    def _write_all(self, batch: Batch) -> None:
-        self._write_forms(batch)
-        if self._others:
-            added = batch.add_many(_ANY, self._others.copy())
-            _count_dropped(batch, len(self._others) - added)
-            self._others.clear()
-        self._trim(batch, TRIM, self._limit)
-        self._grown = False
-        long, self._long = self._long, 0
-        self._count_long(batch, long)
+    def connections_not_sent(self, number: int) -> None:
+        """Count found connections whose descriptors cannot be sent."""
+        self._counts[CONNECTIONS_NOT_SENT] += number
 
-    def _count_long(self, batch: Batch, size: int) -> None:
-        """Account for ``size`` bytes of long labels, and trim events beyond MAX_LONG_SIZE."""
-        if not size:
-            return
-        ((last,),) = batch.query(_LAST, ())
-        self._long_written.append((last, size))
-        self._long_kept += size
-        while self._long_kept > MAX_LONG_SIZE:
-            last, size = self._long_written.popleft()
-            self._long_kept -= size
-            self._trim(batch, _TRIM_UP_TO, last)
+    def connection_not_watched(self) -> None:
+        """Count a connection that cannot be watched for a hang-up."""
+        self._counts[CONNECTIONS_NOT_WATCHED] += 1
 
-    def _trim(self, batch: Batch, sql: str, parameter: int) -> None:
-        trimmed = batch.execute(sql, (parameter,)).rowcount
-        if trimmed:
-            batch.counts["events_trimmed"] += trimmed
+    def binding_left(self, way: str, at: float, gone: Gone, client_id: int | None = None) -> None:
+        """Record the removal of a binding; ``client_id`` is the client that requested it."""
+        self._counts[BINDING_COUNTERS[way]] += 1
+        self._writer.add(
+            AuditEvent(
+                at,
+                way,
+                destination=gone.destination,
+                endpoint=gone.endpoint,
+                binding_id=gone.id,
+                client_id=client_id,
+                age=at - gone.saved_at,
+            )
+        )
 
-    def _write_forms(self, batch: Batch) -> None:
-        # Saves get lower ids than finds, so that no connection seems to be found before its save.
-        self._saved.write(batch)
-        self._bindings.write(batch)
-        self._found.write(batch)
+    # What only counters tell.
 
-    def _pending(self) -> tuple[list[Parameters], ...]:
-        return self._saved.rows, self._bindings.rows, self._found.rows, self._others
+    def limit_reached(self, limit: Limit) -> None:
+        """Count a request or client that exceeds a limit."""
+        self._counts[LIMIT_COUNTERS[limit]] += 1
 
-    def _drop_what_is_too_much(self) -> None:
-        pending = sum(map(len, self._pending())) + len(self._found.rows)  # two events each
-        if pending > MAX_PENDING or self._long > MAX_LONG_SIZE:
-            self._long = 0
-            self._batch.counts["events_dropped"] += pending
-            for rows in self._pending():
-                rows.clear()
+    def client_connected(self) -> None:
+        """Count a client."""
+        self._counts[CLIENTS_CONNECTED] += 1
 
+    def client_not_allowed(self) -> None:
+        """Count a client that access control refuses."""
+        self._counts[CLIENTS_NOT_ALLOWED] += 1
 
-def _count_dropped(batch: Batch, events: int) -> None:
-    """Count events that an administrator's trigger has dropped (RAISE(IGNORE))."""
-    if events:
-        batch.counts["events_dropped"] += events
+    def closes_stuck(self, number: int) -> None:
+        """Count descriptors whose close(2) does not return."""
+        self._counts[CLOSES_STUCK] += number
+
+    def _request(self, event: AuditEvent) -> None:
+        """Count and record a request with its outcome."""
+        assert event.status is not None
+        self._counts[_OUTCOMES[event.kind, event.status]] += 1
+        self._writer.add(event)

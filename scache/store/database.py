@@ -21,13 +21,15 @@ import anyio.to_thread
 from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
-from scache.store.audit import TRIM, AuditLog
+from scache.store.audit import AuditLog
 from scache.store.batch import COUNT, FAULT_RETRY_INTERVAL, Batch, Parameters
+from scache.store.event_writer import TRIM
 from scache.store.files import APPLICATION_ID, Files, Loss
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
 from scache.store.schema import ADDITIONS, Addition, additions, blamed
 from scache.store.steps import LATEST_BOOT, following
+from scache.vocabulary import RUNS_NOT_RECORDED
 
 MEMORY = ":memory:"
 
@@ -485,7 +487,7 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     await _trim_events(control, start.audit_rows)
     if not start.audit_rows:
         # This counter tells `scache check` that the audit log has a gap.
-        await control.execute(COUNT, ("runs_not_recorded", 1))
+        await control.execute(COUNT, (RUNS_NOT_RECORDED, 1))
     await control.execute(_SHORTEN_BINDINGS, (now + start.ttl_limit, now))
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_DESCRIPTORS)

@@ -14,6 +14,7 @@ from scache.model import Connection, Peer
 from scache.store.batch import Batch, Parameters, text
 from scache.store.serialized import MAX_DISCONNECTED_CLIENTS
 from scache.store.steps import following
+from scache.vocabulary import CLIENTS_NOT_RECORDED
 
 # CAST keeps any bytes exact in a TEXT column, and SQL tools show them as text.
 _SAVE_CONNECTION = """
@@ -269,7 +270,7 @@ class LiveRows:
                 raise self._batch.ignored()
         except DatabaseFault:
             self._unrecorded.add(client_id)
-            self._batch.counts["clients_not_recorded"] += 1
+            self._batch.counts[CLIENTS_NOT_RECORDED] += 1
 
     def end_client(self, client_id: int, now: float) -> None:
         """Record that a client has disconnected, and delete the oldest row beyond the limit.

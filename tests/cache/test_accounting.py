@@ -296,7 +296,7 @@ class Accounts:
     def malformed(self, kind: str, number: int) -> None:
         """What could not be served is on record."""
         client_id = self.client(number)
-        self.cache.malformed(kind, client_id)
+        self.cache.audit_log.request_malformed(kind, client_id)
         self.ledger.counters[f"{kind}_bad"] += 1
         self.record(Entry(self.now, kind, 1, client_id=client_id))
 

@@ -449,7 +449,7 @@ def test_a_connection_whose_peer_has_gone_is_passed_over() -> None:
         cached.delivered(delivery)
         peers[2].close()
         assert cached.find_dest(b"d", 1) is None
-        assert cached.counts["connections_hung_up"] == 2
+        assert opened.database.batch.counts["connections_hung_up"] == 2
 
 
 def test_a_save_without_a_descriptor_is_refused(rig: Rig) -> None:
@@ -591,7 +591,7 @@ def test_clients_and_requests_are_counted(rig: Rig) -> None:
     assert delivery.connection.client_id == client_id
     rig.cache.delivered(delivery)
     rig.cache.find_dest(b"d", client_id)
-    rig.cache.malformed("find_dest", client_id)
+    rig.cache.audit_log.request_malformed("find_dest", client_id)
     rig.clock.time += 1
     rig.cache.client_disconnected(client_id)
     assert counters(rig) == {

@@ -260,7 +260,7 @@ def test_descriptors_that_cannot_be_closed_take_room_of_connections(
         rig.save(6)
         monkeypatch.setattr(FakeDescriptors, "held", 1)
         rig.save(7)
-        assert rig.cache.counts["connections_evicted"] == 1
+        assert rig.batch.counts["connections_evicted"] == 1
 
 
 @pytest.fixture

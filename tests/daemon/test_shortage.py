@@ -339,10 +339,10 @@ def test_denied_find_counts_as_a_miss() -> None:
         statistics = rig.cache.statistics
         assert (statistics.address_hits, statistics.address_misses) == (0, 1)
         assert (statistics.domain_hits, statistics.domain_misses) == (0, 1)
-        assert rig.cache.counts["find_endp_fail"] == rig.cache.counts["find_dest_fail"] == 1
+        assert rig.batch.counts["find_endp_fail"] == rig.batch.counts["find_dest_fail"] == 1
         delivery = rig.cache.find_endp(b"e", 1)
         assert delivery is not None
         rig.clock.time += 10
         rig.cache.deny(delivery, "why")
-        assert rig.cache.counts["connections_expired"] == 1
+        assert rig.batch.counts["connections_expired"] == 1
         assert not rig.descriptors.open

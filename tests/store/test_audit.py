@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from scache.model import AuditEvent, Delivery, Status
-from scache.store import audit
-from scache.store.audit import ROWS_AT_ONCE
+from scache.model import Delivery, Status
+from scache.store import event_writer
+from scache.store.event_writer import ROWS_AT_ONCE
 from tests.support.rig import Rig, rigged
 from tests.support.store_fixture import NOW, Opened, locked, no_space, read
 
@@ -49,7 +49,7 @@ def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
         assert not rig.batch.commit()
         rig.cache.delivered(find(rig))
         assert not rig.batch.commit()
-        rig.cache.malformed("find_endp", 1)
+        rig.cache.audit_log.request_malformed("find_endp", 1)
         assert not rig.batch.commit()
     assert rig.batch.commit()
     assert [kind for kind, _ in events(file)] == [
@@ -99,14 +99,14 @@ def test_what_is_trimmed_is_counted(kind: str, file: Path) -> None:
         assert rig.opened.rows(counted) == []
         for _ in range(ROWS_AT_ONCE):
             rig.save()
-            rig.cache.malformed("unknown", 1)
+            rig.cache.audit_log.request_malformed("unknown", 1)
         assert rig.batch.commit()
         assert rig.opened.rows(counted) == [(2 * ROWS_AT_ONCE,)]
 
 
 def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept while the disk is full has a bound, and each event that is dropped counts."""
-    monkeypatch.setattr(audit, "MAX_PENDING", 3 * ROWS_AT_ONCE)
+    monkeypatch.setattr(event_writer, "MAX_PENDING", 3 * ROWS_AT_ONCE)
     for _ in range(ROWS_AT_ONCE):
         rig.save()
     assert rig.batch.commit()
@@ -159,7 +159,7 @@ def test_what_was_found_is_not_lost_because_the_event_was_dropped(
     crash: bool, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that was found while events were dropped is not told to be lost."""
-    monkeypatch.setattr(audit, "MAX_PENDING", ROWS_AT_ONCE)
+    monkeypatch.setattr(event_writer, "MAX_PENDING", ROWS_AT_ONCE)
     with rigged(file) as rig:
         rig.save()
         rig.save()
@@ -169,7 +169,7 @@ def test_what_was_found_is_not_lost_because_the_event_was_dropped(
             assert not rig.batch.commit()
             rig.cache.delivered(delivery)
             while not rig.batch.counts["events_dropped"]:
-                rig.cache.malformed("unknown", 1)
+                rig.cache.audit_log.request_malformed("unknown", 1)
         assert rig.batch.commit()
         if not crash:
             rig.opened.run(rig.opened.database.stop(NOW))
@@ -212,15 +212,13 @@ def test_long_labels_do_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of events with long labels fewer are kept, the newest, after a restart too."""
-    monkeypatch.setattr(audit, "MAX_LONG_SIZE", 100_000)
+    monkeypatch.setattr(event_writer, "MAX_LONG_SIZE", 100_000)
     path, sizes = tmp_path / "cache.db", "SELECT count(*), sum(length(endpoint)) FROM event"
     for run in range(2):
         with Opened(path, audit_rows=1000) as opened:
             for number in range(200):
                 label = b"%d " % number + b"x" * 5000 * (number % 2)
-                opened.database.audit_log.record(
-                    AuditEvent(NOW, "find_endp", Status.FAIL, endpoint=label)
-                )
+                opened.database.audit_log.find_missed("find_endp", NOW, 1, endpoint=label)
                 if not number % 10:
                     assert opened.database.batch.commit()
             assert opened.database.batch.commit()

@@ -19,7 +19,6 @@ import pytest
 from scache import Client, Unavailable
 from scache.errors import DatabaseError
 from scache.inspection.image import Image
-from scache.model import AuditEvent, Status
 from scache.store import Database, LiveRows, complete, database, files, load
 from tests.store.test_store import binding, connection
 from tests.support.commands import SCACHE, listening, run_command
@@ -635,9 +634,7 @@ def test_what_was_recorded_during_a_fault_needs_no_further_request(file: Path) -
         rows.save_connection(connection(1))
         with no_space():
             assert not batch.commit()
-            opened.database.audit_log.record(
-                AuditEvent(NOW, "find_endp", Status.FAIL, endpoint=b"e")
-            )
+            opened.database.audit_log.find_missed("find_endp", NOW, 1, endpoint=b"e")
             assert not batch.commit()
         while not batch.commit():
             pass

@@ -14,7 +14,7 @@ import pytest
 from scache import Client
 from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
-from scache.model import AuditEvent, Peer
+from scache.model import Peer
 from scache.store import LiveRows, complete, faults, load
 from tests.store.test_store import binding, connection
 from tests.support.daemon import Daemon
@@ -249,8 +249,7 @@ class TestLog:
         change(file, trigger(raises, moment, action))
         caplog.clear()
         rows.save_connection(connection(9))
-        opened.database.audit_log.record(AuditEvent(NOW, "save_endp", connection_id=9))
-        batch.counts["save_endp_ok"] += 1
+        opened.database.audit_log.connection_saved(connection(9), 5)
         for _ in range(10):
             assert not batch.commit()
             change(file, "UPDATE client SET pid = pid + 1")  # the lock is free
@@ -275,10 +274,11 @@ class TestLog:
         self, opened: Opened, file: Path
     ) -> None:
         """An administrator may keep some out of the trail; `check` has to know of the gap."""
-        batch, trail = opened.database.batch, opened.database.audit_log
+        batch, audit_log = opened.database.batch, opened.database.audit_log
         change(file, trigger("IGNORE", "BEFORE", "INSERT ON event", "new.kind = 'unknown'"))
-        for kind in ("unknown", "snapshot", "unknown"):
-            trail.record(AuditEvent(NOW, kind))
+        audit_log.request_malformed("unknown", 1)
+        audit_log.snapshot_taken(1)
+        audit_log.request_malformed("unknown", 1)
         assert batch.commit()
         assert batch.fault is None
         assert read(file, "SELECT kind FROM event") == [(b"snapshot",)]

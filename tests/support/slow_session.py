@@ -42,6 +42,7 @@ class SlowSession:
     def __init__(self, opened: Opened, stack: ExitStack) -> None:
         """Serve on the running loop, from a cache in a database that is open."""
         self.cache = Cache(opened.database, opened.clock, Limits(300))
+        self._counts = opened.database.batch.counts
         stack.callback(self._close_cache)
         self.server_end, self.client = socket.socketpair()
         stack.enter_context(self.client)
@@ -81,8 +82,8 @@ class SlowSession:
     @property
     def left(self) -> Counter[str]:
         """How often each of these has happened to a connection."""
-        counts = {name: self.cache.counts[f"connections_{name}"] for name in ("found", "not_sent")}
-        return +Counter(counts)
+        counts = self._counts
+        return +Counter({name: counts[f"connections_{name}"] for name in ("found", "not_sent")})
 
     def _close_cache(self) -> None:
         self.cache.close()
