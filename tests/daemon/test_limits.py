@@ -23,8 +23,8 @@ from tests.support.descriptors import descriptors_of, sockets_of
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.postfix_setup import private_directory
 from tests.support.snapshots import snapshot
+from tests.support.starting import refused
 from tests.support.wire import DUMMY, Wire, encode
-from tests.system.test_surroundings import refused
 
 OPEN_FILES = 160
 

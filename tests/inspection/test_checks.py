@@ -17,11 +17,11 @@ from scache.inspection.checks import CHECKS, SHOWN, check
 from scache.inspection.image import Image
 from scache.model import Peer, Status
 from tests.support.daemon import Daemon
-from tests.support.peer import Parked
+from tests.support.database_files import overwrite_the_middle
+from tests.support.peer import Parked, take
 from tests.support.rig import rigged
 from tests.support.sample_database import NOW, Cached, filling
 from tests.support.wire import Wire
-from tests.system.test_surroundings import overwrite_the_middle, take
 
 Capture = pytest.CaptureFixture[str]
 

@@ -23,18 +23,16 @@ from scache.store import Database, LiveRows, complete, database, files, load
 from tests.store.test_store import binding, connection
 from tests.support.commands import SCACHE, listening, run_command
 from tests.support.daemon import Daemon, stopped
-from tests.support.dialogue import DEADLINE, eventually
-from tests.support.peer import Parked
-from tests.support.store_fixture import NOW, Opened, locked, no_space, read
-from tests.system.test_surroundings import (
-    AS_ROOT,
-    NAMESPACE,
+from tests.support.database_files import (
     make_another_programs,
     make_database,
     overwrite_the_middle,
-    take,
     truncate,
 )
+from tests.support.dialogue import DEADLINE, eventually
+from tests.support.peer import Parked, take
+from tests.support.starting import AS_ROOT, NAMESPACE
+from tests.support.store_fixture import NOW, Opened, locked, no_space, read
 
 STAMP = "20231114T221320Z"
 """`NOW`, as it stands in names of files."""

@@ -21,8 +21,8 @@ from tests.store.test_store import binding
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
+from tests.support.starting import NAMESPACE
 from tests.support.store_fixture import Opened, read
-from tests.system.test_surroundings import NAMESPACE
 
 Capture = pytest.CaptureFixture[str]
 

@@ -19,8 +19,8 @@ from scache.store import LiveRows, complete, faults, load
 from tests.store.test_store import binding, connection
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
+from tests.support.starting import refused
 from tests.support.store_fixture import NOW, Opened, read
-from tests.system.test_surroundings import refused
 
 RAISES = ["ABORT", "FAIL", "IGNORE", "ROLLBACK"]
 MOMENTS = ["BEFORE", "AFTER"]

@@ -6,7 +6,7 @@ import socket
 import time
 from typing import Self
 
-from scache import Client
+from scache import Client, Found
 from tests.support.wire import DEADLINE
 
 
@@ -30,3 +30,11 @@ class Parked:
         self.peer.settimeout(DEADLINE)
         assert self.peer.recv(1) == b""
         assert time.monotonic() >= self.earliest
+
+
+def take(found: Found | None, parked: Parked) -> None:
+    """Check that a find has returned this connection."""
+    assert found is not None
+    with found.socket() as connection:
+        connection.sendall(b"it is me")
+    assert parked.peer.recv(8) == b"it is me"

@@ -1,0 +1,46 @@
+"""Database files that a daemon may find at its start, sound and damaged."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from tests.support.store_fixture import NOW, Opened, read
+
+
+def make_database(file: Path, user_version: int | None = None) -> None:
+    """Make the database of an earlier run, with a few dozen pages."""
+    with Opened(file) as opened:
+        for number in range(100):
+            values = f"{number}, 'd{number}', 'e', '{'x' * 1000}', {NOW}, {NOW * 2}, 1"
+            opened.rows(f"INSERT INTO binding VALUES ({values})")
+        opened.run(opened.database.stop(NOW))
+    if user_version is not None:
+        read(file, f"PRAGMA user_version = {user_version}")
+
+
+def overwrite_the_middle(file: Path) -> None:
+    """Make a database with two pages of garbage in the middle."""
+    make_database(file)
+    with file.open("r+b") as raw:
+        raw.seek(file.stat().st_size // 2 // 4096 * 4096)
+        raw.write(b"\xa5" * 8192)
+
+
+def truncate(file: Path) -> None:
+    """Make a database that is cut in half."""
+    make_database(file)
+    os.truncate(file, file.stat().st_size // 2 + 100)
+
+
+def make_another_programs(file: Path) -> None:
+    """Make the database of another program."""
+    with closing(sqlite3.connect(file)) as other:
+        other.executescript("PRAGMA journal_mode = WAL; CREATE TABLE connection (mine);")
+
+
+def make_newer(file: Path) -> None:
+    """Make a database with the version number of a later release."""
+    make_database(file, user_version=9999)
