@@ -18,7 +18,7 @@ from scache.store import serialized
 from scache.unix import namespace
 from scache.unix.namespace import Unmapped, described, unmapped
 from tests.support.as_user import GID, GROUP, UID, as_user
-from tests.support.commands import SCACHE, listening
+from tests.support.daemon import Daemon
 from tests.support.namespaces import INNER_ROOT, OVERFLOW, PREFIX
 from tests.support.postfix_setup import private_directory
 
@@ -98,9 +98,8 @@ def served(*options: str) -> Iterator[tuple[Path, list[str]]]:
     """Run a daemon in such a namespace, as OVERFLOW; yield its socket, and what it said."""
     with private_directory() as directory:
         path = directory / "socket"
-        command = [*PREFIX, *SCACHE, "serve", "--socket", str(path), "--socket-mode", "0666"]
-        with listening([*command, *options]) as (_, said):
-            yield path, said
+        with Daemon(path, "--socket-mode", "0666", *options, prefix=PREFIX) as daemon:
+            yield path, daemon.log()
 
 
 def looks_inside(path: Path) -> bool:
@@ -180,8 +179,7 @@ def test_client_outside_of_the_pid_namespace_of_the_daemon_has_pid_0() -> None:
     new_namespace = ("unshare", "--pid", "--fork", "--kill-child")
     with private_directory() as directory:
         path = directory / "socket"
-        command = [*new_namespace, *SCACHE, "serve", "--socket", str(path)]
-        with listening(command), Client(path) as client:
+        with Daemon(path, prefix=new_namespace), Client(path) as client:
             image = serialized.load(serialized.read(client.snapshot()))
     with closing(image):
         rows = image.execute("SELECT pid, uid, program FROM client").fetchall()

@@ -21,7 +21,7 @@ from scache.errors import DatabaseError
 from scache.inspection.image import Image
 from scache.store import Database, LiveRows, complete, database, files, load
 from tests.store.test_store import binding, connection
-from tests.support.commands import SCACHE, listening, run_command
+from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon, stopped
 from tests.support.database_files import (
     make_another_programs,
@@ -29,7 +29,7 @@ from tests.support.database_files import (
     overwrite_the_middle,
     truncate,
 )
-from tests.support.dialogue import DEADLINE, eventually
+from tests.support.dialogue import eventually
 from tests.support.peer import Parked, take
 from tests.support.starting import AS_ROOT, NAMESPACE
 from tests.support.store_fixture import NOW, Opened, locked, no_space, read
@@ -560,16 +560,17 @@ class TestRunning:
         with image.open("wb") as file:
             file.truncate(16 << 20)
         subprocess.run(["mkfs.ext4", "-q", image], check=True)
-        serve = [*SCACHE, "serve", "--socket", str(path), "--database", str(disk / "cache.db")]
         mount = 'mount -o loop "$0" "$1" && shift && exec "$@"'
-        command = [*NAMESPACE, "sh", "-c", mount, str(image), str(disk), *serve]
-        with listening(command) as (process, _), Client(path) as client, ExitStack() as stack:
+        prefix = [*NAMESPACE, "sh", "-c", mount, str(image), str(disk)]
+        with ExitStack() as stack:
+            daemon = stack.enter_context(Daemon(path, database=disk / "cache.db", prefix=prefix))
+            client = stack.enter_context(Client(path))
             kept = [stack.enter_context(Parked(client, 60, f"e{number}")) for number in range(3)]
             short = stack.enter_context(Parked(client, 3, "short"))
             assert client.save_dest(60, "d", "q", "e0")
-            inside = Path(f"/proc/{process.pid}/root{disk}")
+            inside = Path(f"/proc/{daemon.pid}/root{disk}")
             eventually(lambda: (inside / "cache.db-wal").stat().st_size > 0)
-            enter = ("nsenter", "--target", str(process.pid), "--mount")
+            enter = ("nsenter", "--target", str(daemon.pid), "--mount")
             subprocess.run([*enter, "mount", "-o", "remount,abort", disk], check=True)
             with pytest.raises(OSError, match=r"Read-only|Input/output"):
                 (inside / "new").touch()
@@ -580,10 +581,8 @@ class TestRunning:
             assert "it cannot be written" in (stats(path) or "")
             short.wait_for_end()
             take(client.find_endp("e2"), kept[2])
-            process.terminate()
-            assert process.wait(DEADLINE) == 0
-            assert process.stderr is not None
-            assert process.stderr.read().count("the database cannot be written now") == 1
+            assert daemon.terminate() == 0
+        assert sum("the database cannot be written now" in line for line in daemon.log()) == 1
 
 
 def stats_or_none(path: Path) -> str | None:

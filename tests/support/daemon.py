@@ -1,4 +1,4 @@
-"""Our daemon in a process of its own."""
+"""The daemon in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ from typing import Self
 from tests.support.commands import SCACHE, clean_environment, default_signals
 from tests.support.wire import DEADLINE
 
-_STOPPING_LATE = """
+_WITH_STOP_TIMEOUT = """
 import sys
 from scache.cli import main
 from scache.daemon import server
@@ -27,7 +27,7 @@ sys.exit(main())
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Keep a child process from running meanwhile, so that what is sent to it waits."""
+    """Stop a child process for the time of the block, so that requests to it wait."""
     os.kill(pid, signal.SIGSTOP)
     try:
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
@@ -36,32 +36,19 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-class Daemon:
-    """``scache serve``, listening from entering on and gone after leaving."""
+class DaemonProcess:
+    """A command that runs a daemon, as a context manager that waits until it listens."""
 
     def __init__(
         self,
-        path: str | Path,
-        *options: str,
-        database: str | Path = ":memory:",
+        command: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+        *,
         timeout: float = DEADLINE,
-        open_files: int | None = None,
-        stop_timeout: float | None = None,
-        prefix: Sequence[str] = (),
     ) -> None:
-        """Run with these options, a limit on open files, and a STOP_TIMEOUT in seconds.
-
-        The ``prefix`` is a command that executes the one that is given to it.
-        """
-        self.path = Path(path)
-        """Where it listens."""
-        self._options = ("--socket", str(path), "--database", str(database), *options)
+        self._command = command
+        self._environment = environment or {}
         self._timeout = timeout
-        if open_files is not None:
-            prefix = ("bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash")
-        self._command: tuple[str, ...] = (*prefix, *SCACHE)
-        if stop_timeout is not None:
-            self._command = (sys.executable, "-c", _STOPPING_LATE, str(stop_timeout))
         self._process: subprocess.Popen[str]
         self._log: list[str] = []
         self._logged = threading.Condition()
@@ -70,8 +57,8 @@ class Daemon:
     def __enter__(self) -> Self:
         with default_signals():
             self._process = subprocess.Popen(
-                [*self._command, "serve", *self._options],
-                env=clean_environment(),
+                self._command,
+                env=clean_environment(**self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -92,17 +79,17 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The daemon's process id."""
+        """The process id of the command."""
         return self._process.pid
 
     def log(self) -> list[str]:
-        """Return the lines it has logged; all of them once it has ended."""
+        """Return the lines of the log; all of them once the daemon has ended."""
         return list(self._log)
 
     def wait_for_log(self, text: str) -> str:
-        """Return the first line that holds this text, waiting until there is one.
+        """Wait for a line with this text, and return the first one.
 
-        Raises RuntimeError when there is none in time, or can be none any more.
+        Raises RuntimeError if there is none in time, or if the log has ended without one.
         """
         with self._logged:
             self._logged.wait_for(lambda: self._log_ended or self._find(text), self._timeout)
@@ -112,24 +99,24 @@ class Daemon:
         return line
 
     def terminate(self) -> int:
-        """Ask it to stop, unless it has; return its exit code.
+        """Send SIGTERM, unless the daemon has ended; return its exit code.
 
-        Raises subprocess.TimeoutExpired when it does not.
+        Raises subprocess.TimeoutExpired if it does not end in time.
         """
         self._process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
-        """Return its exit code when it has ended.
+        """Wait until the daemon has ended, and return its exit code.
 
-        Raises subprocess.TimeoutExpired when it does not.
+        Raises subprocess.TimeoutExpired if it does not end in time.
         """
         code = self._process.wait(self._timeout)
         self._reader.join()
         return code
 
     def kill(self) -> None:
-        """End it by force, unless it has ended."""
+        """Kill the daemon, unless it has ended."""
         self._process.kill()
         self.wait()
 
@@ -146,3 +133,31 @@ class Daemon:
         with self._logged:
             self._log_ended = True
             self._logged.notify_all()
+
+
+class Daemon(DaemonProcess):
+    """``scache serve`` of the checkout."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *options: str,
+        database: str | Path = ":memory:",
+        timeout: float = DEADLINE,
+        open_files: int | None = None,
+        stop_timeout: float | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """Run with these options, a limit on open files, and STOP_TIMEOUT in seconds.
+
+        The ``prefix`` is a command that executes the command behind it.
+        """
+        self.path = Path(path)
+        """The socket on which it listens."""
+        if open_files is not None:
+            prefix = ("bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash")
+        command: tuple[str, ...] = (*prefix, *SCACHE)
+        if stop_timeout is not None:
+            command = (sys.executable, "-c", _WITH_STOP_TIMEOUT, str(stop_timeout))
+        arguments = ("--socket", str(path), "--database", str(database), *options)
+        super().__init__((*command, "serve", *arguments), timeout=timeout)

@@ -1,4 +1,4 @@
-"""The benchmark: it runs, says what it cannot run, and believes no wrong answer."""
+"""tools/bench and its load generator, which checks every reply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, SCACHE, listening, run_tool
+from tests.support.commands import ROOT, run_tool
+from tests.support.daemon import Daemon
 from tests.support.scripted import hang, hear, saying, serving, then
 
 LOAD = ROOT / "tools" / "harness" / "bench" / "load.c"
@@ -31,9 +32,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Run our daemon; return its socket."""
+    """Run a daemon, and yield its socket."""
     path = tmp_path_factory.mktemp("daemon") / "socket"
-    with listening([*SCACHE, "serve", "--socket", str(path)]):
+    with Daemon(path):
         yield path
 
 
@@ -43,7 +44,7 @@ def drive(load: Path, server: Path, *options: str) -> subprocess.CompletedProces
 
 
 def benchmark(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run what tools/bench runs, with this interpreter."""
+    """Run the module of tools/bench with this interpreter."""
     return run_tool("-m", "harness.bench", *options, **environment)
 
 
@@ -61,14 +62,16 @@ def benchmark(*options: str | Path, **environment: str) -> subprocess.CompletedP
     ],
     ids=" ".join,
 )
-def test_does_all_the_work_it_is_asked_for(load: Path, daemon: Path, options: list[str]) -> None:
-    """It works off the exact number, not a multiple of the depth or of the clients."""
+def test_load_does_the_exact_number_of_exchanges(
+    load: Path, daemon: Path, options: list[str]
+) -> None:
+    """The number is not rounded to a multiple of the depth or of the clients."""
     result = drive(load, daemon, "count=1000", *options)
     assert result.stderr == ""
     assert json.loads(result.stdout)["done"] == 1000
 
 
-def test_stops_after_its_time(load: Path, daemon: Path) -> None:
+def test_load_stops_after_its_time(load: Path, daemon: Path) -> None:
     """The warm-up is not measured."""
     measured = json.loads(drive(load, daemon, "ms=100", "warmup=1500").stdout)
     assert 0 < measured["done"] < measured["issued"]
@@ -88,10 +91,10 @@ def test_stops_after_its_time(load: Path, daemon: Path) -> None:
     ],
     ids=["no dummy", "not saved", "another's properties"],
 )
-def test_believes_no_wrong_answer(
+def test_load_rejects_a_wrong_reply(
     load: Path, tmp_path: Path, replies: list[bytes], complaint: str
 ) -> None:
-    """An answer that is not the right one, byte for byte, ends it."""
+    """A reply that differs in one byte ends the program."""
     path = tmp_path / "socket"
     with serving(path, then(saying(ANNOUNCEMENT, *replies), hang)):
         result = drive(load, path, "count=1")
@@ -99,8 +102,8 @@ def test_believes_no_wrong_answer(
     assert complaint in result.stderr
 
 
-def test_wants_the_descriptor(load: Path, tmp_path: Path) -> None:
-    """The byte that ought to carry a descriptor does not do without."""
+def test_load_rejects_a_missing_descriptor(load: Path, tmp_path: Path) -> None:
+    """The byte after a hit must have a descriptor attached."""
     path = tmp_path / "socket"
 
     def answer(client: socket.socket) -> None:
@@ -116,16 +119,16 @@ def test_wants_the_descriptor(load: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["depth", "depth=x", "depth=254", "work=none", "colour=1"])
-def test_refuses_what_it_does_not_know(load: Path, tmp_path: Path, option: str) -> None:
-    """A slip in an option is an error, before anything is connected to."""
+def test_load_refuses_unknown_options(load: Path, tmp_path: Path, option: str) -> None:
+    """A wrong option is an error before the program connects."""
     result = drive(load, tmp_path / "socket", "count=1", "protocol=inline", option)
     assert result.returncode == 1
     assert "cannot connect" not in result.stderr
 
 
 @pytest.mark.slow
-def test_prints_the_table_and_writes_json(tmp_path: Path) -> None:
-    """Every row that is asked for is in both, measured or with the reason why not."""
+def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    """Both have every wanted row, measured or with the reason why not."""
     path = tmp_path / "figures.json"
     result = benchmark("--quick", "--rows", "base-16", "--rows", "file", "--json", path)
     assert result.returncode == 0, result.stderr
@@ -138,16 +141,16 @@ def test_prints_the_table_and_writes_json(tmp_path: Path) -> None:
     assert len(rows["file"]["ratio"]["rounds"]) == 2
 
 
-def test_knows_its_rows() -> None:
-    """A pattern that fits no row is refused."""
+def test_bench_refuses_an_unknown_row() -> None:
+    """A pattern must match a row."""
     result = benchmark("--rows", "no such row")
     assert result.returncode == 2
     assert "no row has this name" in result.stderr
 
 
 @pytest.mark.slow
-def test_draws_the_plot(tmp_path: Path) -> None:
-    """The picture of cost against connections cached is a PNG."""
+def test_bench_draws_a_plot(tmp_path: Path) -> None:
+    """The plot is a PNG."""
     path = tmp_path / "cost.png"
     result = benchmark("--quick", "--plot", path)
     assert result.returncode == 0, result.stderr

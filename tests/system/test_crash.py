@@ -1,4 +1,4 @@
-"""A database file under a running daemon: open to everybody, and whole after every crash."""
+"""The database file under a running daemon: other programs read it, and kills do not damage it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from tests.support.store_fixture import read
 
 ROUNDS = 20
 START_LIMIT = 30.0
-"""Seconds that a start after a crash may take, on however busy a machine."""
+"""Seconds that a start after a crash may take on a busy machine."""
 
 
 ASK = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchone()[0])"
 
 
 def ask(database: Path, sql: str) -> str:
-    """Return the one value of a query, as another program sees it.
+    """Return the one value that a query gives in another program.
 
-    That program is sqlite3, which administrators use, and which Debian builds against a library
-    of its own. Where it is not installed (the suite asks for Python, pip and git alone) it is a
-    Python process: it goes the same way through SQLite, its locks and its log.
+    The program is sqlite3, which administrators use. If it is not installed, it is another Python
+    process, which uses the same locks and the same log.
     """
     program = shutil.which("sqlite3")
     command = [program] if program else [sys.executable, "-c", ASK]
@@ -50,14 +49,14 @@ def ask(database: Path, sql: str) -> str:
 
 
 def save(client: Client, endpoint: str, ttl: int = 60) -> bool:
-    """Save something that has no peer that could hang up; return whether it was taken."""
+    """Save a descriptor that has no peer; return True if the daemon accepted it."""
     with open(os.devnull, "rb") as something:  # noqa: PTH123
         return client.save_endp(ttl, endpoint, "properties", something)
 
 
 @contextmanager
 def traffic(path: Path) -> Iterator[list[int]]:
-    """Make requests until the daemon is gone; yield a list that gains an item for each few."""
+    """Make requests until the daemon is gone; yield a list that grows with them."""
     done: list[int] = []
 
     def make() -> None:
@@ -83,7 +82,7 @@ def traffic(path: Path) -> Iterator[list[int]]:
 
 
 def identities(database: Path) -> dict[int, tuple[object, ...]]:
-    """Return every id in the three tables that share one sequence, and what it names."""
+    """Return every id of the three tables that share one sequence, with the row that it names."""
     rows = read(
         database,
         "SELECT id, 'connection', saved_at FROM connection UNION ALL "
@@ -96,18 +95,18 @@ def identities(database: Path) -> dict[int, tuple[object, ...]]:
 
 
 def wait_for_rows(database: Path, sql: str) -> None:
-    """Return when somebody else sees rows."""
+    """Wait until another connection sees a row."""
     eventually(lambda: read(database, sql))
 
 
 def wait_for_more(done: list[int], count: int) -> None:
-    """Return when so many more requests have been made."""
+    """Wait for ``count`` more items in the list of `traffic`."""
     enough = len(done) + count
     eventually(lambda: len(done) >= enough)
 
 
-def test_another_program_sees_what_is_cached(path: Path, tmp_path: Path) -> None:
-    """A saved connection is soon a row that sqlite3 shows, and the file is sound meanwhile."""
+def test_other_program_sees_cached_connections(path: Path, tmp_path: Path) -> None:
+    """sqlite3 soon shows the row of a saved connection, and the file is sound."""
     database = tmp_path / "cache.db"
     with Daemon(path, database=database), Client(path) as client:
         assert save(client, "the endpoint")
@@ -122,8 +121,8 @@ def test_another_program_sees_what_is_cached(path: Path, tmp_path: Path) -> None
         eventually(lambda: not read(database, "SELECT id FROM connection"))
 
 
-def test_the_file_is_sound_in_the_middle_of_traffic(path: Path, tmp_path: Path) -> None:
-    """Whoever reads at any moment sees a sound database, and readers disturb no request."""
+def test_file_is_sound_under_load(path: Path, tmp_path: Path) -> None:
+    """A reader sees a sound database at any moment, and disturbs no request."""
     database = tmp_path / "cache.db"
     with Daemon(path, database=database) as daemon, traffic(path) as done:
         for _ in range(5):
@@ -134,8 +133,8 @@ def test_the_file_is_sound_in_the_middle_of_traffic(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_twenty_crashes_in_the_middle_of_traffic(path: Path, tmp_path: Path) -> None:
-    """After each crash a start is quick, dead rows are gone, bindings stay, and no id returns."""
+def test_file_is_sound_after_twenty_kills_under_load(path: Path, tmp_path: Path) -> None:
+    """After each kill the start is quick, connections are gone, bindings stay, ids are new."""
     database = tmp_path / "cache.db"
     choose = random.Random(7)
     known: dict[int, tuple[object, ...]] = {}
@@ -159,7 +158,7 @@ def test_twenty_crashes_in_the_middle_of_traffic(path: Path, tmp_path: Path) -> 
 
 
 def check_the_start(path: Path, database: Path, kept: list[str]) -> None:
-    """Look at what a crash left to a daemon that has just started: bindings that serve on."""
+    """Check a daemon that has started after a kill: it has no connection, and all bindings work."""
     assert read(database, "SELECT id FROM connection") == []
     assert read(database, "SELECT id FROM client WHERE disconnected_at IS NULL") == []
     with Client(path) as client:
@@ -171,8 +170,8 @@ def check_the_start(path: Path, database: Path, kept: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_write_ahead_log_does_not_grow_without_bound(path: Path, tmp_path: Path) -> None:
-    """Under a load that never pauses the log starts over, again and again."""
+def test_write_ahead_log_is_bounded(path: Path, tmp_path: Path) -> None:
+    """The log starts over again and again under a load that never pauses."""
     database = tmp_path / "cache.db"
     log = Path(f"{database}-wal")
     written = highest = 0
@@ -185,12 +184,12 @@ def test_the_write_ahead_log_does_not_grow_without_bound(path: Path, tmp_path: P
                 written += len(properties)
                 number += 1
             highest = max(highest, log.stat().st_size)
-            time.sleep(0.1)  # the pace: what comes in a second is a few times the limit
+            time.sleep(0.1)  # writes a few times the limit in a second
     assert WAL_LIMIT < highest < 10 * WAL_LIMIT
 
 
-def test_a_clean_stop_leaves_one_file_and_no_connection(path: Path, tmp_path: Path) -> None:
-    """After SIGTERM the end is on record, nothing is connected, and no log lies about."""
+def test_orderly_stop_leaves_one_file_and_no_connection(path: Path, tmp_path: Path) -> None:
+    """After SIGTERM the end is recorded, no client is connected, and the log is removed."""
     database = tmp_path / "data" / "cache.db"
     database.parent.mkdir()
     with Daemon(path, database=database) as daemon, Client(path) as client:

@@ -13,10 +13,9 @@ import pytest
 from scache import Client
 from scache.errors import EXIT_DATABASE
 from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
-from tests.support.commands import SCACHE, listening
 from tests.support.daemon import Daemon
 from tests.support.database_files import make_database
-from tests.support.dialogue import DEADLINE, eventually
+from tests.support.dialogue import eventually
 from tests.support.peer import Parked, take
 from tests.support.starting import NAMESPACE, refused
 from tests.support.store_fixture import locked, read
@@ -68,9 +67,11 @@ class TestDisk:
 
     def test_fault_lasts_while_the_log_fills_the_disk(self, path: Path, disk: Path) -> None:
         """A checkpoint needs room for the log, so a purge of the cache does not end the fault."""
-        options = ("--socket", str(path), "--database", str(disk / "cache.db"))
-        command = on_a_disk(disk, "head -c 300000 /dev/zero >ballast", *SCACHE, "serve", *options)
-        with listening(command) as (process, _), Client(path) as client:
+        prefix = on_a_disk(disk, "head -c 300000 /dev/zero >ballast")
+        with (
+            Daemon(path, database=disk / "cache.db", prefix=prefix) as daemon,
+            Client(path) as client,
+        ):
             labels = ["d"]
             while client.save_dest(60, labels[-1], "q" * 30_000, "e"):
                 time.sleep(2 * COMMIT_INTERVAL)  # or one batch would be larger than the disk
@@ -79,17 +80,16 @@ class TestDisk:
             for _ in range(5):
                 time.sleep(2 * FAULT_RETRY_INTERVAL)
                 assert not client.save_dest(60, "d", "q", "e")
-            Path(f"/proc/{process.pid}/root{disk}/ballast").unlink()
+            Path(f"/proc/{daemon.pid}/root{disk}/ballast").unlink()
             eventually(lambda: client.save_dest(60, "d", "q", "e"))
 
     def test_full_disk_fails_saves_and_loses_nothing(
         self, path: Path, disk: Path, tmp_path: Path
     ) -> None:
         """While the disk is full, saves fail and finds work; later the daemon catches up."""
-        options = ("--socket", str(path), "--database", str(disk / "cache.db"))
-        command = on_a_disk(disk, "true", *SCACHE, "serve", *options)
+        prefix = on_a_disk(disk, "true")
         with ExitStack() as stack:
-            process, _ = stack.enter_context(listening(command))
+            daemon = stack.enter_context(Daemon(path, database=disk / "cache.db", prefix=prefix))
             client = stack.enter_context(Client(path))
             kept = [stack.enter_context(Parked(client, 60, f"e{number}")) for number in range(3)]
             accepted = ["d"]
@@ -101,7 +101,7 @@ class TestDisk:
                 accepted.extend([name] * taken)
                 return taken
 
-            inside = Path(f"/proc/{process.pid}/root{disk}")
+            inside = Path(f"/proc/{daemon.pid}/root{disk}")
             fill(inside / "ballast")
             eventually(lambda: not save())
             assert not client.save_endp(60, "e", "p", SOME_DESCRIPTOR)
@@ -111,10 +111,8 @@ class TestDisk:
             eventually(save)
             eventually(lambda: endpoints_and_destinations(inside, tmp_path) == (["e2"], accepted))
             take(client.find_dest(accepted[-1]), kept[2])
-            process.terminate()
-            assert process.wait(DEADLINE) == 0
-            assert process.stderr is not None
-            log = process.stderr.read()
+            assert daemon.terminate() == 0
+        log = "\n".join(daemon.log())
         assert log.count("the database cannot be written now") == 1
         assert log.count("the database can be written again; nothing was lost") == 1
 

@@ -1,4 +1,4 @@
-"""The genuine scache(8) and ours, side by side: whatever is asked, the answers are the same."""
+"""This daemon compared with Postfix's scache(8): the same requests get the same replies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.postfix
 
 SEEDS = range(5)
 STEPS = 1_000
-"""For each seed and each kind of database: 10,000 in all."""
+"""Requests for each seed and each kind of database."""
 
 BAD, FAILED = (encode([(b"status", status)]) for status in (b"1", b"2"))
 MISS_OF_ENDPOINT = encode([(b"status", b"2"), (b"property", b"")])
@@ -46,47 +46,47 @@ MISS_OF_DESTINATION = encode([(b"status", b"2"), (b"property", b""), (b"property
 
 
 class Pair:
-    """The genuine server and ours, asked the same things."""
+    """Postfix's scache(8) and this daemon, which get the same requests."""
 
-    def __init__(self, genuine: Player, ours: Player) -> None:
-        assert ours.greetings == genuine.greetings
-        self._genuine = genuine
-        self._ours = ours
+    def __init__(self, postfix: Player, daemon: Player) -> None:
+        assert daemon.greetings == postfix.greetings
+        self._postfix = postfix
+        self._daemon = daemon
         self._supply = Supply()
 
     def close(self) -> None:
-        """Let go of what nobody found."""
+        """Close the descriptors that were not found."""
         self._supply.close()
 
     def check(self, step: Step) -> Outcome:
-        """Do a step with both and compare; return what both made of it.
+        """Send a step to both, compare the outcomes, and return them.
 
-        Both are handed the same descriptor, if they ask for one.
+        Both get the same descriptor if they ask for one.
         """
         with self._supply.for_step(step) as descriptor:
-            expected = self._genuine.play(step, descriptor)
-            outcome = self._ours.play(step, descriptor)
+            expected = self._postfix.play(step, descriptor)
+            outcome = self._daemon.play(step, descriptor)
         assert outcome == expected, f"{step}: {expected} became {outcome}"
         self._supply.found(outcome.found)
         return outcome
 
     def check_what_is_left(self) -> None:
-        """Take all that both still have, in the order in which they give it."""
+        """Find everything that is left in both, and compare the order."""
         for label in sorted({*LABELS, *SHORT}):
             while self.check(Step((encode(find_endp(label)),))).found:
                 pass
 
 
 @pytest.fixture
-def genuine() -> Iterator[PostfixScache]:
-    """Run the original."""
+def postfix() -> Iterator[PostfixScache]:
+    """Run Postfix's scache(8)."""
     with PostfixScache({"connection_cache_ttl_limit": str(TTL_LIMIT)}) as server:
         yield server
 
 
 @pytest.fixture(params=["memory", "file"])
-def ours(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """Run our daemon, on either kind of database."""
+def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """Run this daemon, on each kind of database."""
     with private_directory() as directory:
         database = ":memory:" if request.param == "memory" else directory / "database"
         options = ("--ttl-limit", str(TTL_LIMIT))
@@ -95,17 +95,21 @@ def ours(request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def pair(genuine: PostfixScache, ours: Daemon) -> Iterator[Pair]:
+def pair(postfix: PostfixScache, daemon: Daemon) -> Iterator[Pair]:
     """Connect to both."""
-    with Player(genuine.path) as one, Player(ours.path) as other, closing(Pair(one, other)) as both:
+    with (
+        Player(postfix.path) as one,
+        Player(daemon.path) as other,
+        closing(Pair(one, other)) as both,
+    ):
         yield both
 
 
-in_memory = pytest.mark.parametrize("ours", ["memory"], indirect=True)
+in_memory = pytest.mark.parametrize("daemon", ["memory"], indirect=True)
 
 
 def statistics(log: list[str]) -> list[str]:
-    """Return what was logged of the statistics, without the time at which they began."""
+    """Return the lines of statistics in a log, without the start of the interval."""
     lines = [line[line.index("statistics: ") :] for line in log if "statistics: " in line]
     assert re.fullmatch(r"statistics: start interval \w{3} [ \d]\d \d\d:\d\d:\d\d", lines[0])
     return lines[1:]
@@ -113,23 +117,25 @@ def statistics(log: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
-def test_random_requests(genuine: PostfixScache, ours: Daemon, pair: Pair, seed: int) -> None:
-    """To random requests, good and bad, the answers are the same to the byte.
+def test_random_requests_get_the_same_replies(
+    postfix: PostfixScache, daemon: Daemon, pair: Pair, seed: int
+) -> None:
+    """Replies to good and bad requests are the same to the byte.
 
-    So are the descriptors that come back, and at the end the statistics.
+    So are the descriptors that are found, and the statistics at the end.
     """
     hits = 0
     for step in random_steps(Random(seed), STEPS):
         hits += len(pair.check(step).found)
     assert hits > STEPS / 10
     pair.check_what_is_left()
-    assert ours.terminate() == genuine.stop() == 0
-    assert statistics(ours.log()) == statistics(genuine.log())
+    assert daemon.terminate() == postfix.stop() == 0
+    assert statistics(daemon.log()) == statistics(postfix.log())
 
 
 @in_memory
-def test_every_spoiled_request(pair: Pair) -> None:
-    """A request with one thing wrong with it gets the same answer, and the next one its own."""
+def test_malformed_requests_get_the_same_replies(pair: Pair) -> None:
+    """A request with one error gets the same reply, and the next request is not affected."""
     for request in (
         *(save_endp(b"endpoint", b""), save_endp(b"request", b"request")),
         *(save_dest(b"", b"", b""), save_dest(b"request", b"request", b"request")),
@@ -141,8 +147,8 @@ def test_every_spoiled_request(pair: Pair) -> None:
 
 
 @in_memory
-def test_every_form_of_a_ttl(pair: Pair) -> None:
-    """What is a time to live to the one is one to the other, modulo 2**32 as it is."""
+def test_times_to_live_are_parsed_alike(pair: Pair) -> None:
+    """Both accept the same times to live, modulo 2**32."""
     for ttl in (*TTLS, *ODD_TTLS, *BAD_TTLS):
         accepted = ttl not in BAD_TTLS
         for request in (save_endp(b"", b"", ttl), save_dest(b"", b"", b"", ttl)):
@@ -152,8 +158,8 @@ def test_every_form_of_a_ttl(pair: Pair) -> None:
 
 @in_memory
 @pytest.mark.parametrize("glued", [False, True], ids=["alone", "glued"])
-def test_byte_by_byte(pair: Pair, glued: bool) -> None:
-    """Requests that come in single bytes are answered alike, and the last dummy with them."""
+def test_requests_in_single_bytes_get_the_same_replies(pair: Pair, glued: bool) -> None:
+    """Requests may arrive byte by byte, alone or together with the final dummy."""
     saves = (save_endp(b"e", b"1"), save_endp(b"e", b"2"), save_dest(b"d", b"", b"e"))
     finds = (find_dest(b"d"), find_endp(b"e"), find_dest(b"d"))
     found = 0
@@ -165,15 +171,15 @@ def test_byte_by_byte(pair: Pair, glued: bool) -> None:
 
 @contextmanager
 def connected(server: PostfixScache | Daemon) -> Iterator[Wire]:
-    """Connect to one of them, and hear its greeting."""
+    """Connect to one of them, and read the announcement."""
     with Wire(server.path) as client:
         client.announcement()
         yield client
 
 
 @in_memory
-def test_differs_in_early_descriptors(genuine: PostfixScache, ours: Daemon) -> None:
-    """A descriptor that comes together with its save_endp is lost by the original, not by us."""
+def test_postfix_loses_descriptors_sent_with_a_save(postfix: PostfixScache, daemon: Daemon) -> None:
+    """Postfix's scache(8) loses a descriptor that comes together with its save_endp."""
 
     def reply_of(server: PostfixScache | Daemon) -> bytes:
         descriptor = os.memfd_create("early")
@@ -184,13 +190,13 @@ def test_differs_in_early_descriptors(genuine: PostfixScache, ours: Daemon) -> N
             client.send(DESCRIPTOR_BYTE)
             return client.receive_message_bytes()
 
-    assert reply_of(genuine) == FAILED
-    assert reply_of(ours) == OK
+    assert reply_of(postfix) == FAILED
+    assert reply_of(daemon) == OK
 
 
 @in_memory
-def test_differs_in_requests_sent_ahead(genuine: PostfixScache, ours: Daemon) -> None:
-    """Of requests sent without waiting the original answers the first, we answer all in order."""
+def test_postfix_drops_requests_sent_ahead(postfix: PostfixScache, daemon: Daemon) -> None:
+    """Of several requests sent at once, Postfix's scache(8) serves only the first."""
     requests = (find_endp(NEVER), save_dest(b"d", b"", b"e"), find_dest(NEVER))
 
     def replies_of(server: PostfixScache | Daemon) -> bytes:
@@ -202,13 +208,13 @@ def test_differs_in_requests_sent_ahead(genuine: PostfixScache, ours: Daemon) ->
                 replies += client.receive_message_bytes()
             return replies.removesuffix(BAD)
 
-    assert replies_of(genuine) == MISS_OF_ENDPOINT
-    assert replies_of(ours) == MISS_OF_ENDPOINT + OK + MISS_OF_DESTINATION
+    assert replies_of(postfix) == MISS_OF_ENDPOINT
+    assert replies_of(daemon) == MISS_OF_ENDPOINT + OK + MISS_OF_DESTINATION
 
 
 @in_memory
-def test_differs_in_long_messages(genuine: PostfixScache, ours: Daemon) -> None:
-    """A message above 64 KiB is served by the original, and malformed to us."""
+def test_postfix_serves_messages_above_64_kib(postfix: PostfixScache, daemon: Daemon) -> None:
+    """To this daemon, a message above 64 KiB is malformed."""
 
     def reply_of(server: PostfixScache | Daemon) -> bytes:
         with connected(server) as client:
@@ -217,16 +223,15 @@ def test_differs_in_long_messages(genuine: PostfixScache, ours: Daemon) -> None:
             assert client.find_endp(NEVER) == (MISS_OF_ENDPOINT, None)
             return reply
 
-    assert reply_of(genuine) == MISS_OF_ENDPOINT
-    assert reply_of(ours) == encode([(b"status", b"1"), (b"property", b"")])
+    assert reply_of(postfix) == MISS_OF_ENDPOINT
+    assert reply_of(daemon) == encode([(b"status", b"1"), (b"property", b"")])
 
 
 @in_memory
-def test_differs_in_hits_that_nobody_takes(genuine: PostfixScache, ours: Daemon) -> None:
-    """A connection whose finder does not ask for the descriptor is lost by the original.
-
-    With us it can be found again.
-    """
+def test_postfix_loses_a_hit_that_the_client_does_not_fetch(
+    postfix: PostfixScache, daemon: Daemon
+) -> None:
+    """Here, a connection whose finder does not ask for the descriptor can be found again."""
 
     def found_again(server: PostfixScache | Daemon) -> bool:
         descriptor = os.memfd_create("hit")
@@ -242,5 +247,5 @@ def test_differs_in_hits_that_nobody_takes(genuine: PostfixScache, ours: Daemon)
         os.close(descriptor_again)
         return True
 
-    assert not found_again(genuine)
-    assert found_again(ours)
+    assert not found_again(postfix)
+    assert found_again(daemon)

@@ -1,4 +1,4 @@
-"""The list of mutations fits the code, and tools/mutants tells which of them the tests notice."""
+"""The list of mutations, and tools/mutants, which reports the ones that no test notices."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MUTATIONS: list[dict[str, Any]] = tomllib.loads(LIST.read_text(encoding="utf-8")
 
 
 def test_list_has_forty_mutations() -> None:
-    """Each is another one."""
+    """The mutations are all different."""
     assert len({(each["file"], each["old"]) for each in MUTATIONS}) == len(MUTATIONS) == 40
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: str(each["file"]))
 def test_mutation_fits_the_code(mutation: dict[str, Any]) -> None:
-    """Its text stands in the file exactly once, and the file is Python with the change, too."""
+    """Its text occurs in the file exactly once, and the changed file is valid Python."""
     text = (ROOT / mutation["file"]).read_text(encoding="utf-8")
-    assert text.count(mutation["old"]) == 1, "mend tools/mutations.toml: this text has changed"
+    assert text.count(mutation["old"]) == 1, "change tools/mutations.toml: this text has changed"
     compile(text.replace(mutation["old"], mutation["new"]), mutation["file"], "exec")
     assert mutation["tests"]
     assert all((ROOT / "tests" / name).is_file() for name in mutation["tests"])
 
 
 @pytest.mark.slow
-def test_mutants_tells_killed_from_survivors_and_stale_entries(tmp_path: Path) -> None:
-    """Only if all are killed the exit code is 0."""
+def test_mutants_reports_survivors_and_stale_entries(tmp_path: Path) -> None:
+    """The exit code is 0 only if all mutants are killed."""
     killed = {
         "file": "scache/protocol/codec.py",
         "old": "LARGEST_ID = 2**63 - 1\n",

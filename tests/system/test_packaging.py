@@ -1,4 +1,4 @@
-"""What people start from: a wheel, and a fresh clone."""
+"""Installation: from a wheel, and from a fresh clone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 from scache import Client, errors
 from scache.settings.declarations import default_socket
-from tests.support.commands import ROOT, clean_environment, listening, run_command
+from tests.support.commands import ROOT, clean_environment, run_command
+from tests.support.daemon import DaemonProcess
 from tests.support.manual import PAGES, README, blocks, section
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -40,9 +41,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clone what is committed, into an empty directory."""
+    """Clone the last commit into an empty directory."""
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no clone to make another from")
+        pytest.skip("this checkout is not a git repository, so it cannot be cloned")
     directory = tmp_path_factory.mktemp("fresh") / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, directory], check=True)
     return directory
@@ -50,7 +51,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def free_default_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the default socket: the test's own, or the machine's if root's daemon has none."""
+    """Yield the default socket of this user; skip the test if a daemon listens on it."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     path = default_socket()
     made_here = not path.parent.exists()
@@ -62,66 +63,62 @@ def free_default_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         shutil.rmtree(path.parent)
 
 
-def test_a_wheel_carries_the_migrations(wheel: Path) -> None:
-    """Every migration of the tree is in the package, under its own name."""
+def test_wheel_has_the_migrations(wheel: Path) -> None:
+    """Every migration of the tree is in the package under its own name."""
     shipped = {name for name in ZipFile(wheel).namelist() if name.endswith(".sql")}
     assert shipped == {f"scache/migrations/{path.name}" for path in ROOT.glob("migrations/*.sql")}
     assert shipped
 
 
-def test_wheel_carries_the_manual(wheel: Path) -> None:
-    """Every page of the tree."""
+def test_wheel_has_the_manual(wheel: Path) -> None:
+    """Every page of the tree is in the package."""
     shipped = {name for name in ZipFile(wheel).namelist() if name.endswith(".md")}
     assert shipped == {f"scache/manual/{topic}.md" for topic in PAGES}
 
 
 def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> None:
-    """The two commands as they are printed, with other paths; then the manual is at hand."""
+    """The two commands of the README work with other paths, and the manual is installed."""
     (block,) = blocks(section(README, "Install and start"), "sh")
     install, start = block.text.replace("/opt/scache", f"{tmp_path}/opt").splitlines()
     assert f"./{wheel.name}" in install
     environment = clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1")
     subprocess.run(["sh", "-ec", install], cwd=wheel.parent, env=environment, check=True)
     command = [*shlex.split(start), "--socket", str(tmp_path / "s")]
-    with listening(command) as (process, _):
-        process.terminate()
-        assert process.wait() == errors.EXIT_OK
+    with DaemonProcess(command) as daemon:
+        assert daemon.terminate() == errors.EXIT_OK
     for topic in PAGES:
         assert run_command(command[0], "help", topic).stdout == PAGES[topic]
 
 
-def test_an_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
-    """In a clean environment the command serves from a database file, until it is stopped."""
+def test_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
+    """In a clean environment the command serves from a database file."""
     environment = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     pip("--python", environment / "bin" / "python", "install", "-qq", wheel)
     path, database = tmp_path / "s", tmp_path / "cache.db"
-    command = [environment / "bin" / "scache", "serve", "--socket", path, "--database", database]
-    with listening([str(each) for each in command]) as (process, _):
+    serve = ("serve", "--socket", path, "--database", database)
+    with DaemonProcess((environment / "bin" / "scache", *serve)) as daemon:
         with Client(path) as client:
-            assert client.find_endp("nobody") is None
-        process.terminate()
-        assert process.wait() == errors.EXIT_OK
+            assert client.find_endp("nothing") is None
+        assert daemon.terminate() == errors.EXIT_OK
     assert database.exists()
 
 
-def test_a_fresh_clone_answers_on_the_default_socket(
-    clone: Path, free_default_socket: Path
-) -> None:
-    """One command makes the environment and runs the daemon; a second run finds all there."""
+def test_fresh_clone_serves_on_the_default_socket(clone: Path, free_default_socket: Path) -> None:
+    """tools/run makes the environment and runs the daemon; a second run only runs it."""
     environment = clean_environment(PYTHON=sys.executable)
     for attempt in ("first", "second"):
-        with listening([str(clone / "tools" / "run")], environment) as (process, lines):
+        with DaemonProcess([clone / "tools" / "run"], environment, timeout=280) as daemon:
+            lines = daemon.log()
             assert str(free_default_socket) in lines[-1]
             assert len(lines) == 1 or attempt == "first"
             with Client(free_default_socket) as client:
-                assert client.find_endp("nobody") is None
-            process.terminate()
-            assert process.wait() == errors.EXIT_OK
+                assert client.find_endp("nothing") is None
+            assert daemon.terminate() == errors.EXIT_OK
 
 
-def test_a_tool_mends_what_was_left_half_made(clone: Path) -> None:
-    """An environment whose making was killed is made anew by the next run."""
+def test_tool_repairs_an_incomplete_environment(clone: Path) -> None:
+    """A tool removes an environment whose installation was killed, and makes a new one."""
     half_made = clone / ".venv"
     shutil.rmtree(half_made, ignore_errors=True)
     (half_made / "bin").mkdir(parents=True)
@@ -132,8 +129,8 @@ def test_a_tool_mends_what_was_left_half_made(clone: Path) -> None:
     assert "socket" in result.stdout
 
 
-def test_a_tool_refuses_an_interpreter_that_will_not_do(clone: Path) -> None:
-    """What is no Python 3.11 is refused in one line."""
+def test_tool_refuses_an_unsuitable_interpreter(clone: Path) -> None:
+    """The message is one line with the required version and the variable to set."""
     run = str(clone / "tools" / "run")
     result = run_command(run, PYTHON="/bin/false")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""A real Postfix that keeps its SMTP connections with us."""
+"""A real Postfix with this daemon as its connection cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CacheFor = Callable[[PrivatePostfix], Daemon]
 
 @pytest.fixture(params=["memory", "file"])
 def cache_for(request: pytest.FixtureRequest) -> Iterator[CacheFor]:
-    """Make the daemon, yet to be started, that is the cache of a Postfix."""
+    """Return a function that makes the daemon for a Postfix, not started yet."""
     with private_directory() as directory:
 
         def make(postfix: PrivatePostfix) -> Daemon:
@@ -45,19 +45,15 @@ def check_all_sent(postfix: PrivatePostfix) -> None:
 
 
 def check_reuse(postfix: PrivatePostfix) -> None:
-    """Check that nearly all messages went through a connection that was there already.
-
-    And that no smtp(8) has said anything against its cache, least of all "disabling
-    connection caching".
-    """
+    """Check that nearly all messages used a cached connection, and smtp(8) logged no warning."""
     reused = sum("conn_use=" in delivery for delivery in postfix.deliveries())
     assert reused > 0.9 * MESSAGES
     of_smtp = [line for line in postfix.log() if line.startswith("postfix/smtp[")]
     assert not [line for line in of_smtp if "warning" in line or "disabling" in line]
 
 
-def test_reuse_with_the_genuine_scache() -> None:
-    """With the cache that it comes with, Postfix reuses connections in this setting."""
+def test_postfix_reuses_connections_with_its_own_cache() -> None:
+    """The load of these tests reuses connections with Postfix's scache(8) too."""
     with PrivatePostfix(with_scache=True) as postfix:
         postfix.send(MESSAGES, SESSIONS)
         postfix.wait_delivered(MESSAGES)
@@ -65,8 +61,8 @@ def test_reuse_with_the_genuine_scache() -> None:
         check_reuse(postfix)
 
 
-def test_reuse(cache_for: CacheFor) -> None:
-    """With us as its cache, Postfix reuses connections and has nothing to complain of."""
+def test_postfix_reuses_connections(cache_for: CacheFor) -> None:
+    """Nearly all messages use a cached connection, and smtp(8) logs no warning."""
     with PrivatePostfix() as postfix, cache_for(postfix) as daemon:
         postfix.send(MESSAGES, SESSIONS)
         postfix.wait_delivered(MESSAGES)
@@ -75,8 +71,8 @@ def test_reuse(cache_for: CacheFor) -> None:
         assert daemon.terminate() == 0
 
 
-def test_restart_under_load(cache_for: CacheFor) -> None:
-    """While we are away and come back, mail goes on: all of it is delivered."""
+def test_postfix_delivers_all_mail_during_a_restart_of_the_daemon(cache_for: CacheFor) -> None:
+    """Mail is delivered while the daemon is stopped, and after its restart."""
     with PrivatePostfix() as postfix, ThreadPoolExecutor() as pool:
         with cache_for(postfix) as daemon:
             sending = pool.submit(postfix.send, MESSAGES, SESSIONS)
@@ -89,8 +85,8 @@ def test_restart_under_load(cache_for: CacheFor) -> None:
         check_all_sent(postfix)
 
 
-def test_purge_finds_connections_by_the_address_and_the_label_that_postfix_gives_them() -> None:
-    """An endpoint has the address as a field; a label that is pasted back as it is printed fits."""
+def test_purge_finds_connections_by_address_and_by_label() -> None:
+    """The address is a field of the endpoint; a label works as it is printed."""
     with PrivatePostfix(routes={"named.example": Route(0, "localhost")}) as postfix:
         options = ("--socket-owner", MAIL_OWNER, "--ttl-limit", str(postfix.cache_time_limit))
         with Daemon(postfix.cache_socket, *options) as daemon:

@@ -1,4 +1,4 @@
-"""The soak and the fuzzer: they run, they find nothing, and they would find what is planted."""
+"""tools/soak and tools/fuzz find no bug, and find the bugs that a test plants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.snapshots import opened
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("minutes", [0.2, pytest.param(2, marks=pytest.mark.long)])
 def test_soak_holds_every_invariant(minutes: float) -> None:
-    """Under good and hostile clients, restarts and clock steps everything holds."""
+    """The invariants hold under hostile clients, restarts and clock steps."""
     result = run_tool("-m", "harness.soak", "--minutes", f"{minutes}")
     assert result.returncode == 0, result.stdout
     assert "FAILED" not in result.stdout
@@ -33,8 +33,8 @@ def test_soak_holds_every_invariant(minutes: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("inputs", [4000, pytest.param(40000, marks=pytest.mark.long)])
-def test_fuzzing_finds_nothing(inputs: int) -> None:
-    """Thousands of inputs, as the same seed always makes them, show no bug."""
+def test_fuzzing_finds_no_bug(inputs: int) -> None:
+    """Thousands of inputs, the same in every run, show no bug."""
     result = run_tool("-m", "harness.fuzz", "--engine", "hypothesis", "--inputs", f"{inputs}")
     assert result.returncode == 0, result.stdout
     assert f"{inputs} inputs" in result.stdout
@@ -57,8 +57,8 @@ def test_fuzzing_finds_nothing(inputs: int) -> None:
     ],
     ids=["leak in the server", "leak in the client", "ValueError", "wrong reply"],
 )
-def test_fuzzing_finds_what_is_planted(bug: str, tmp_path: Path) -> None:
-    """It fails with 1, and keeps an input that shows the bug again."""
+def test_fuzzing_finds_a_planted_bug(bug: str, tmp_path: Path) -> None:
+    """The exit code is 1, and the input is kept and shows the bug again."""
     script = tmp_path / "planted.py"
     script.write_text(f"{bug}\nfrom harness.fuzz.__main__ import main\nmain()\n")
     result = run_tool(script, "--engine", "hypothesis", "--inputs", "20000", "--keep", tmp_path)

@@ -1,4 +1,4 @@
-"""The shape of the code: which imports are allowed, and what never waits."""
+"""Rules for the structure of the code: imports, and functions that must not await."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGE = ROOT / "scache"
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What changes the state of the cache, or decides about it, in one go.
+# Modules that change the state of the cache, or decide about it, without an interruption.
 PLAIN = [
     *PACKAGE.glob("protocol/*.py"),
     *PACKAGE.glob("cache/*.py"),
@@ -33,12 +33,12 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def name_of(path: Path) -> str:
-    """Return what a test about this file is called."""
+    """Return the id of a test about this file."""
     return path.relative_to(ROOT).as_posix()
 
 
-def test_the_import_contracts_hold() -> None:
-    """No module imports from a level above its own, and the protocol does no I/O."""
+def test_import_contracts_hold() -> None:
+    """import-linter finds no violation of the contracts in pyproject.toml."""
     lint_imports = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run(
         [lint_imports, "--no-logo", "--no-cache"],
@@ -51,14 +51,14 @@ def test_the_import_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=name_of)
-def test_a_change_of_state_never_awaits(path: Path) -> None:
+def test_changes_of_state_do_not_await(path: Path) -> None:
     """The protocol, the cache and the live rows have plain functions only."""
     assert not [each.name for each in functions(path) if isinstance(each, ast.AsyncFunctionDef)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_codec_that_a_module_names_needs_no_import(path: Path) -> None:
-    """Python loads UTF-8 at its start. ``--user`` may not read the modules of other codecs."""
+def test_modules_use_no_codec_that_python_must_import(path: Path) -> None:
+    """Python loads UTF-8 at its start; with ``--user`` it may be unable to read other codecs."""
     codecs = {
         node.value.value
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
