@@ -13,8 +13,8 @@ import pytest
 from scache import __version__, errors
 from scache.cli.main import EXIT_INTERRUPTED, execute
 from scache.settings.declarations import SETTINGS, Settings
-from tests.support.commands import SCACHE, listening, run_command
-from tests.support.daemon import Daemon
+from tests.support.commands import SCACHE, run_command
+from tests.support.daemon import Daemon, DaemonProcess
 from tests.support.looking import Capture, ReplaceDaemon
 
 
@@ -149,11 +149,10 @@ def imported(log: str) -> set[str]:
 def test_module_runs_as_the_command(tmp_path: Path) -> None:
     """``python -m scache`` is the command; the log names the socket and the database."""
     socket = tmp_path / "s"
-    with listening((*SCACHE, "serve", "--socket", str(socket))) as (process, lines):
-        prefix = f"scache[{process.pid}]: "
-        assert lines == [f"{prefix}listening on {socket}, database :memory:\n"]
-        process.terminate()
-        assert process.wait() == errors.EXIT_OK
+    with DaemonProcess((*SCACHE, "serve", "--socket", str(socket))) as daemon:
+        prefix = f"scache[{daemon.pid}]: "
+        assert daemon.log() == [f"{prefix}listening on {socket}, database :memory:"]
+        assert daemon.terminate() == errors.EXIT_OK
 
 
 def test_failed_start_writes_only_to_stderr(tmp_path: Path) -> None:

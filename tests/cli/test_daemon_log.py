@@ -15,7 +15,7 @@ import pytest
 from scache import Client, ProtocolError, errors
 from scache.cli.daemon_log import FloodFilter, LineFormatter
 from scache.escape import one_line
-from tests.support.commands import SCACHE, clean_environment, listening, run_command
+from tests.support.commands import SCACHE, clean_environment, run_command, started
 from tests.support.daemon import Daemon
 from tests.support.wire import DEADLINE, Wire, encode
 
@@ -88,9 +88,9 @@ def test_log_record_is_one_line() -> None:
 
 def test_daemon_goes_on_when_stderr_is_closed(tmp_path: Path) -> None:
     """It exits with 0 at SIGTERM."""
-    command = (*SCACHE, "serve", "--socket", str(tmp_path / "s"))
-    with listening(command) as (process, _):
+    with started(*SCACHE, "serve", "--socket", str(tmp_path / "s")) as process:
         assert process.stderr is not None
+        assert b"listening" in process.stderr.readline()
         process.stderr.close()
         process.terminate()
         assert process.wait() == errors.EXIT_OK

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -92,32 +92,3 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
     """Run Python code, which may import the tests, and for which warnings are errors."""
     command = (sys.executable, "-W", "error", "-c", code, *map(str, arguments))
     return run_command(*command, PYTHONPATH=str(ROOT))
-
-
-@contextmanager
-def listening(
-    command: Sequence[str], environment: Mapping[str, str] | None = None
-) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Run a daemon; yield it, and the lines that it wrote to stderr, once it listens."""
-    with default_signals():
-        process = subprocess.Popen(
-            command,
-            env=clean_environment(**(environment or {})),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    with process:
-        try:
-            assert process.stderr is not None
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if "listening" in line:
-                    break
-            else:
-                raise AssertionError(f"the daemon never listened, and said: {''.join(lines)}")
-            yield process, lines
-        finally:
-            if process.poll() is None:
-                process.kill()

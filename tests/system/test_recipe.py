@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import scache
-from tests.support.commands import SCACHE, listening, run_command
+from tests.support.commands import SCACHE, run_command
+from tests.support.daemon import DaemonProcess
 from tests.support.manual import DOCUMENTS, PAGES, README, ROOT, blocks, section
 from tests.support.postfix_setup import MAIL_OWNER
 from tests.support.private_postfix import PrivatePostfix
@@ -136,7 +137,7 @@ def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
     """
     with PrivatePostfix(with_scache=genuine) as postfix:
         administrator = Administrator(postfix)
-        with listening(administrator.scache(SERVE)) as (daemon, _):
+        with DaemonProcess(administrator.scache(SERVE)) as daemon:
             assert administrator.reload(SWITCH) == ""
             assert administrator.deliver() == administrator.found() > 0
             look = run_command(*administrator.scache(LOOK))
@@ -152,8 +153,7 @@ def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
             assert administrator.deliver() == administrator.found() - before > 0
 
             assert administrator.reload(BACK) == ""
-            daemon.terminate()
-            assert daemon.wait() == 0
+            assert daemon.terminate() == 0
         assert not administrator.socket.exists()
         assert administrator.deliver() > 0
         assert postfix.run("postconf -n connection_cache_service_name") == ""
