@@ -68,7 +68,7 @@ class DaemonProcess:
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
         try:
-            self.wait_for_log("listening")
+            self.wait_for_log(": listening on ")
         except BaseException:
             self.kill()
             raise
