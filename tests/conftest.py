@@ -19,9 +19,9 @@ from tests.support.descriptors import descriptors_of
 from tests.support.rig import Rig, rigged
 from tests.support.wire import DEADLINE
 
-# No test depends on how fast a machine is.
+# No test depends on the speed of the machine.
 settings.register_profile("scache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile(  # for tools/mutants, which asks only whether there is a failure
+settings.register_profile(  # for tools/mutants, which needs no shrinking
     "mutants",
     settings.get_profile("scache"),
     database=None,
@@ -30,7 +30,7 @@ settings.register_profile(  # for tools/mutants, which asks only whether there i
 settings.load_profile("scache")
 
 
-# pytest-xdist sets it for its processes, and tables in a pipe would be cut to it.
+# pytest-xdist sets this variable for its processes, and tables in a pipe would be cut to it.
 os.environ.pop("COLUMNS", None)
 
 
@@ -56,9 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def patient_clients() -> None:
-    """Let clients that are given no timeout wait as long as the tests do.
+    """Set the default timeout of clients to that of the tests.
 
-    On a machine whose processors are all busy a snapshot alone takes seconds.
+    On a busy machine a snapshot alone takes seconds.
     """
     for kind in (Client, AsyncClient):
         assert kind.__init__.__kwdefaults__
@@ -67,7 +67,7 @@ def patient_clients() -> None:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_left_behind() -> Iterator[None]:
-    """Fail a test after which the process of the tests holds another set of descriptors."""
+    """Fail a test that leaves a descriptor open in the process of the tests, or closes one."""
     before = descriptors_of(os.getpid())
     yield
     assert descriptors_of(os.getpid()) == before
@@ -75,7 +75,7 @@ def no_descriptor_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test see settings of those who run it."""
+    """Remove settings of scache from the environment of the tests."""
     for name in os.environ:
         if name.startswith("SCACHE_"):
             monkeypatch.delenv(name)
@@ -83,20 +83,20 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Close at the end of the test what it opened."""
+    """Yield a stack that is closed at the end of the test."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture(params=["memory", "file"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a database: none on disk, then a file."""
+    """Return the database to use: in memory, then a file."""
     return ":memory:" if request.param == "memory" else str(tmp_path / "cache.db")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Name a socket for a daemon, short enough for UNIX."""
+    """Return a path for the socket of a daemon."""
     return tmp_path / "socket"
 
 
@@ -109,14 +109,14 @@ def daemon(path: Path, database: str) -> Iterator[Daemon]:
 
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[Client]:
-    """Make a client of the daemon."""
+    """Connect a client to the daemon."""
     with Client(daemon.path) as client:
         yield client
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Name a database file that does not exist yet."""
+    """Return the path of a database file that does not exist yet."""
     return tmp_path / "cache.db"
 
 
@@ -136,33 +136,33 @@ def file_rig(file: Path) -> Iterator[Rig]:
 
 @pytest.fixture(scope="module")
 def portals() -> Iterator[dict[str, BlockingPortal]]:
-    """Run a loop of each kind in a thread of its own, for clients of all tests of a module."""
+    """Run an event loop of each kind in a thread, shared by the tests of a module."""
     with start_blocking_portal("asyncio") as asyncio, start_blocking_portal("trio") as trio:
         yield {"asyncio": asyncio, "trio": trio}
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Name a kind of client."""
+    """Return the kind of client to use."""
     return str(request.param)
 
 
 @pytest.fixture
 def connect(portals: dict[str, BlockingPortal], kind: str) -> Iterator[Connect]:
-    """Give what makes clients of this kind."""
+    """Yield the function that connects clients of this kind."""
     with connecting(portals.get(kind)) as connect:
         yield connect
 
 
 @pytest.fixture(params=["inline", "base"])
 def inline(request: pytest.FixtureRequest) -> bool:
-    """Say whether a client asks for inline mode."""
+    """Return True if the client is to ask for inline mode."""
     return bool(request.param == "inline")
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Make a connection: our end, and the one to be saved."""
+    """Make a connection; yield the peer's end, and the end to save."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(DEADLINE)

@@ -1,4 +1,4 @@
-"""Doing something as another user, as far as the kernel is concerned."""
+"""Code that runs as another user, in a child process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 UID, GID, GROUP = 54321, 54322, 54323
-"""Of nobody whom this machine knows."""
+"""Ids that this machine does not use."""
 
 CAP_SYS_NICE = 23
 MAY_RAISE_PRIORITY = bool(
@@ -26,10 +26,7 @@ MAY_RAISE_PRIORITY = bool(
 def as_user(
     do: Callable[[], T], groups: Sequence[int] = (), *, uid: int = UID, gid: int = GID
 ) -> T:
-    """Return what this returns in a child process of this user and group, and also these groups.
-
-    What it raises is raised here.
-    """
+    """Call a function in a child process with these ids; return its result or raise its error."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Clocks that a test moves."""
+"""Clocks that a test sets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scache.clock import Clock
 
 
 class HandClock(Clock):
-    """A clock that a test moves. The machine was started at the epoch."""
+    """A clock that a test sets. The machine was started at the epoch."""
 
     def __init__(self, time: float) -> None:
         self.time = time
-        """What `now` says."""
+        """The time that `now` returns."""
         self.set_by = 0.0
         """Seconds by which the wall clock was set since the machine was started."""
         self.now = lambda: self.time
@@ -22,11 +22,11 @@ class HandClock(Clock):
         self.boot = "boot"
 
     def wall_offset(self) -> float:
-        """Return where the wall clock was set to."""
+        """Return the seconds by which the wall clock was set."""
         return self.set_by
 
 
-LYING = """
+SITECUSTOMIZE = """
 import mmap, os, struct, time
 _file = open(os.environ["MOVED_CLOCKS"], "rb")
 _moved = mmap.mmap(_file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -37,41 +37,41 @@ time.clock_gettime = lambda clock: _clock_gettime(clock) + (
     {time.CLOCK_REALTIME: sum(_set()), time.CLOCK_BOOTTIME: _set()[1]}.get(clock, 0)
 )
 """
-"""A sitecustomize for processes whose clocks are as a file says."""
+"""A sitecustomize module that reads the offset of the clocks from a file."""
 
 
 class MovedClocks:
-    """The clocks of the processes that are started within: set by hand, and after a sleep."""
+    """The clocks of other processes, which a test sets or lets sleep."""
 
     def __init__(self, directory: Path) -> None:
-        """Keep what they need in this directory."""
+        """Use this directory for the files of the clocks."""
         self._directory = directory
         self._file = directory / "clocks"
         self._set_by = self._slept = 0.0
         self._write()
-        (directory / "sitecustomize.py").write_text(LYING)
+        (directory / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a Python believe these clocks."""
+        """Environment that makes a Python process use these clocks."""
         return {"PYTHONPATH": str(self._directory), "MOVED_CLOCKS": str(self._file)}
 
     def set_wall(self, seconds: float) -> None:
-        """Set the wall clock, by so much further than it is."""
+        """Step the wall clock by ``seconds``."""
         self._set_by += seconds
         self._write()
 
     def sleep(self, seconds: float) -> None:
-        """Let the machine sleep: CLOCK_MONOTONIC stands still, the others go on."""
+        """Let the machine sleep: all clocks go on but CLOCK_MONOTONIC."""
         self._slept += seconds
         self._write()
 
     def wall_time(self) -> float:
-        """Return what the wall clock says."""
+        """Return the time of the wall clock."""
         return time.time() + self._set_by + self._slept
 
     def _write(self) -> None:
-        # Not truncated, for it is mapped; each value is written whole.
+        # The file is mapped, so it must not be truncated.
         data = struct.pack("dd", self._set_by, self._slept)
         if self._file.exists():
             with self._file.open("r+b") as file:

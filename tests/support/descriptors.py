@@ -12,27 +12,27 @@ from pathlib import Path
 
 
 def descriptors_of(pid: int) -> dict[int, str]:
-    """Return what a process has open, and what each is."""
+    """Return the open descriptors of a process with their targets in /proc."""
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - Path.iterdir holds a descriptor
         try:
             found[int(name)] = str(Path(f"/proc/{pid}/fd/{name}").readlink())
-        except FileNotFoundError:  # such as the one that listed the directory
+        except FileNotFoundError:  # for example the one that listed the directory
             continue
     return found
 
 
 def sockets_of(pid: int) -> dict[int, str]:
-    """Return the sockets among them."""
+    """Return the open descriptors of a process that are sockets."""
     return {
         number: name for number, name in descriptors_of(pid).items() if name.startswith("socket:")
     }
 
 
 def is_asking() -> bool:
-    """Return True if a socket of this process has sent what its peer has not read yet.
+    """Return True if a socket of this process has sent data that its peer has not read yet.
 
-    That is so while a client waits for a daemon that is stopped (SIOCOUTQ, unix(7)).
+    This is the case while a client waits for a stopped daemon (SIOCOUTQ, unix(7)).
     """
     for number in sockets_of(os.getpid()):
         waiting = bytearray(4)
@@ -45,9 +45,9 @@ def is_asking() -> bool:
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """Let this process open so many descriptors, and no more."""
+    """Limit this process to ``count`` more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The limit is on the numbers: those below the highest must all be in use.
+    # The limit is on the numbers, so all numbers below the highest must be in use.
     highest = max(descriptors_of(os.getpid()))
     fillers = [os.open(os.devnull, os.O_RDONLY)]
     while fillers[-1] < highest:

@@ -37,18 +37,18 @@ class Sent(NamedTuple):
     kind: str
     label: str
     token: str
-    """What the descriptor of a save carries; empty if it is sent none."""
+    """The token of the descriptor that is saved; empty if there is none."""
     ttl: int
 
 
 class Got(NamedTuple):
-    """A descriptor that a find on a wire brought."""
+    """A descriptor that a find returned."""
 
     wire: int
     token: str
-    """What the descriptor says,"""
+    """The token in the descriptor."""
     properties: str
-    """and what the reply says: the same token."""
+    """The properties in the reply, which are the same token."""
     kind: str
     label: str
 
@@ -63,7 +63,7 @@ class Replied(NamedTuple):
 
 
 class Diary:
-    """What one process did, line by line, as it did it."""
+    """The diary of one process."""
 
     def __init__(self, path: Path) -> None:
         self.pid = int(path.suffix[1:])
@@ -89,11 +89,11 @@ class Diary:
 
 
 class DiesError(Exception):
-    """The client leaves its daemon in the middle."""
+    """The client disconnects in the middle of an exchange."""
 
 
-class Traveller:
-    """One process, with one wire at a time."""
+class DyingClient:
+    """A client process, which uses one wire at a time."""
 
     def __init__(self, path: str, log: str, seed: int) -> None:
         self._path = path
@@ -106,13 +106,13 @@ class Traveller:
         self._wire: Wire
         self._inline = False
 
-    def go(self, seconds: float) -> None:
+    def run(self, seconds: float) -> None:
         """Make requests on one wire after the other."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._inline = self._random.random() < 0.5
             try:
-                self._go_once()
+                self._run_once()
             except DiesError:
                 if self._random.random() < 0.03:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -122,7 +122,7 @@ class Traveller:
     def _write(self, what: str, *fields: object) -> None:
         os.write(self._log, json.dumps([what, *fields]).encode() + b"\n")
 
-    def _go_once(self) -> None:
+    def _run_once(self) -> None:
         with Wire(self._path, timeout=DEADLINE) as self._wire:
             self._write("open")
             self._wires += 1
@@ -171,7 +171,7 @@ class Traveller:
         )
 
     def _connection(self, token: bytes) -> int:
-        """Return a descriptor that says who it is."""
+        """Return a descriptor that carries a token."""
         if self._random.random() < 0.5:
             descriptor = os.memfd_create("token")
             os.write(descriptor, token)
@@ -184,7 +184,7 @@ class Traveller:
         return theirs.detach()
 
     def _one(self) -> None:
-        """Go through one exchange of the base protocol, perhaps not to its end."""
+        """Run one exchange of the base protocol, perhaps not to its end."""
         sent, message, descriptor = self._request()
         try:
             if self._random.random() < 0.02:
@@ -193,7 +193,7 @@ class Traveller:
             self._write("sent", *sent)
             if sent.kind in (FIND, LOOK) and self._random.random() < 0.05:
                 self._wire.send(message + DUMMY * self._random.choice((1, 2)))
-                raise DiesError  # all at once, and nothing is read
+                raise DiesError  # everything is sent at once, and nothing is read
             self._wire.send(message)
             self._may_die()
             reply = self._wire.receive_message_bytes()
@@ -208,11 +208,11 @@ class Traveller:
                 os.close(descriptor)
 
     def _several(self) -> None:
-        """Send a few requests of inline mode at once, and read the replies, perhaps not all."""
+        """Send a few requests in inline mode at once, and read all replies or some."""
         requests = [self._request() for _ in range(self._random.choice((1, 1, 4, 10)))]
         descriptors = [descriptor for _, _, descriptor in requests if descriptor is not None]
         try:
-            # A save without a descriptor would take the next one's, sent with it.
+            # A save without a descriptor would take that of the next save.
             lacking = any(sent.kind == SAVE and not sent.token for sent, _, _ in requests)
             groups = [[each] for each in requests] if lacking else [requests]
             for group in groups:
@@ -235,7 +235,7 @@ class Traveller:
                 os.close(descriptor)
 
     def _take(self, sent: Sent, reply: bytes) -> None:
-        """Read on from the reply to a request."""
+        """Process the reply to a request, and read its descriptor."""
         (_, status), *properties = decode(reply)
         if sent.kind in (FIND, LOOK) and status == b"0":
             if not self._inline:
@@ -260,18 +260,18 @@ class Traveller:
 
 
 def _token(descriptor: int) -> str:
-    """Return which one a descriptor says it is; close it."""
+    """Return the token of a descriptor, and close it."""
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return os.pread(descriptor, 100, 0).decode()
         with socket.socket(fileno=os.dup(descriptor)) as found:
             return found.recv(100, socket.MSG_DONTWAIT).decode()
     except BlockingIOError:
-        return "somebody else has read it"
+        return "another process has read it"
     finally:
         os.close(descriptor)
 
 
 if __name__ == "__main__":
     _, path, log, seed, seconds = sys.argv
-    Traveller(path, log, int(seed)).go(float(seconds))
+    DyingClient(path, log, int(seed)).run(float(seconds))

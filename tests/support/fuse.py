@@ -1,7 +1,7 @@
-"""A FUSE file system whose server can be stopped, so that it answers nothing.
+"""A FUSE file system whose server can be stopped, so that every access to it blocks.
 
-Run as a module it is the server: one file, ``file``, in a mount namespace of its own, so that
-nothing is left of it when the process ends. The file is opened through ``/proc/PID/root``.
+The module is also the program of the server. It serves one file, ``file``, in a mount namespace of
+its own, which ends with the process. Tests open the file through ``/proc/PID/root``.
 """
 
 from __future__ import annotations
@@ -56,34 +56,34 @@ class FuseServer:
         self._root = Path(f"/proc/{process.pid}/root{directory}")
 
     def open(self, name: str = "file") -> int:
-        """Return a descriptor of a file of the server; ``.`` is its directory."""
+        """Open a file of the server and return its descriptor; ``.`` is the directory."""
         return os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
 
     def open_in(self, stack: ExitStack, name: str = "file") -> int:
-        """Return a descriptor that is open until the stack is closed, after `close`.
+        """Return a descriptor that the stack closes; close the server first.
 
-        Meanwhile no process can be started, which closes what it inherits.
+        Meanwhile the test cannot start a process, because closing inherited descriptors blocks.
         """
         descriptor = self.open(name)
         stack.callback(close_file, descriptor)
         return descriptor
 
     def stop(self) -> None:
-        """Let the server answer nothing any more."""
+        """Stop the server, so that it does not answer."""
         self._process.send_signal(signal.SIGSTOP)
         status = Path(f"/proc/{self._process.pid}/stat")
         while status.read_bytes().rpartition(b")")[2].split()[0] != b"T":
             time.sleep(0.001)
 
     def close(self) -> None:
-        """End the server: the kernel answers in its place with an error."""
+        """End the server; from then on the kernel answers with an error."""
         self._process.kill()
         self._process.wait()
 
 
 @contextmanager
 def fuse_server(directory: Path) -> Iterator[FuseServer | None]:
-    """Run a server that mounts an empty directory; yield None where FUSE is not to be had."""
+    """Run a server in a new directory; yield None if this machine does not allow FUSE."""
     directory.mkdir()
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.fuse", str(directory)], stdout=subprocess.PIPE
@@ -97,7 +97,7 @@ def fuse_server(directory: Path) -> Iterator[FuseServer | None]:
 
 
 def close_file(descriptor: int) -> None:
-    """Close a file of a server that may have ended: that is an error, and closes it."""
+    """Close a file of a server that may have ended, which closes it with an error."""
     with suppress(OSError):
         os.close(descriptor)
 
@@ -110,7 +110,7 @@ def _mount(directory: str) -> int:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     uid, gid = os.getuid(), os.getgid()
-    check(libc.prctl(_END_WITH_PARENT, signal.SIGKILL))  # also while it is stopped
+    check(libc.prctl(_END_WITH_PARENT, signal.SIGKILL))  # even while it is stopped
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     check(libc.unshare(_NEW_NAMESPACE | (_NEW_USER if uid else 0)))
     if uid:
@@ -129,7 +129,7 @@ def _attributes(node: int) -> bytes:
 
 
 def _answer(opcode: int, node: int, body: bytes) -> bytes | int:
-    """Return the body of a reply, or the number of an error."""
+    """Return the body of a reply, or an error number."""
     match opcode:
         case _Request.INIT:
             return struct.pack("<4I2H2I2HI", 7, 31, 65536, 0, 12, 9, 65536, 1, 1, 0, 0).ljust(64)

@@ -1,7 +1,7 @@
-"""Clients that mean no good, each a round at a time: a round leaves nothing of its own open.
+"""Hostile clients. Each function is one round, which closes everything that it opens.
 
-What the daemon does to them (hang up, refuse) is their business: a round goes on or ends, and only
-what nobody but a client in its right mind could notice is an error.
+The daemon may hang up or refuse at any moment, so a round ignores errors. The effect on other
+clients is what tests check.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, Wire, encode
 
 LABEL = b"hostile"
 MOST_DESCRIPTORS = 253
-"""What one sendmsg(2) takes."""
+"""The limit of one sendmsg(2)."""
 
 HELLO = encode([(b"request", b"hello")])
 SAVE = encode(save_endp(LABEL, b"p", b"5"))
@@ -39,8 +39,8 @@ Round = Callable[[Path, Random], None]
 
 
 @contextmanager
-def something(count: int = 1) -> Iterator[list[int]]:
-    """Open a file that nobody needs, so many times."""
+def some_descriptors(count: int = 1) -> Iterator[list[int]]:
+    """Yield ``count`` descriptors of one file."""
     with ExitStack() as stack:
         first = os.memfd_create("hostile")
         stack.callback(os.close, first)
@@ -51,9 +51,9 @@ def something(count: int = 1) -> Iterator[list[int]]:
 
 
 @contextmanager
-def undaunted() -> Iterator[None]:
-    """Take it that the daemon hangs up, is not there, or does not answer."""
-    with suppress(OSError, EOFError, AssertionError):  # half a message, at the end
+def ignoring_errors() -> Iterator[None]:
+    """Ignore that the daemon hangs up, is not there, or does not reply."""
+    with suppress(OSError, EOFError, AssertionError):  # part of a message, at the end
         yield
 
 
@@ -62,16 +62,16 @@ def label_without_end(path: Path, random: Random) -> None:
     beginning = random.choice(
         (b"request\0find_endp\0label\0", b"", b"request\0", b"name\0", FIND + b"dummy\0")
     )
-    with undaunted(), Wire(path) as client:
+    with ignoring_errors(), Wire(path) as client:
         client.send(beginning)
         for _ in range(64):
             client.send(b"x" * 65536)
 
 
 def pipeline_without_end(path: Path, random: Random) -> None:
-    """Send very many requests ahead, and read all replies, but not before."""
+    """Send very many requests ahead, then read all replies."""
     requests = b"".join(random.choices((FIND, FIND_DEST, BIND), k=500))
-    with undaunted(), Wire(path) as client:
+    with ignoring_errors(), Wire(path) as client:
         if random.random() < 0.5:
             client.send(HELLO)
         for _ in range(20):
@@ -81,8 +81,8 @@ def pipeline_without_end(path: Path, random: Random) -> None:
 
 
 def read_nothing(path: Path, random: Random, patience: float = 3.0) -> None:
-    """Send requests until there is no room, and read no reply."""
-    with undaunted(), Wire(path, patience) as client:
+    """Send requests until the socket buffer is full, and read no reply."""
+    with ignoring_errors(), Wire(path, patience) as client:
         if random.random() < 0.5:
             client.send(HELLO)
         while True:
@@ -90,33 +90,33 @@ def read_nothing(path: Path, random: Random, patience: float = 3.0) -> None:
 
 
 def byte_by_byte(path: Path, random: Random, pause: float = 1.0) -> None:
-    """Be many who each send a byte at a time, and take their time."""
+    """Connect many clients that slowly send one byte after the other."""
     exchange = random.choice((SAVE + DESCRIPTOR_BYTE, FIND + DUMMY + DUMMY, BIND))
-    with undaunted(), ExitStack() as stack:
+    with ignoring_errors(), ExitStack() as stack:
         clients = [stack.enter_context(Wire(path)) for _ in range(20)]
         start = random.randrange(len(exchange))
         for client in clients:
             client.send(exchange[:start])
         for at in range(start, min(start + 4, len(exchange))):
             for client in clients:
-                with undaunted():
+                with ignoring_errors():
                     client.send(exchange[at : at + 1])
             time.sleep(pause)
 
 
-def descriptors_in_heaps(path: Path, random: Random) -> None:
-    """Send as many descriptors in a message as there can be, again and again."""
+def most_descriptors(path: Path, random: Random) -> None:
+    """Send the largest possible number of descriptors in each of many messages."""
     carrier = random.choice((b"\0", b"x", FIND, SAVE, SAVE + DESCRIPTOR_BYTE))
-    with something(MOST_DESCRIPTORS) as heap, undaunted(), Wire(path, 1.0) as client:
+    with some_descriptors(MOST_DESCRIPTORS) as heap, ignoring_errors(), Wire(path, 1.0) as client:
         if random.random() < 0.5:
             client.send(HELLO)
         for _ in range(20):
             client.send(carrier, heap)
 
 
-def descriptors_unasked(path: Path, random: Random) -> None:
-    """Send descriptors with what has no use for them, and read the replies."""
-    with something(3) as some, undaunted(), Wire(path) as client:
+def unexpected_descriptors(path: Path, random: Random) -> None:
+    """Send descriptors with requests that take none, and read the replies."""
+    with some_descriptors(3) as some, ignoring_errors(), Wire(path) as client:
         if random.random() < 0.5:
             client.send(HELLO)
             client.receive_message_bytes()
@@ -128,16 +128,16 @@ def descriptors_unasked(path: Path, random: Random) -> None:
 
 
 def connect_and_vanish(path: Path, random: Random, times: int = 100) -> None:
-    """Connect and go, at once."""
+    """Connect and disconnect at once, many times."""
     del random
     for _ in range(times):
-        with undaunted(), socket.socket(socket.AF_UNIX) as client:
+        with ignoring_errors(), socket.socket(socket.AF_UNIX) as client:
             client.settimeout(5)
             client.connect(str(path))
 
 
 Pieces = Sequence[tuple[bytes, int]]
-"""Bytes, and how many descriptors come with the first of them."""
+"""Bytes, and the number of descriptors attached to the first of them."""
 
 _BASE: Pieces = [(SAVE, 0), (DESCRIPTOR_BYTE, 1)]
 EXCHANGES: Sequence[Pieces] = (
@@ -146,50 +146,50 @@ EXCHANGES: Sequence[Pieces] = (
     [(HELLO, 0), (SAVE, 1), (BIND, 0), (FIND, 0)],
     [(HELLO, 0), (BIND + SAVE + SAVE + FIND_DEST + FIND, 2)],
 )
-"""Every exchange, in both modes."""
+"""Every kind of exchange, in both modes."""
 
 
 def abort_everywhere(path: Path, random: Random) -> None:
-    """Hang up after each byte of each exchange, having read what there is, or not."""
-    with something(2) as some:
+    """Hang up after each byte of each exchange, sometimes after reading the reply."""
+    with some_descriptors(2) as some:
         for exchange in EXCHANGES:
             for length in range(1, sum(len(data) for data, _ in exchange) + 1):
-                with undaunted(), Wire(path) as client:
+                with ignoring_errors(), Wire(path) as client:
                     left = length
                     for data, count in exchange:
                         if left > 0:
                             client.send(data[:left], some[:count])
                             left -= len(data)
                     if random.random() < 0.1:
-                        os_closed(client.receive_raw(0.01)[1])
+                        close_all(client.receive_raw(0.01)[1])
 
 
-def os_closed(descriptors: Sequence[int]) -> None:
-    """Close what was received."""
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close received descriptors."""
     for descriptor in descriptors:
         os.close(descriptor)
 
 
 def nonsense(path: Path, random: Random) -> None:
-    """Send real exchanges with things done to them, and descriptors now and then."""
+    """Send corrupted exchanges, some of them with descriptors."""
     spoiled = list(spoil(save_endp(LABEL, b"p", b"5")))
-    with something(3) as some, undaunted(), Wire(path, 0.2) as client:
+    with some_descriptors(3) as some, ignoring_errors(), Wire(path, 0.2) as client:
         if random.random() < 0.5:
             client.send(HELLO)
         for step in random_steps(random, 50):
             data = bytearray(b"".join(step.pieces) or random.choice(spoiled))
             if len(data) > 1000:
-                continue  # the trail holds every label: a memory of its own would grow by them
+                continue  # the audit log keeps every label, and memory would grow
             for _ in range(random.randrange(3)):
                 data[random.randrange(len(data))] = random.randrange(256)
             client.send(bytes(data), some[: random.choice((0, 0, 0, 1, 2))])
             if random.random() < 0.2:
                 with suppress(TimeoutError):
-                    os_closed(client.receive_raw(0.001)[1])
+                    close_all(client.receive_raw(0.001)[1])
 
 
-def dear_descriptors(path: Path, random: Random) -> None:
-    """Save what takes long to be freed, and leave the last copy of it to the daemon."""
+def slow_to_close_descriptors(path: Path, random: Random) -> None:
+    """Save descriptors that are slow to close, and leave the last copy of them to the daemon."""
     with ExitStack() as stack:
         memory = os.memfd_create("hostile")
         stack.callback(os.close, memory)
@@ -204,7 +204,7 @@ def dear_descriptors(path: Path, random: Random) -> None:
         socket.send_fds(
             pairs[0][0], [b"x"], [epoll.fileno(), memory, *(b.fileno() for _, b in pairs)]
         )
-        with undaunted(), Wire(path) as client:
+        with ignoring_errors(), Wire(path) as client:
             client.announcement()
             for descriptor in (memory, epoll.fileno(), pairs[0][1].fileno()):
                 client.save_endp(1, LABEL, b"p", descriptor)
@@ -215,11 +215,11 @@ BEHAVIOURS: dict[str, Round] = {
     "pipeline without end": pipeline_without_end,
     "read nothing": read_nothing,
     "byte by byte": byte_by_byte,
-    "descriptors in heaps": descriptors_in_heaps,
-    "descriptors unasked": descriptors_unasked,
+    "most descriptors": most_descriptors,
+    "unexpected descriptors": unexpected_descriptors,
     "connect and vanish": connect_and_vanish,
     "abort everywhere": abort_everywhere,
     "nonsense": nonsense,
-    "dear descriptors": dear_descriptors,
+    "descriptors slow to close": slow_to_close_descriptors,
 }
-"""All of them, by name."""
+"""All rounds by name."""

@@ -1,4 +1,4 @@
-"""Driving the sans-IO halves of the conversation, with numbers in place of descriptors."""
+"""Drivers for the sans-IO halves of the protocol, with numbers in place of descriptors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Chunk = tuple[bytes, tuple[int, ...]]
 """Bytes, and the descriptors attached to the first of them."""
 
 values = st.binary(max_size=20).map(lambda value: value.replace(b"\0", b""))
-"""Strings as they stand on the wire: anything but NUL."""
+"""Strings of the protocol: any bytes but NUL."""
 
 
 def byte_by_byte(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -28,7 +28,7 @@ def byte_by_byte(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def in_sizes(stream: bytes, sizes: Iterable[int]) -> Iterator[Chunk]:
-    """Cut a stream into pieces of these sizes, the rest being the last piece."""
+    """Cut a stream into pieces of these sizes; the rest is the last piece."""
     for size in sizes:
         yield stream[:size], ()
         stream = stream[size:]
@@ -36,10 +36,9 @@ def in_sizes(stream: bytes, sizes: Iterable[int]) -> Iterator[Chunk]:
 
 
 class Serving:
-    """A server's machine, and a cache that says what it is told to.
+    """A server's conversation, and a fake cache that answers it.
 
-    Labels that begin with ``hit`` are found. A save gets status 2 if no
-    descriptor came with it. Odd ids are cached.
+    Labels that begin with ``hit`` are found. A save without a descriptor fails. Odd ids are cached.
     """
 
     def __init__(self, *, announce: bool = False) -> None:
@@ -50,7 +49,7 @@ class Serving:
         self.find: Callable[[FindEndp | FindDest], Sequence[bytes] | None] = find_hits
 
     def feed(self, chunks: Iterable[Chunk]) -> None:
-        """Give the machine what was received, as a session does, and answer it."""
+        """Pass received data to the conversation as a session does, and answer its events."""
         for data, descriptors in chunks:
             if data:
                 self.machine.receive(data, descriptors)
@@ -82,7 +81,7 @@ class Serving:
 
 
 def find_hits(request: FindEndp | FindDest) -> Sequence[bytes] | None:
-    """Find what has a label that begins with ``hit``, the label being its properties."""
+    """Return the label as properties if it begins with ``hit``, else None."""
     (label,) = request
     if not label.startswith(b"hit"):
         return None

@@ -1,4 +1,4 @@
-"""A cache that real smtp(8) processes filled, and what is known of that from elsewhere."""
+"""The traffic of real smtp(8) processes: the database of the daemon, and the log of Postfix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ ROUTES = {
     "lonely.example": Route(sink=3, transport="brief"),
 }
 MESSAGES = {"one.example": 120, "same.example": 120, "two.example": 100, "lonely.example": 1}
-"""In this order, which leaves connections that serve the next domain. A lonely one serves none."""
+"""Messages for each domain, sent in this order: connections of one domain serve the next. The
+connection of the lonely domain serves no other."""
 SESSIONS = 5
 
 CACHED_FOR = 300
@@ -48,43 +49,43 @@ _EVENTS = "SELECT * FROM event ORDER BY at, id"
 
 
 class Delivery(NamedTuple):
-    """What smtp(8) logged of a message."""
+    """A delivery in the log of smtp(8)."""
 
     pid: int
     domain: str
-    """Of the recipient."""
+    """The domain of the recipient."""
     port: int
-    """Of the sink."""
+    """The port of the sink."""
     uses: int
-    """How many messages went through the connection, with this one (``conn_use``)."""
+    """Messages sent over the connection, this one included (``conn_use``)."""
 
 
 class Step(NamedTuple):
-    """What one delivery did in the cache, by the trail."""
+    """The requests of one delivery, from the audit log."""
 
     delivery: Delivery
     destination: bytes
-    """What it asked for."""
+    """The destination of its find_dest."""
     asked_for_endpoint: bool
-    """Whether it found its connection, or did not, by endpoint."""
+    """True if it also sent a find_endp."""
     taken: int | None
-    """The connection that it found."""
+    """The id of the connection that it found."""
     saved: int
-    """The connection that it left."""
+    """The id of the connection that it saved."""
     endpoint: bytes
 
 
 @dataclass
 class Traffic:
-    """What happened; all of it is in the file, and the daemon runs on it until it is stopped."""
+    """The traffic, recorded in a file; the daemon runs on the file until it is stopped."""
 
     database: Path
     daemon: Daemon
     deliveries: list[Delivery]
     lookups: dict[str, tuple[int, int]]
-    """Hits and misses by the lines that the daemon logged: of ``domain`` and ``address``."""
+    """Hits and misses in the log of the daemon, of ``domain`` and ``address``."""
     odd_connection: int
-    """What this process saved, found, was not sent, and left there."""
+    """The connection that this process saved, found without fetching it, and left there."""
     running: bool = True
 
     def stop(self) -> None:
@@ -94,19 +95,19 @@ class Traffic:
             assert self.daemon.terminate() == 0
 
     def rows(self, sql: str) -> list[Row]:
-        """Return what a statement without parameters gives, as the file is now."""
+        """Return the rows of a statement in the file."""
         return _rows(self.database, sql)
 
     def events(self) -> list[Row]:
-        """Return the rows of the trail, in the order of time."""
+        """Return the rows of the audit log, by time."""
         return self.rows(_EVENTS)
 
     @cached_property
     def steps(self) -> list[Step]:
-        """The deliveries in the order of their ends, each with what it did in the cache.
+        """The deliveries with their requests, by the time at which they ended.
 
-        A process delivers one message after the other: its n-th delivery made its n-th find_dest
-        and its n-th save_endp, and a find_endp in between.
+        A process delivers one message after the other. Its n-th delivery made its n-th find_dest,
+        its n-th save_endp, and any find_endp in between.
         """
         pids = {row["id"]: row["pid"] for row in self.rows("SELECT id, pid FROM client")}
         deliveries: dict[int, list[Delivery]] = defaultdict(list)
@@ -125,17 +126,17 @@ class Traffic:
 
     @cached_property
     def destinations(self) -> dict[str, bytes]:
-        """The label by which smtp(8) asks, for each domain of recipients."""
+        """The destination in the requests of smtp(8), for each domain of recipients."""
         return {step.delivery.domain: step.destination for step in self.steps}
 
     @cached_property
     def endpoints(self) -> dict[str, bytes]:
-        """The label under which smtp(8) saves, for each domain of recipients."""
+        """The endpoint in the requests of smtp(8), for each domain of recipients."""
         return {step.delivery.domain: step.endpoint for step in self.steps}
 
 
 def _parts(requests: list[Row]) -> Iterator[list[Row]]:
-    """Cut what a process asked for into deliveries: from find_dest to save_endp."""
+    """Split the requests of a process into deliveries: from find_dest to save_endp."""
     part: list[Row] = []
     for request in requests:
         part.append(request)
@@ -167,7 +168,7 @@ def _step(delivery: Delivery, requests: list[Row]) -> Step:
 
 @contextmanager
 def traffic() -> Iterator[Traffic]:
-    """Run a private Postfix with our daemon, have it deliver, and misbehave a little ourselves."""
+    """Run a private Postfix with a daemon, deliver mail, and add some bad requests."""
     with (
         private_directory() as directory,
         PrivatePostfix(routes=ROUTES, cache_time_limit=CACHED_FOR) as postfix,
@@ -189,7 +190,7 @@ def traffic() -> Iterator[Traffic]:
 
         def is_quiet() -> bool:
             events = Counter((event["kind"], event["status"]) for event in _rows(database, _EVENTS))
-            saved = events[b"save_endp", 0] - 1  # without ours
+            saved = events[b"save_endp", 0] - 1  # without that of this process
             # The lonely connection and its binding.
             return saved == total and events[b"expired", None] == 2
 
@@ -206,8 +207,8 @@ def traffic() -> Iterator[Traffic]:
 
 
 def _misbehave(path: Path, database: Path) -> int:
-    """Be the client that nobody wants; return the id of a connection that it left behind."""
-    # Something without a peer, which would be seen to hang up.
+    """Send bad requests; return the id of the connection that is left in the cache."""
+    # A file has no peer that could hang up.
     with open(os.devnull, "rb") as something, Wire(path) as client:  # noqa: PTH123
         client.announcement()
         client.save_endp(CACHED_FOR, ODD, ODD, something.fileno())
@@ -223,7 +224,7 @@ def _misbehave(path: Path, database: Path) -> int:
         client.send(b"\0")  # without a descriptor
         client.receive_message()
         client.send(encode([(b"request", b"find_endp"), (b"label", ODD)]))
-        client.receive_message()  # and hang up, instead of asking for the descriptor
+        client.receive_message()  # then disconnect without fetching the descriptor
     found: list[int] = []
 
     def is_put_back() -> bool:

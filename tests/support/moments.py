@@ -1,4 +1,4 @@
-"""A command that gets a signal at one chosen moment: at an event, a return or a line of code."""
+"""A command that gets a signal at one chosen event, return or line of its code."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ sys.exit(status)
 
 
 class Moment(NamedTuple):
-    """When a command gets its signal."""
+    """The moment at which a command gets its signal."""
 
     nth: int
-    """It comes at the n-th of the moments that are counted, the first being 1."""
+    """The number of the moment, from 1."""
     how: str = "sys.setprofile(profile_all)"
     code: str = ""
-    """What is counted: the end of ``FILE:FUNCTION``."""
+    """The end of ``FILE:FUNCTION`` of the code in which moments are counted."""
 
 
 def at_event(nth: int) -> Moment:
@@ -61,7 +61,7 @@ def at_event(nth: int) -> Moment:
 
 
 def at_return(nth: int, code: str) -> Moment:
-    """Count the returns of a function, of a generator at each value and at its end."""
+    """Count the returns of a function; a generator returns at each value and at its end."""
     return Moment(nth, "sys.setprofile(profile_returns)", code)
 
 
@@ -73,9 +73,9 @@ def at_line(nth: int, code: str) -> Moment:
 def interrupted(
     moment: Moment, *command: str, number: Signals = SIGINT, ignored: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``scache`` with this signal at this moment; stderr tells if the moment never came.
+    """Run ``scache`` and send it a signal at this moment; stderr has the number of moments left.
 
-    The process is started with the signal ignored, if that is said.
+    With ``ignored`` the process starts with the signal ignored.
     """
     program = _PROGRAM.replace("SET", moment.how)
     words = (str(number.value), str(moment.nth), moment.code, *command)

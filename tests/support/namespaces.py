@@ -1,14 +1,14 @@
-"""A user namespace that maps two users and two groups alone."""
+"""A user namespace that maps only two users and two groups."""
 
 from __future__ import annotations
 
 import sys
 
 OVERFLOW = 65534
-"""As which every other user and group appears in there, and one that is mapped as well."""
+"""The id of every unmapped user and group in the namespace; it is also mapped itself."""
 
 INNER_ROOT = 100_000
-"""The user, and the group, that is root in there. Root of the tests is OVERFLOW."""
+"""The user and group that are root in the namespace. Root of the tests is OVERFLOW."""
 
 _SCRIPT = f"""
 import ctypes, os, sys
@@ -28,5 +28,5 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 PREFIX = (sys.executable, "-c", _SCRIPT)
-"""Runs a command in there, for root of the tests: as user and group OVERFLOW, without capabilities,
-who owns the files of root."""
+"""A command that runs another one in the namespace, for root: as user and group OVERFLOW, without
+capabilities. The files of root belong to that user."""

@@ -1,4 +1,4 @@
-"""A cache in the process of the tests, with everything around it in their hands."""
+"""A cache in the process of the tests, with a manual clock and fake descriptors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TTL_LIMIT = 10
 
 
 class FakeDescriptors(Closer):
-    """Numbers that stand for open descriptors; closing one that is not open is an error."""
+    """Numbers in place of descriptors; closing one that is not open is an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,23 +27,23 @@ class FakeDescriptors(Closer):
         self._last = 1_000_000
 
     def new(self) -> int:
-        """Return a descriptor that was never there before."""
+        """Return a new descriptor."""
         self._last += 1
         self.open.add(self._last)
         return self._last
 
     def close(self, descriptors: Iterable[int], **_: bool) -> None:
-        """Close numbers of which nobody else makes use."""
+        """Close descriptors that have no other owner."""
         for descriptor in descriptors:
             self.open.remove(descriptor)
 
     def close_shared(self, descriptor: int, **_: bool) -> None:
-        """Close a number that its finder uses too."""
+        """Close a descriptor that its finder has too."""
         self.open.remove(descriptor)
 
 
 class Rig:
-    """A cache with everything around it in a test's hands."""
+    """A cache, with its database, clock and descriptors."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Rig:
             self.cache = Cache(opened.database, self.clock, limits)
 
     def save(self, ttl: float = 5, endpoint: bytes = b"e", properties: bytes = b"p") -> int | None:
-        """Save a connection; return its descriptor, None if it was refused."""
+        """Save a connection; return its descriptor, or None if the cache refused it."""
         descriptor = self.descriptors.new()
         status = self.cache.save_endp(ttl, endpoint, properties, descriptor, 1)
         return descriptor if status is Status.OK else None
@@ -71,12 +71,12 @@ class Rig:
         return self.cache.save_dest(ttl, destination, b"q", endpoint, 1)
 
     def sweep(self) -> float:
-        """Do what the daemon does about expiry until nothing is left to do now."""
+        """Expire everything that is due, as the daemon does; return the time of the next expiry."""
         for _ in range(100):
             due = self.cache.expire()
             if due > self.clock.time:
                 return due
-        raise AssertionError("expiry goes round in circles")
+        raise AssertionError("expiry does not end")
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def rigged(
     now: float | HandClock = NOW,
     limits: Limits = Limits(TTL_LIMIT),  # noqa: B008 - it never changes
 ) -> Iterator[Rig]:
-    """Yield a cache on a database; whatever it does not close in the end is an error."""
+    """Yield a cache on a database; fail if it leaves a descriptor open."""
     with (
         pytest.MonkeyPatch.context() as patch,
         Opened(path, now, audit_rows=audit_rows) as opened,

@@ -1,4 +1,4 @@
-"""A database as a daemon would have made it, filled by hand."""
+"""A database with the schema of a daemon, and rows that a test inserts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
 
 NOW = 1_700_000_000.0
-"""2023-11-14T22:13:20Z: when things happen, unless a test says otherwise."""
+"""2023-11-14T22:13:20Z: the default time of everything."""
 
 ODD = {
     "escape": b"\x1b[2J\x1b]0;title\x07",
@@ -24,11 +24,11 @@ ODD = {
     "long": bytes(range(1, 256)) * 12,
     "empty": b"",
 }
-"""Labels that a table, a terminal, JSON or CSV might stumble over."""
+"""Labels that are difficult to show in a table, a terminal, JSON or CSV."""
 
 
 class Cached:
-    """Inserts rows; columns that a test does not care about are made up."""
+    """A database to insert rows into; columns that a test omits have default values."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -74,7 +74,7 @@ class Cached:
         self.insert("descriptor", connection_id=connection_id, fd=fd, **{"kind": "tcp"} | columns)
 
     def run(self, sql: str) -> None:
-        """Carry out a statement."""
+        """Execute a statement."""
         self._connection.execute(sql)
 
     def event(self, kind: str, status: int | None = None, **columns: object) -> None:
@@ -94,7 +94,7 @@ class Cached:
 
 @contextmanager
 def filling(path: Path | str, journal: str = "WAL") -> Iterator[Cached]:
-    """Make or open a database file, which is closed, its log gone, at the end."""
+    """Make or open a database file; closing it at the end removes its log."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute(f"PRAGMA journal_mode = {journal}")

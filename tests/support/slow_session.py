@@ -1,4 +1,4 @@
-"""A session in this process whose client does not read, so that replies wait to be sent."""
+"""A session in this process whose client does not read, so that its replies stay queued."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SlowSession:
     """A session, the cache that it serves from, and its client."""
 
     def __init__(self, opened: Opened, stack: ExitStack) -> None:
-        """Serve on the running loop, from a cache in a database that is open."""
+        """Serve a cache in an open database, on the running event loop."""
         self.cache = Cache(opened.database, opened.clock, Limits(300))
         self._counts = opened.database.batch.counts
         stack.callback(self._close_cache)
@@ -72,7 +72,7 @@ class SlowSession:
         assert self.cache.save_endp(60, b"e", properties, descriptor, 1) is Status.OK
 
     def fill(self) -> None:
-        """Leave no room for a reply: the client has not read earlier ones."""
+        """Fill the socket buffer, as replies do that the client has not read."""
         try:
             while True:
                 self.server_end.send(b"x")
@@ -81,7 +81,7 @@ class SlowSession:
 
     @property
     def left(self) -> Counter[str]:
-        """How often each of these has happened to a connection."""
+        """Connections that were found, and that were not sent."""
         counts = self._counts
         return +Counter({name: counts[f"connections_{name}"] for name in ("found", "not_sent")})
 
@@ -92,6 +92,6 @@ class SlowSession:
 
 @contextmanager
 def slow_session(opened: Opened) -> Iterator[SlowSession]:
-    """Serve a client on the running loop."""
+    """Serve a client on the running event loop."""
     with ExitStack() as stack:
         yield SlowSession(opened, stack)

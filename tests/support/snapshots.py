@@ -1,4 +1,4 @@
-"""Looking into a daemon, with the snapshots that it gives."""
+"""Queries in a snapshot of a daemon."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scache.store.serialized import load, read
 
 @contextmanager
 def opened(descriptor: int) -> Iterator[sqlite3.Connection]:
-    """Open a snapshot, and close its descriptor."""
+    """Open a snapshot as a database, and close its descriptor."""
     with closing(load(read(descriptor))) as connection:
         yield connection
 
 
 def snapshot(client: Client, sql: str) -> list[tuple[Any, ...]]:
-    """Return what a query gives in a snapshot."""
+    """Take a snapshot and return the rows of a query in it."""
     with opened(client.snapshot()) as connection:
         return connection.execute(sql).fetchall()

@@ -1,4 +1,4 @@
-"""Several ways of asking one statement of a database file."""
+"""Programs that run a statement on a database file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Parameters = Mapping[str, int | str]
 
 
 def ask(database: Path, statement: str, parameters: Parameters) -> list[Row]:
-    """Ask in this process, as ``scache sql`` does; text is bytes."""
+    """Run a statement in this process, as ``scache sql`` does; text comes as bytes."""
     with Image.from_file(database) as image:
         result = image.execute(statement, dict(parameters))
         return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
 
 
 def shown(rows: list[Row]) -> list[Row]:
-    """Return rows with what programs show for bytes that are not UTF-8."""
+    """Return rows with text decoded as programs show it."""
     return [
         {
             name: value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -37,7 +37,7 @@ def shown(rows: list[Row]) -> list[Row]:
 
 
 def ask_scache(database: Path, statement: str, parameters: Parameters) -> list[Row]:
-    """Ask the command ``scache sql``; the answer is as `shown`."""
+    """Run a statement with ``scache sql``; the rows are as those of `shown`."""
     options = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
     run = run_command(
         *(*SCACHE, "sql", "--database", str(database), "--format", "json"),
@@ -56,7 +56,7 @@ def _text_of_base64(found: Row) -> Any:  # noqa: ANN401 - a row, or a text in it
 def ask_sqlite3(
     command: Sequence[str], database: Path, statement: str, parameters: Parameters
 ) -> list[Row]:
-    """Ask the program sqlite3, with this command line; the answer is as `shown`."""
+    """Run a statement with this command of sqlite3; the rows are as those of `shown`."""
     if shutil.which(command[0]) is None:
         raise RuntimeError(
             f"this test needs the program {command[0]}, which tools/test installs "

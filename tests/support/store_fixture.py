@@ -1,4 +1,4 @@
-"""A database of the store in the process of the tests, opened and closed by plain functions."""
+"""A database of the store in the process of the tests, without async in the tests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.clocks import HandClock
 T = TypeVar("T")
 
 NOW = 1_700_000_000.0
-"""Seconds since the epoch: when runs start, unless a test says otherwise."""
+"""Seconds since the epoch; the default start of a run."""
 
 
 class Opened:
-    """A run of the daemon as far as its database is concerned."""
+    """The database of one run of the daemon."""
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class Opened:
         set_aside: bool = True,
     ) -> None:
         self.clock = HandClock(now) if isinstance(now, float | int) else now
-        """What tells the time to the database."""
+        """The clock of the database."""
         self._runner = asyncio.Runner()
         settings = {"ttl_limit": str(ttl_limit)}
         start = Start(self.clock, "1.2.3", ttl_limit, audit_rows, settings, set_aside)
         self._context = open_database(str(path), start)
         self.database: Database
-        """The database, from entering to leaving."""
+        """The open database."""
 
     def __enter__(self) -> Self:
         try:
@@ -53,16 +53,16 @@ class Opened:
         self._runner.close()
 
     def run(self, control: Coroutine[Any, Any, T]) -> T:
-        """Let the control plane do something; leaving without `Database.stop` is a crash."""
+        """Run a coroutine of the database; leaving without `Database.stop` is a crash."""
         return self._runner.run(control)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return what the data plane's own connection sees: the batch under way included."""
+        """Return the rows of a query, the open batch included."""
         return self.database.batch.query(sql, ())
 
 
 def read(path: Path | str, sql: str) -> list[tuple[Any, ...]]:
-    """Return what somebody else sees in a file: whole batches; labels come as bytes."""
+    """Return the rows that another program sees in a file: committed batches, text as bytes."""
     with closing(sqlite3.connect(path)) as other:
         other.text_factory = bytes
         return other.execute(sql).fetchall()
@@ -70,7 +70,7 @@ def read(path: Path | str, sql: str) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Be another program in the middle of writing to a file."""
+    """Hold the write lock of a file, as another program."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -78,7 +78,7 @@ def locked(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def no_space() -> Iterator[None]:
-    """Let no file of this process grow: a commit then fails on its way to the disk."""
+    """Let no file of this process grow, so that a commit fails in write(2)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

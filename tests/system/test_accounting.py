@@ -1,7 +1,7 @@
-"""Conservation in a daemon under the traffic of processes that die at random, and dying itself.
+"""The audit log compared with the diaries of client processes that die at random moments.
 
-The processes keep diaries of what they sent and got; each descriptor tells which one it is. So
-the trail can be held against what really happened, to whom, with which connection.
+The processes record what they sent and received, and each descriptor carries a token. In some tests
+the daemon is killed too.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ PROCESSES = 4
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 CRASHES = 10
 WANTED = {SAVE, BIND, FIND, LOOK, "found", "expired", "put_back"}
-"""What is to happen at least: on a slow machine it may take more than one attempt."""
+"""Kinds of events that must occur; on a slow machine this may take more than one attempt."""
 AUDIT_ROWS = ("--audit-rows", "1000000")
-"""So that nothing is trimmed."""
+"""Enough that nothing is trimmed."""
 
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 
 @contextmanager
 def looking(socket: Path, database: str) -> Iterator[Query]:
-    """Look into one image of a database: a live one in memory, or what is in the file by now."""
-    origin = Target(socket, None if database == MEMORY else database)
-    with origin.image() as image:
+    """Yield a query function for one image: of the daemon, or of the file."""
+    target = Target(socket, None if database == MEMORY else database)
+    with target.image() as image:
         yield lambda sql: list(image.execute(sql).rows)
 
 
 @contextmanager
 def processes(path: Path, diaries: Path, seed: int, seconds: float) -> Iterator[None]:
-    """Run clients that die, and others in their place, for as long as the caller likes."""
+    """Run clients, and replace those that die, until the time is over or the daemon is gone."""
 
     def begin(number: int) -> subprocess.Popen[bytes]:
         module = (sys.executable, "-m", "tests.support.dying_client")
@@ -77,14 +77,14 @@ def processes(path: Path, diaries: Path, seed: int, seconds: float) -> Iterator[
             process.wait()
 
 
-class Books:
-    """The trail, and what the clients say, joined."""
+class AccountingCheck:
+    """The audit log, joined with the diaries of the clients."""
 
     def __init__(self, query: Query, diaries: Path) -> None:
         self.query = query
         self.diaries = [Diary(each) for each in sorted(diaries.iterdir())]
         self.clients: dict[tuple[int, int], int] = {}
-        """Of a process, by its id and the number of its wire, the id of the client."""
+        """The id of the client, by the id of its process and the number of its wire."""
         of_pid = defaultdict(list)
         for row_id, pid in query("SELECT id, pid FROM client ORDER BY id"):
             of_pid[pid].append(row_id)
@@ -106,14 +106,14 @@ class Books:
                     sent[each.wire].append(each)
             for wire in range(1, diary.wires + 1):
                 rows = saved.pop(self.clients.get((diary.pid, wire)), [])
-                # A wire is a queue: what was saved of what was sent is the first of it.
+                # Requests on a wire are served in order, so the served ones come first.
                 assert len(rows) <= len(sent[wire])
                 for (row_id, endpoint, ttl), each in zip(rows, sent[wire], strict=False):
                     assert (endpoint, ttl) == (each.label, each.ttl)
                     self.token_of[row_id] = each.token
 
     def check(self, *, all_on_record: bool) -> None:
-        """Check what holds whether or not the daemon crashed before all was on record."""
+        """Check the invariants; with ``all_on_record`` the daemon was not killed."""
         self.check_connections()
         self.check_bindings()
         self.check_counters()
@@ -121,7 +121,7 @@ class Books:
         self.check_finders(all_on_record=all_on_record)
 
     def check_connections(self) -> None:
-        """Every connection is live or has exactly one way out."""
+        """Check that every connection is live or has exactly one close reason."""
         query = self.query
         ways = ", ".join(f"'{way}'" for way in WAYS_OUT)
         live = [row_id for (row_id,) in query("SELECT id FROM connection")]
@@ -134,7 +134,7 @@ class Books:
         )
 
     def check_bindings(self) -> None:
-        """Every binding is live or has exactly one way out."""
+        """Check that every binding is live or has exactly one close reason."""
         live = [row_id for (row_id,) in self.query("SELECT id FROM binding")]
         left = self.query(
             "SELECT binding_id FROM event "
@@ -148,7 +148,7 @@ class Books:
         )
 
     def check_counters(self) -> None:
-        """Every counter is the number of its events."""
+        """Check that every counter is the number of its events."""
         counters = {
             name.decode(): value
             for name, value in self.query("SELECT name, value FROM counter WHERE value > 0")
@@ -168,7 +168,7 @@ class Books:
         assert counters == expected
 
     def check_ages(self) -> None:
-        """What left was as old as its save says, and nobody asked for what nobody asked for."""
+        """Check the ages of connections that left, and the clients of all events."""
         assert not self.query(
             "SELECT * FROM event AS e JOIN event AS s ON s.connection_id = e.connection_id "
             "AND s.kind = 'save_endp' AND s.status = 0 "
@@ -187,7 +187,7 @@ class Books:
         )
 
     def check_finders(self, *, all_on_record: bool) -> None:
-        """Who got a connection is who is on record as having found it, and it was that one."""
+        """Check that each connection went to the client that is on record, and to no other."""
         found = {
             self.token_of[row_id]: (client_id, endpoint.decode())
             for row_id, client_id, endpoint in self.query(
@@ -207,7 +207,7 @@ class Books:
         assert set(got.values()) <= {1}
 
     def check_requests(self) -> None:
-        """Each client's requests are on record with their outcomes: no more than it sent."""
+        """Check the recorded requests of each client against its diary."""
         recorded: defaultdict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
         outcomes: defaultdict[int, Counter[tuple[str, str, int]]] = defaultdict(Counter)
         for client_id, kind, status, endpoint, destination in self.query(
@@ -235,7 +235,7 @@ class Books:
                     assert replied[wire] == outcomes[client_id]
 
     def check_statistics(self, lines: list[str]) -> None:
-        """What is logged in the words of scache(8) is what the trail says."""
+        """Check that the statistics in the log agree with the audit log."""
         counts = Counter(
             {
                 (kind.decode(), status): count
@@ -252,8 +252,10 @@ class Books:
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_everything_is_accounted_for(seed: int, path: Path, tmp_path: Path, database: str) -> None:
-    """After the traffic of clients that died at every step, all agree about what happened."""
+def test_audit_log_agrees_with_clients_that_die(
+    seed: int, path: Path, tmp_path: Path, database: str
+) -> None:
+    """Clients die at every step; the audit log, counters and diaries agree."""
     diaries = tmp_path / "diaries"
     diaries.mkdir()
     with Daemon(path, *AUDIT_ROWS, database=database) as daemon:
@@ -272,7 +274,7 @@ def test_everything_is_accounted_for(seed: int, path: Path, tmp_path: Path, data
             with looking(path, database) as query:
                 ((live,),) = query("SELECT count(*) FROM connection")
                 ((connected,),) = query("SELECT count(*) FROM client WHERE disconnected_at IS NULL")
-            clients = database == MEMORY  # the one that looks
+            clients = database == MEMORY  # the client that takes the snapshot
             return bool(connected == clients and len(descriptors_of(daemon.pid)) == constant + live)
 
         eventually(quiet)
@@ -280,17 +282,17 @@ def test_everything_is_accounted_for(seed: int, path: Path, tmp_path: Path, data
         daemon.wait_for_log("statistics: max")
         log = daemon.log()
         with looking(path, database) as query:
-            books = Books(query, diaries)
-            books.check(all_on_record=True)
-            books.check_requests()
-            books.check_statistics(log)
+            accounting = AccountingCheck(query, diaries)
+            accounting.check(all_on_record=True)
+            accounting.check_requests()
+            accounting.check_statistics(log)
     assert kinds >= WANTED
     assert not [line for line in log if "report" in line]
 
 
 @pytest.mark.slow
-def test_ten_crashes_under_load(path: Path, tmp_path: Path) -> None:
-    """After each kill -9 on the same file, everything that was saved is accounted for."""
+def test_audit_log_agrees_with_clients_after_ten_kills(path: Path, tmp_path: Path) -> None:
+    """After each kill -9 on the same file, every connection is accounted for."""
     database = str(tmp_path / "cache.db")
     diaries = tmp_path / "diaries"
     diaries.mkdir()
@@ -308,6 +310,6 @@ def test_ten_crashes_under_load(path: Path, tmp_path: Path) -> None:
 
 
 def check_after_crash(socket: Path, database: str, diaries: Path) -> None:
-    """Hold the trail of all runs together against the diaries."""
+    """Check the audit log of all runs against the diaries."""
     with looking(socket, database) as query:
-        Books(query, diaries).check(all_on_record=False)
+        AccountingCheck(query, diaries).check(all_on_record=False)
