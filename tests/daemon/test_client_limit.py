@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from scache import Client
 from scache.cli.main import execute
 from scache.daemon.capacity import capacity, client_limit_remedy, shortage
 from scache.errors import EXIT_OK
 from scache.settings.declarations import Settings
 from tests.support.as_user import UID
+from tests.support.clients import Pair
 from tests.support.daemon import Daemon
+from tests.support.dialogue import eventually
 from tests.support.postfix_setup import private_directory
 from tests.support.sample_database import filling
+from tests.support.served_client import count, refusals, served
 from tests.support.wire import Wire
 
 Capture = pytest.CaptureFixture[str]
@@ -110,3 +114,55 @@ def test_stats_of_a_file_never_exceeds_the_limit(
             cached.client(number)
         cached.setting(max_clients="10")
     assert clients_in(capsys, "--database", file) == (clients, now, 10)
+
+
+class TestTooManyClients:
+    def test_client_over_the_limit_is_refused_until_another_leaves(
+        self, path: Path, pair: Pair
+    ) -> None:
+        """Requests are refused in both protocols; administrators can take a snapshot."""
+        with served(path, "--max-clients", "2") as client:
+            assert client.save_endp(60, "e", "", pair[1])
+            with closing(Client(path)) as second:
+                assert second.save_dest(60, "d", "", "e")
+                with Client(path) as inline, Client(path, inline=False) as base:
+                    for crowded in (inline, base):
+                        assert not crowded.save_endp(60, "e", "", pair[1])
+                        assert not crowded.save_dest(60, "d", "", "e")
+                        assert crowded.find_endp("e") is None
+                        assert crowded.find_dest("d") is None
+                    # Administrators get a snapshot over the limit, too.
+                    assert count(inline, "save_endp_fail") == 2
+                    second.close()
+                    eventually(lambda: base.save_dest(60, "d", "", "e"))
+            assert ("find_dest", "limit: clients") in refusals(client)
+
+    @pytest.mark.parametrize("options", [("--max-clients", "1"), ("--allow-uids", f"{UID}")])
+    def test_oldest_refused_client_is_disconnected_for_a_new_one(
+        self, path: Path, options: list[str]
+    ) -> None:
+        """At most MAX_REFUSED refused clients stay connected."""
+        with served(path, *options) as client, ExitStack() as wires:
+            assert client.find_endp("e") is None
+            flood = [wires.enter_context(Wire(path)) for _ in range(20)]
+            for wire in flood:
+                assert wire.announcement()
+            refused = 20 if options[0] == "--max-clients" else 21
+            for wire in flood[: refused - 16 - (refused - 20)]:
+                assert wire.receive_raw()[0] == b""
+            with Client(path) as last:
+                assert not last.save_dest(60, "d", "", "e")
+            if options[0] == "--max-clients":
+                assert count(client, "limit_clients") >= 21
+
+
+def test_client_limit_does_not_flood_the_log(path: Path) -> None:
+    """Of a hundred pairs of messages, ten to twenty are logged."""
+    with Daemon(path, "--max-clients", "1") as daemon:
+        for _ in range(100):
+            with Wire(path) as served, Wire(path) as refused:
+                assert served.announcement()
+                assert refused.announcement()
+        assert daemon.terminate() == 0
+    for what in ("client limit reached", "below the client limit again"):
+        assert 10 <= len([line for line in daemon.log() if what in line]) <= 20

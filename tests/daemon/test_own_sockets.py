@@ -14,10 +14,13 @@ from scache import Client
 from scache.daemon.identity import OwnSockets
 from scache.model import Peer
 from scache.unix import credentials
+from tests.support.clients import Pair
 from tests.support.daemon import Daemon
 from tests.support.descriptors import sockets_of
 from tests.support.dialogue import eventually
+from tests.support.served_client import refusals, served
 from tests.support.snapshots import snapshot
+from tests.support.wire import Wire
 
 EXECUTES_THE_DAEMON = """
 import os, socket, sys
@@ -197,3 +200,33 @@ def test_client_has_no_program_when_its_process_has_ended(
     assert credentials.peer(accepted) == Peer(child, os.geteuid(), os.getegid(), None)
     listening.connect()
     assert credentials.peer(listening.accepted[-1]).program
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
+def test_connection_to_the_daemon_is_refused(path: Path, inline: bool) -> None:
+    """The daemon would not notice that a client left if its connection was cached."""
+    with served(path) as client:
+        with Client(path, inline=inline) as own, socket.socket(socket.AF_UNIX) as another:
+            another.connect(str(path))
+            before = sockets_of(os.getpid())
+            assert own.find_endp("e") is None
+            (connection,) = sockets_of(os.getpid()).keys() - before.keys()
+            for number in (connection, another.fileno()):
+                assert not own.save_endp(60, "e", "", number)
+        assert refusals(client) == [("save_endp", "a socket of the daemon itself")]
+
+
+def test_connection_to_the_daemon_in_the_queue_of_a_cached_socket_stays(
+    path: Path, pair: Pair
+) -> None:
+    """The daemon cannot see it: its client seems connected until the socket is closed."""
+    connected = "SELECT count(*) FROM client WHERE disconnected_at IS NULL"
+    with served(path) as client:
+        with Wire(path) as hidden:
+            assert hidden.announcement()
+            socket.send_fds(pair[0], [b"x"], [hidden.fileno()])
+            assert client.save_endp(60, "e", "", pair[1])
+            pair[1].close()
+        assert snapshot(client, connected) == [(2,)]
+        client.purge(["e"])
+        eventually(lambda: snapshot(client, connected) == [(1,)])
