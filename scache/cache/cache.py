@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator
 
-from scache.cache.descriptors import Descriptors, Parked
-from scache.cache.expiry import ExpiryQueue
+from scache.cache.bindings import Bindings
+from scache.cache.connections import Connections
+from scache.cache.descriptors import Descriptors
+from scache.cache.expiry import Deadline
 from scache.cache.limits import Limits
 from scache.cache.liveness import Kind, kind_of
-from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
 from scache.model import Connection, Delivery, Peer, Status
-from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, Gone, LiveRows
+from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, LiveRows
 from scache.unix.closing import Closer
-from scache.vocabulary import Limit
 
 EXPIRY_SLICE = 64
 """Connections or bindings that one slice of work handles at most (see `slices`)."""
@@ -27,15 +25,13 @@ _TRIES = 16
 find after a mass hang-up, because each dead connection costs as much time as a request. The next
 find and the hang-up poller close the rest."""
 
-logger = logging.getLogger(__name__)
-
 
 class Cache:
     """The cached connections and bindings: rows in the database, descriptors in this process.
 
-    The row id joins a row and its descriptor. All methods are plain functions that run on the
-    event loop's thread, so no change of state is interrupted by an await. If the database rejects
-    a statement, a save fails with ``Status.FAIL`` and a find reports a miss, at once.
+    All methods are plain functions that run on the event loop's thread, so no change of state is
+    interrupted by an await. If the database rejects a statement, a save fails with
+    ``Status.FAIL`` and a find reports a miss, at once.
     """
 
     def __init__(
@@ -49,27 +45,20 @@ class Cache:
         """Cache in a database; ``close_on_data`` counts data from a parked peer as a hang-up."""
         self.closer = Closer()
         """Closes descriptors without blocking the event loop."""
-        self.on_earlier_expiry: Callable[[], None] = lambda: None
-        """Called when a saved row expires before the time that `expire` returned."""
         self.is_own_socket: Callable[[int], bool] = lambda _: False
         """True if a descriptor is a socket of this daemon, which must not be saved."""
-        self.on_parked: Callable[[], None] = lambda: None
-        """Called when a connection is parked while no call of `watch` is due."""
         self.statistics = Statistics(clock)
+        self.audit_log = database.audit_log
+        self.deadline = Deadline()
+        """The time that `expire` has returned, or an earlier one since."""
         self._clock = clock
         self._limits = limits
         self._ids = database.ids
         self._rows = LiveRows(database.batch)
-        self.audit_log = database.audit_log
         self._descriptors = Descriptors(self.closer, close_on_data=close_on_data)
-        self._descriptors.on_watch_failed = self._watch_failed
-        self._watch_fails = self._watch_failed_now = False
-        """True if a connection could not be watched. The first value is about the last completed
-        slice or the current one, the second about the current slice alone."""
-        self._expiry_queue = ExpiryQueue()
-        self._next_expiry = math.inf
-        for destination, count in self._rows.bindings_by_destination().items():
-            self.statistics.bindings_added(destination, count)
+        shared = (self._rows, self.statistics, self.audit_log, self.deadline)
+        self.connections = Connections(self._descriptors, *shared)
+        self._bindings = Bindings(limits, *shared)
 
     def save_endp(
         self,
@@ -94,8 +83,7 @@ class Cache:
         most = limits.connections_per_endpoint
         if most and self.statistics.connections_of(endpoint) >= most:
             self.closer.close((descriptor,))
-            limit: Limit = "connections_per_endpoint"
-            self.audit_log.request_limited("save_endp", client_id, limit, endpoint=endpoint)
+            self.audit_log.connection_limited(endpoint, client_id, "connections_per_endpoint")
             return Status.FAIL
         kind = kind_of(descriptor)
         # A TCP connection is none of the daemon's own sockets.
@@ -111,8 +99,8 @@ class Cache:
             self.closer.close((descriptor,))
             return self._refuse_endp(endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
-            self._evict(now)
-        self._park(row, descriptor, kind)
+            self.connections.evict(now)
+        self.connections.park(row, descriptor, kind)
         self.statistics.saved()
         self.audit_log.connection_saved(row, granted)
         return Status.OK
@@ -126,9 +114,10 @@ class Cache:
                 row = self._rows.oldest_of_endpoint(endpoint, now)
                 if row is None:
                     break
-                if self._has_left(row, now):
+                if self.connections.close_if_dead(row, now):
                     continue
-                delivery = Delivery(row, self._begin_delivery(row), client_id, now)
+                descriptor = self.connections.begin_delivery(row)
+                delivery = Delivery(row, descriptor, client_id, now)
                 self.statistics.address_hits += 1
                 return delivery
         except DatabaseFault as fault:
@@ -147,43 +136,9 @@ class Cache:
         """
         now = self._clock.now()
         granted = min(ttl, self._limits.ttl)
-        expires_at = now + granted
-        binding_id = self._ids.take()
-        row = Binding(binding_id, destination, endpoint, properties, now, expires_at, client_id)
-        limit = self._binding_limit(destination)
-        try:
-            saved = self._rows.save_binding(row, may_add=limit is None)
-        except DatabaseFault as fault:
-            self.audit_log.request_refused(
-                "save_dest",
-                client_id,
-                str(fault),
-                destination=destination,
-                endpoint=endpoint,
-                ttl=granted,
-            )
-            return Status.FAIL
-        if saved is None:
-            assert limit is not None
-            self.audit_log.request_limited(
-                "save_dest",
-                client_id,
-                limit,
-                destination=destination,
-                endpoint=endpoint,
-                ttl=granted,
-            )
-            return Status.FAIL
-        if saved.replaced is not None:
-            self._binding_left("expired", now, saved.replaced)
-        if saved.added or saved.replaced is not None:
-            self.statistics.bindings_added(destination)
-        self.statistics.saved()
-        if expires_at < self._next_expiry:
-            self._expire_earlier(expires_at)
-        bound = (destination, endpoint, saved.binding_id)
-        self.audit_log.binding_saved(*bound, client_id, now, granted)
-        return Status.OK
+        labels = (destination, endpoint, properties)
+        row = Binding(self._ids.take(), *labels, now, now + granted, client_id)
+        return self._bindings.save(row, granted)
 
     def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
@@ -195,10 +150,11 @@ class Cache:
                 if hit is None:
                     break
                 row, properties, binding_id = hit
-                if self._has_left(row, now):
+                if self.connections.close_if_dead(row, now):
                     continue
                 binding = (destination, properties, binding_id)
-                delivery = Delivery(row, self._begin_delivery(row), client_id, now, *binding)
+                descriptor = self.connections.begin_delivery(row)
+                delivery = Delivery(row, descriptor, client_id, now, *binding)
                 self.statistics.domain_hits += 1
                 return delivery
         except DatabaseFault as fault:
@@ -224,7 +180,7 @@ class Cache:
         """Park a found connection again that was not sent; it keeps its expiry time."""
         now = self._clock.now()
         self.audit_log.find_hit(delivery)
-        if self._restore(delivery, now):
+        if self.connections.cancel_delivery(delivery.connection, now):
             self.audit_log.connection_put_back(delivery, now)
 
     def deny(self, delivery: Delivery, why: str) -> None:
@@ -232,19 +188,7 @@ class Cache:
         now = self._clock.now()
         self.statistics.denied(domain=delivery.destination is not None)
         self.audit_log.delivery_denied(delivery, now, why)
-        self._restore(delivery, now)
-
-    def _restore(self, delivery: Delivery, now: float) -> bool:
-        """Park a connection again; return False if it has expired meanwhile."""
-        row = delivery.connection
-        if row.expires_at <= now:
-            self._descriptors.close_undelivered(row.id)
-            self._left("expired", now, row)
-            return False
-        self._rows.restore_connection(row)
-        parked = self._descriptors.take_back(row.id)
-        self._park(row, parked.descriptor, parked.kind)
-        return True
+        self.connections.cancel_delivery(delivery.connection, now)
 
     def expire(self) -> float:
         """Remove a slice of the expired connections and bindings; return when to call this again.
@@ -256,25 +200,21 @@ class Cache:
         self._rows.follow_clock()
         now = self._clock.now()
         try:
-            more = self._clear_slice(now)
-            self._next_expiry = now if more else self._rows.next_binding_expiry()
+            more = self.connections.expire(now, EXPIRY_SLICE)
+            more = more or self._bindings.expire(now, EXPIRY_SLICE)
+            due = now if more else self._rows.next_binding_expiry()
         except DatabaseFault:
-            self._next_expiry = now + FAULT_RETRY_INTERVAL
-        self._next_expiry = min(self._next_expiry, self._expiry_queue.next_due())
-        return self._next_expiry
+            due = now + FAULT_RETRY_INTERVAL
+        self.deadline.at = min(due, self.connections.next_expiry())
+        return self.deadline.at
 
     def watch(self) -> bool:
         """Watch a slice of the newly parked connections; return True if more are unwatched."""
-        self._watch_failed_now = False
-        more = self._descriptors.watch(EXPIRY_SLICE)
-        self._watch_fails = self._watch_failed_now
-        return more
+        return self.connections.watch(EXPIRY_SLICE)
 
     def close_hung_up(self) -> None:
         """Close a slice of the connections whose peers have hung up."""
-        now = self._clock.now()
-        for parked in in_time(self._descriptors.hung_up(EXPIRY_SLICE)):
-            self._remove("hung_up", now, parked)
+        self.connections.close_hung_up(self._clock.now(), EXPIRY_SLICE)
 
     def hang_ups(self) -> int:
         """Return a descriptor that is readable when `close_hung_up` has connections to check."""
@@ -296,49 +236,18 @@ class Cache:
 
         Return None if the database rejects a statement.
         """
-        now = self._clock.now()
-        status, closed = Status.OK, 0
-        try:
-            for row_id in self._rows.connections_of_endpoint(endpoint, limit):
-                parked = self._descriptors.parked(row_id)
-                if parked is not None:
-                    self._remove("purged", now, parked, client_id)
-                    closed += 1
-        except DatabaseFault:
-            status = Status.FAIL
-        self.audit_log.purged("purge_endp", client_id, status, endpoint=endpoint)
-        return closed if status is Status.OK else None
+        return self.connections.purge(endpoint, self._clock.now(), limit, client_id)
 
     def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
         """Remove up to ``limit`` bindings of a destination; return their number.
 
         Return None if the database rejects a statement.
         """
-        now = self._clock.now()
-        status, removed = Status.OK, 0
-        try:
-            for gone in self._rows.bindings_of_destination(destination, limit):
-                self._rows.remove_binding(destination, gone.id)
-                self._binding_left("purged", now, gone, client_id)
-                removed += 1
-        except DatabaseFault:
-            status = Status.FAIL
-        self.audit_log.purged("purge_dest", client_id, status, destination=destination)
-        return removed if status is Status.OK else None
+        return self._bindings.purge(destination, self._clock.now(), limit, client_id)
 
     def purge_id(self, connection_id: int, client_id: int) -> int:
         """Close a connection; return 1, or 0 if it is not cached."""
-        parked = self._descriptors.parked(connection_id)
-        if parked is None:
-            # Not in the column ``connection_id``: no such connection may ever have existed.
-            detail = f"no connection {connection_id}"
-            self.audit_log.purged("purge_id", client_id, detail=detail)
-            return 0
-        self._remove("purged", self._clock.now(), parked, client_id)
-        self.audit_log.purged(
-            "purge_id", client_id, endpoint=parked.endpoint, connection_id=parked.id
-        )
-        return 1
+        return self.connections.purge_id(connection_id, self._clock.now(), client_id)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield the id and descriptor of each connection that is parked or in delivery."""
@@ -349,124 +258,5 @@ class Cache:
         self._descriptors.close_all()
 
     def _refuse_endp(self, endpoint: bytes, client_id: int, why: str) -> Status:
-        self.audit_log.request_refused("save_endp", client_id, why, endpoint=endpoint)
+        self.audit_log.connection_refused(endpoint, client_id, why)
         return Status.FAIL
-
-    def _has_left(self, row: Connection, now: float) -> bool:
-        """Close a connection if its peer has hung up; return True in that case."""
-        parked = self._descriptors.parked(row.id)
-        hang_up = None if parked is None else self._descriptors.hang_up_of(parked)
-        if parked is None or hang_up is None:
-            return False
-        self._remove("hung_up", now, parked, detail=hang_up or None)
-        return True
-
-    def _watch_failed(self, error: OSError) -> None:
-        """Count a connection that cannot be watched; log the first in a series of failures."""
-        self.audit_log.connection_not_watched()
-        if not self._watch_fails:
-            logger.warning(
-                "cannot watch a connection for a hang-up of its peer (%s): each find looks",
-                error.strerror,
-            )
-        self._watch_fails = self._watch_failed_now = True
-
-    def _begin_delivery(self, row: Connection) -> int:
-        """Remove a connection from the cache for delivery to its finder; return its descriptor.
-
-        Raises DatabaseFault if the database rejects the statement, or if this daemon did not write
-        the row.
-        """
-        parked = self._descriptors.parked(row.id)
-        self._rows.take_connection(row)
-        if parked is None:
-            raise DatabaseFault("somebody has put a row into the database")
-        self.statistics.connection_removed(parked.endpoint)
-        self._expiry_queue.remove(parked.expires_at, parked.id)
-        return self._descriptors.begin_delivery(row.id)
-
-    def _park(self, row: Connection, descriptor: int, kind: Kind) -> None:
-        """Park a descriptor after its row was written to the database."""
-        parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor, kind)
-        if self._descriptors.park(parked):
-            self.on_parked()
-        self._expiry_queue.add(parked)
-        self.statistics.connection_added(row.endpoint)
-        if row.expires_at < self._next_expiry:
-            self._expire_earlier(row.expires_at)
-
-    def _evict(self, now: float) -> None:
-        """Close the connection that expires first, if any is parked."""
-        nearest = self._expiry_queue.nearest()
-        if nearest is not None:
-            self._remove("evicted", now, nearest)
-
-    def _remove(
-        self,
-        way: str,
-        now: float,
-        parked: Parked,
-        client_id: int | None = None,
-        *,
-        detail: str | None = None,
-    ) -> None:
-        """Close a parked connection and record the close reason.
-
-        ``way`` is the close reason, ``client_id`` the client that requested it, if any.
-        """
-        self._descriptors.close_parked(parked)
-        self._expiry_queue.remove(parked.expires_at, parked.id)
-        self.statistics.connection_removed(parked.endpoint)
-        self._rows.remove_connection(parked.endpoint, parked.id)
-        self._left(way, now, parked, client_id, detail)
-
-    def _left(
-        self,
-        way: str,
-        now: float,
-        row: Parked | Connection,
-        client_id: int | None = None,
-        detail: str | None = None,
-    ) -> None:
-        """Record the removal of a connection."""
-        self.audit_log.connection_left(
-            way,
-            now,
-            connection_id=row.id,
-            endpoint=row.endpoint,
-            saved_at=row.saved_at,
-            client_id=client_id,
-            detail=detail,
-        )
-
-    def _binding_limit(self, destination: bytes) -> Limit | None:
-        """Return the name of the limit that a new binding would exceed; None if there is none."""
-        limits, statistics = self._limits, self.statistics
-        if limits.bindings and statistics.bindings >= limits.bindings:
-            return "bindings"
-        most = limits.bindings_per_destination
-        if most and statistics.bindings_of(destination) >= most:
-            return "bindings_per_destination"
-        return None
-
-    def _expire_earlier(self, expires_at: float) -> None:
-        """Request an earlier call of `expire`."""
-        self._next_expiry = expires_at
-        self.on_earlier_expiry()
-
-    def _clear_slice(self, now: float) -> bool:
-        """Remove expired connections and bindings; return True if more may be left."""
-        for parked in in_time(self._expiry_queue.due(now, EXPIRY_SLICE)):
-            self._remove("expired", now, parked)
-        if self._expiry_queue.next_due() <= now:
-            return True
-        bindings = self._rows.expired_bindings(now, EXPIRY_SLICE)
-        for gone in in_time(bindings):
-            self._rows.remove_binding(gone.destination, gone.id)
-            self._binding_left("expired", now, gone)
-        return len(bindings) == EXPIRY_SLICE
-
-    def _binding_left(self, way: str, now: float, gone: Gone, client_id: int | None = None) -> None:
-        """Count and record the removal of a binding."""
-        self.statistics.binding_removed(gone.destination)
-        self.audit_log.binding_left(way, now, gone, client_id)

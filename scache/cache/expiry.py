@@ -1,9 +1,10 @@
-"""The queue of connections in the order of their expiry."""
+"""The expiry of connections and bindings: the next deadline, and the queue of connections."""
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from itertools import islice
 
 from scache.cache.descriptors import Parked
@@ -13,6 +14,21 @@ GRAIN = 0.02
 
 _FEW = 64
 """Empty grains that the heap may always hold before it is rebuilt."""
+
+
+class Deadline:
+    """The time at which expired connections and bindings are to be removed next."""
+
+    def __init__(self) -> None:
+        self.at = math.inf
+        """A time of `Clock.now`. If a saved row expires before it, call `bring_forward`."""
+        self.on_earlier: Callable[[], None] = lambda: None
+        """Called when the deadline is brought forward."""
+
+    def bring_forward(self, at: float) -> None:
+        """Set an earlier time."""
+        self.at = at
+        self.on_earlier()
 
 
 class ExpiryQueue:

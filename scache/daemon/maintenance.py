@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 async def expire(cache: Cache, clock: Clock) -> None:
     """Remove rows when they expire, in slices, so that clients are served in between."""
     earlier = AutoResetEvent()
-    cache.on_earlier_expiry = earlier.set
+    cache.deadline.on_earlier = earlier.set
     while True:
         due_in = cache.expire() - clock.now()
         if due_in <= 0:
@@ -73,7 +73,7 @@ async def clear_expired(cache: Cache, clock: Clock) -> None:
 async def watch(cache: Cache) -> None:
     """Watch connections for hang-ups once they have been cached for about WATCH_INTERVAL."""
     parked = AutoResetEvent()
-    cache.on_parked = parked.set
+    cache.connections.on_parked = parked.set
     while True:
         await parked.wait()
         await anyio.sleep(WATCH_INTERVAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scache.model import AuditEvent, Connection, Delivery, Status
 from scache.store.batch import Batch, text
 from scache.store.event_writer import LONG_LABEL, ROWS_AT_ONCE, EventWriter
-from scache.store.live_rows import Gone
+from scache.store.live_rows import Binding, Gone
 from scache.vocabulary import (
     BINDING_COUNTERS,
     CLIENTS_CONNECTED,
@@ -91,22 +91,24 @@ class AuditLog:
         if not pending:
             # Ask for a commit here: an earlier batch may have deleted the row already.
             self._batch.on_pending()
+        counts = self._counts
+        counts[_FOUND] += 1
         row, _, client_id, found_at, destination, _, _ = delivery
         row_id, endpoint, _, saved_at, _, _ = row
         if destination is not None:
             self.find_hit(delivery)
-            self.connection_left(
-                "found",
-                at,
-                connection_id=row_id,
-                endpoint=endpoint,
-                saved_at=saved_at,
-                client_id=client_id,
+            self._writer.add(
+                AuditEvent(
+                    at,
+                    "found",
+                    endpoint=endpoint,
+                    connection_id=row_id,
+                    client_id=client_id,
+                    age=at - saved_at,
+                )
             )
             return
-        counts = self._counts
         counts[_FIND_ENDP_OK] += 1
-        counts[_FOUND] += 1
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
@@ -169,46 +171,48 @@ class AuditLog:
                 "find_dest", at, delivery.client_id, destination=destination, detail=why
             )
 
-    def request_refused(
-        self,
-        kind: str,
-        client_id: int,
-        why: str,
-        *,
-        endpoint: bytes | None = None,
-        destination: bytes | None = None,
-        ttl: float | None = None,
-    ) -> None:
-        """Record a request that access control, the database or a shortage refuses."""
+    def connection_refused(self, endpoint: bytes, client_id: int, why: str) -> None:
+        """Record a ``save_endp`` that failed."""
         self._request(
             AuditEvent(
                 self._clock.now(),
-                kind,
+                "save_endp",
                 Status.FAIL,
-                destination=destination,
                 endpoint=endpoint,
                 client_id=client_id,
+                detail=why,
+            )
+        )
+
+    def connection_limited(self, endpoint: bytes, client_id: int, limit: Limit) -> None:
+        """Record a ``save_endp`` that a limit refused."""
+        self.limit_reached(limit)
+        self.connection_refused(endpoint, client_id, _limit_text(limit))
+
+    def binding_refused(self, row: Binding, ttl: float, why: str) -> None:
+        """Record a ``save_dest`` that failed, with the time to live that would be granted."""
+        self._request(
+            AuditEvent(
+                row.saved_at,
+                "save_dest",
+                Status.FAIL,
+                destination=row.destination,
+                endpoint=row.endpoint,
+                client_id=row.client_id,
                 ttl=ttl,
                 detail=why,
             )
         )
 
-    def request_limited(
-        self,
-        kind: str,
-        client_id: int,
-        limit: Limit,
-        *,
-        endpoint: bytes | None = None,
-        destination: bytes | None = None,
-        ttl: float | None = None,
-    ) -> None:
-        """Record a request that a limit refuses."""
+    def binding_limited(self, row: Binding, ttl: float, limit: Limit) -> None:
+        """Record a ``save_dest`` that a limit refused."""
         self.limit_reached(limit)
-        why = f"limit: {limit}".replace("_", " ")
-        self.request_refused(
-            kind, client_id, why, endpoint=endpoint, destination=destination, ttl=ttl
-        )
+        self.binding_refused(row, ttl, _limit_text(limit))
+
+    def request_refused(self, kind: str, client_id: int, why: str) -> None:
+        """Record a request of a client that is not admitted or not permitted to send it."""
+        now = self._clock.now()
+        self._request(AuditEvent(now, kind, Status.FAIL, client_id=client_id, detail=why))
 
     def request_malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
         """Record a malformed request; ``kind`` is the name of the request, or ``unknown``."""
@@ -248,9 +252,9 @@ class AuditLog:
 
     # What happens to connections and bindings.
 
-    def connection_left(
+    def connection_removed(
         self,
-        way: str,
+        reason: str,
         at: float,
         *,
         connection_id: int,
@@ -259,15 +263,12 @@ class AuditLog:
         client_id: int | None = None,
         detail: str | None = None,
     ) -> None:
-        """Record the removal of a connection and its close reason.
-
-        ``client_id`` is the client that requested the removal, if any.
-        """
-        self._counts[CONNECTION_COUNTERS[way]] += 1
+        """Record the removal of a connection; ``client_id`` is the client that requested it."""
+        self._counts[CONNECTION_COUNTERS[reason]] += 1
         self._writer.add(
             AuditEvent(
                 at,
-                way,
+                reason,
                 endpoint=endpoint,
                 connection_id=connection_id,
                 client_id=client_id,
@@ -298,13 +299,15 @@ class AuditLog:
         """Count a connection that cannot be watched for a hang-up."""
         self._counts[CONNECTIONS_NOT_WATCHED] += 1
 
-    def binding_left(self, way: str, at: float, gone: Gone, client_id: int | None = None) -> None:
+    def binding_removed(
+        self, reason: str, at: float, gone: Gone, client_id: int | None = None
+    ) -> None:
         """Record the removal of a binding; ``client_id`` is the client that requested it."""
-        self._counts[BINDING_COUNTERS[way]] += 1
+        self._counts[BINDING_COUNTERS[reason]] += 1
         self._writer.add(
             AuditEvent(
                 at,
-                way,
+                reason,
                 destination=gone.destination,
                 endpoint=gone.endpoint,
                 binding_id=gone.id,
@@ -336,3 +339,7 @@ class AuditLog:
         assert event.status is not None
         self._counts[_OUTCOMES[event.kind, event.status]] += 1
         self._writer.add(event)
+
+
+def _limit_text(limit: Limit) -> str:
+    return f"limit: {limit}".replace("_", " ")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from scache.cache.expiry import GRAIN
 from scache.model import Connection, Delivery, Peer, Status
-from scache.store import MEMORY, Binding, audit
+from scache.store import MEMORY, Binding, audit, event_writer
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, locked, no_space, read
 
@@ -526,7 +526,8 @@ def test_every_connection_is_accounted_for(
 ) -> None:
     """Live rows, descriptors, counters and the trail agree, whatever happens in whatever order."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        patch.setattr(audit, "ROWS_AT_ONCE", 2)
+        for module in (audit, event_writer):
+            patch.setattr(module, "ROWS_AT_ONCE", 2)
         with Accounts(f"{directory}/cache.db" if in_file else MEMORY, audit_rows) as accounts:
             for name, *arguments in history:
                 getattr(accounts, name)(*arguments)

@@ -401,7 +401,7 @@ def test_a_connection_put_back_keeps_its_id_its_place_and_its_expiry(rig: Rig) -
 def test_a_connection_put_back_is_swept_in_time(rig: Rig) -> None:
     """The expiry of a connection that comes back is watched as if it had never gone."""
     woken: list[bool] = []
-    rig.cache.on_earlier_expiry = lambda: woken.append(True)
+    rig.cache.deadline.on_earlier = lambda: woken.append(True)
     rig.save(ttl=5)
     delivery = rig.cache.find_endp(b"e", 1)
     assert delivery is not None
@@ -524,7 +524,7 @@ def test_a_connection_put_back_while_locked_is_not_lost(file_rig: Rig) -> None:
 def test_the_hook_is_called_when_something_expires_earlier(rig: Rig) -> None:
     """Only what expires before the next round does calls for an earlier one."""
     woken: list[bool] = []
-    rig.cache.on_earlier_expiry = lambda: woken.append(True)
+    rig.cache.deadline.on_earlier = lambda: woken.append(True)
     assert rig.cache.expire() == math.inf
     rig.save(ttl=5)
     assert woken == [True]
