@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 QUANTUM = 0.0005
 """Seconds of service for a heavy client before the next one; fits a few steps of 16 requests."""
@@ -32,13 +33,19 @@ light clients once takes about this long."""
 Callback = Callable[[], None]
 
 
+class _Waiting(NamedTuple):
+    descriptor: int
+    callback: Callback
+    second: bool
+
+
 class Scheduler:
     """A queue of heavy clients, with the rule that decides when the first one is served."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         """Measure time with this clock, in seconds."""
         self._now = now
-        self._queue: deque[tuple[int, Callback]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._deficits: dict[int, float] = {}
         """Seconds by which clients in the queue have overrun their quanta, by descriptor."""
         self._heavy_at: dict[int, float] = {}
@@ -68,10 +75,7 @@ class Scheduler:
         every other quantum, independent of the length of the queue.
         """
         self._heavy_at[descriptor] = self._now()
-        if second:
-            self._queue.insert(1, (descriptor, callback))
-        else:
-            self._queue.append((descriptor, callback))
+        self._insert(_Waiting(descriptor, callback, second))
 
     def served(self, descriptor: int) -> None:
         """Account for a client that was served directly while heavy clients wait in the queue."""
@@ -99,16 +103,34 @@ class Scheduler:
     def _serve_quantum(self) -> None:
         """Serve the first client in the queue for one quantum.
 
-        The client goes to the end of the queue if it has used its quantum and has more to do.
+        The client goes back to its place in the queue if it has used its quantum and has more to
+        do.
         """
-        descriptor, callback = self._queue.popleft()
+        client = self._queue.popleft()
+        descriptor = client.descriptor
         left = self._deficits.pop(descriptor, 0.0) + QUANTUM
         while left > 0:
             began = self._now()
-            callback()
+            client.callback()
             left -= self._now() - began
-            if not self._queue or self._queue[-1][0] != descriptor:
+            again = self._take(descriptor)
+            if again is None:
                 return
-            _, callback = self._queue.pop()
+            client = again
         self._deficits[descriptor] = left
-        self._queue.append((descriptor, callback))
+        self._insert(client)
+
+    def _insert(self, client: _Waiting) -> None:
+        if client.second:
+            self._queue.insert(1, client)
+        else:
+            self._queue.append(client)
+
+    def _take(self, descriptor: int) -> _Waiting | None:
+        """Take a client that its last step has enqueued out of the queue; None if it has not."""
+        for place in (len(self._queue) - 1, 1):
+            if 0 <= place < len(self._queue) and self._queue[place].descriptor == descriptor:
+                client = self._queue[place]
+                del self._queue[place]
+                return client
+        return None

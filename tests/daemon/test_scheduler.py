@@ -139,6 +139,16 @@ def test_scheduler_gives_every_other_quantum_to_who_enqueues_second() -> None:
     assert (99, 99) not in zip(simulation.order, simulation.order[1:], strict=False)
 
 
+def test_scheduler_divides_time_not_steps_between_new_connections_and_others() -> None:
+    """A long step of the client that enqueues second costs it some of its next quanta."""
+    simulation = Simulation()
+    for descriptor in range(100, 150):
+        simulation.add_heavy(descriptor, STEP)
+    simulation.add_heavy(99, STEP * 4, second=True)
+    simulation.run(STEP * 400)
+    assert simulation.share(99) == pytest.approx(0.5, abs=0.05)
+
+
 def test_scheduler_does_not_take_a_heavy_client_for_a_light_one() -> None:
     """Clients that send much in small pieces do not hold each other up."""
     simulation = Simulation()
