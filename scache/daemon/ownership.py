@@ -63,7 +63,7 @@ def left_out(path: Path) -> str | None:
         directory, sock = path.parent.stat(), path.lstat()
     except OSError:
         return None
-    if directory.st_uid == ROOT or _lets_in_anybody(directory, sock):
+    if directory.st_uid == ROOT or _lets_in_others(directory, sock):
         return None
     owner = user_name(directory.st_uid)
     return (
@@ -73,7 +73,7 @@ def left_out(path: Path) -> str | None:
     )
 
 
-def _lets_in_anybody(directory: os.stat_result, sock: os.stat_result) -> bool:
+def _lets_in_others(directory: os.stat_result, sock: os.stat_result) -> bool:
     """Return True if a user other than root may connect (unix(7): write permission is needed)."""
     if sock.st_mode & stat.S_IWOTH:
         return True

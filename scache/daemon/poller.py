@@ -116,7 +116,7 @@ class Poller:
                 more = self._serve_once(end)
             except Exception:
                 # A bug in one callback must not stop the daemon: other sockets are still ready.
-                logger.exception("cannot serve a socket as it should be, please report it")
+                logger.exception("a bug while serving a socket, please report it")
         if self._unfinished:
             self._queue()
 

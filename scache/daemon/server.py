@@ -79,12 +79,14 @@ class Server:
             lambda: [session.fileno() for session in self._sessions],
             lambda: {CLIENTS_SERVED: str(self._admission.admitted)},
         )
-        strangers = unmapped("uid"), unmapped("gid")
-        if notice := described(*strangers):
+        unmapped_ids = unmapped("uid"), unmapped("gid")
+        if notice := described(*unmapped_ids):
             logger.warning("%s", notice)
-        self._access = AccessControl(Principals(*settings.admin_ids, *strangers), self._snapshots)
+        self._access = AccessControl(
+            Principals(*settings.admin_ids, *unmapped_ids), self._snapshots
+        )
         self._admission = Admission(
-            Principals(*settings.allowed_ids, *strangers),
+            Principals(*settings.allowed_ids, *unmapped_ids),
             max_clients,
             client_limit_remedy(settings, max_clients),
             cache.audit_log,

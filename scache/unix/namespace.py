@@ -63,11 +63,11 @@ def described(users: Unmapped, groups: Unmapped) -> str | None:
         return None
     if users.shown is None or groups.shown is None:
         return (
-            "/proc does not tell which ids this user namespace gives to users that it does not "
-            "map: only root is let in by the daemon's own user, admin_* and allow_*"
+            "/proc does not show the overflow ids of this user namespace, so admin_*, allow_* and "
+            "the daemon's own user match only root: mount /proc"
         )
     return (
-        "this user namespace does not map all users and groups, and shows the others as uid "
+        "this user namespace does not map all users and groups, and shows unmapped ones as uid "
         f"{users.shown} and gid {groups.shown}: these ids match neither the daemon's own user nor "
         "admin_* and allow_*"
     )

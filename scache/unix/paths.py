@@ -66,7 +66,11 @@ def followed(path: str) -> str:
     """
     place = _follow(path)
     if os.path.realpath(place) != os.path.abspath(place):  # noqa: PTH100 - without following links
-        raise OSError(errno.ELOOP, "it has another name here, or none: name the file itself", path)
+        raise OSError(
+            errno.ELOOP,
+            "a link of /proc leads to a file without a path here: name the file itself",
+            path,
+        )
     return place
 
 
@@ -80,7 +84,7 @@ def check_ours(path: str, status: os.stat_result, *owners: int) -> None:
     directory = Path(path).parent.stat()
     _check_owner(Path(path), status, directory, "is a file", *owners)
     if status.st_nlink > 1 and _is_shared(directory):
-        raise UntrustedError(Path(path), "has further names (hard links)")
+        raise UntrustedError(Path(path), "has several hard links")
 
 
 def open_ours(path: str) -> int:

@@ -1,4 +1,4 @@
-"""Nobody waits for anybody else: turns, slices of time, back-pressure, and who is half-way."""
+"""The poller, back-pressure, and the watchdog: one client does not delay the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def count_queued(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
-    """Return what tells how many calls of `call_soon` from now on wait to be done."""
+    """Return a function that counts the calls of `call_soon` from now on that are still queued."""
     call_soon, queued = loop.call_soon, 0
 
     def count(callback: Callable[..., object], *arguments: Any, context: Any = None) -> Handle:  # noqa: ANN401 - the loop's
@@ -46,8 +46,8 @@ def count_queued(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
     return lambda: queued
 
 
-def test_turns_do_not_pile_up(runner: asyncio.Runner) -> None:
-    """However much is to be called later, the loop has one turn of it queued at a time."""
+def test_poller_queues_one_slice_at_a_time(runner: asyncio.Runner) -> None:
+    """The event loop has one call of the poller queued, independent of the number of callbacks."""
 
     async def flood() -> int:
         loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ def test_turns_do_not_pile_up(runner: asyncio.Runner) -> None:
         poller = Poller(loop)
         reading, writing = socket.socketpair()
         with reading, writing, closing(poller):
-            writing.send(b"x")  # never read: ready at every turn, as under sustained load
+            writing.send(b"x")  # never read: ready at every poll, as under sustained load
 
             def again() -> None:
                 poller.call_later(again)
@@ -73,10 +73,10 @@ def test_turns_do_not_pile_up(runner: asyncio.Runner) -> None:
     assert runner.run(flood()) < 5
 
 
-def test_what_is_to_be_called_later_is_called_though_nothing_is_ready(
+def test_poller_calls_later_even_if_no_descriptor_is_ready(
     runner: asyncio.Runner,
 ) -> None:
-    """A turn comes by itself, once and again."""
+    """`call_later` schedules a slice itself, each time."""
 
     async def call() -> None:
         poller = Poller(asyncio.get_running_loop())
@@ -90,10 +90,10 @@ def test_what_is_to_be_called_later_is_called_though_nothing_is_ready(
     runner.run(call())
 
 
-def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
+def test_poller_goes_on_after_a_callback_that_fails(
     runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception out of one callback is logged, and the others are called."""
+    """An exception of one callback is logged, and the other callbacks are called."""
 
     async def call() -> None:
         poller = Poller(asyncio.get_running_loop())
@@ -109,7 +109,7 @@ def test_a_callback_that_fails_keeps_nobody_else_from_being_served(
 
 
 def ticking_loop(step: float) -> asyncio.AbstractEventLoop:
-    """Return the running loop, whose clock from now on goes on by so much at each look at it."""
+    """Return the running loop; each reading of its clock advances it by ``step`` seconds."""
     loop = asyncio.get_running_loop()
     ticks = itertools.count()
     loop.time = lambda: 1000 + next(ticks) * step  # type: ignore[method-assign]
@@ -117,7 +117,7 @@ def ticking_loop(step: float) -> asyncio.AbstractEventLoop:
 
 
 def add_ready(stack: ExitStack, poller: Poller, count: int, callback: Callable[[], None]) -> None:
-    """Let so many sockets be ready for ever: what they have to read never is."""
+    """Add ``count`` sockets that are always ready, because nothing is read from them."""
     for _ in range(count):
         reading, writing = map(stack.enter_context, socket.socketpair())
         writing.send(b"x")
@@ -125,11 +125,11 @@ def add_ready(stack: ExitStack, poller: Poller, count: int, callback: Callable[[
 
 
 @pytest.mark.parametrize("ready", [7, 8, 16])
-def test_heavy_clients_are_served_however_many_are_ready(
+def test_poller_serves_heavy_clients_while_light_ones_are_always_ready(
     runner: asyncio.Runner, ready: int
 ) -> None:
-    """Light clients that are always ready, and take longer than a slice, starve no heavy client."""
-    turned = asyncio.Event()
+    """Light clients that take longer than a slice do not starve a heavy client."""
+    served = asyncio.Event()
 
     async def wait() -> None:
         loop = ticking_loop(5e-4)
@@ -141,16 +141,16 @@ def test_heavy_clients_are_served_however_many_are_ready(
         with ExitStack() as stack:
             stack.callback(poller.close)
             add_ready(stack, poller, ready, look)
-            poller.enqueue(10_000, turned.set)
+            poller.enqueue(10_000, served.set)
             for _ in range(100):
                 await asyncio.sleep(0)
 
     runner.run(wait())
-    assert turned.is_set()
+    assert served.is_set()
 
 
-def test_a_client_goes_on_when_its_replies_have_been_taken(path: Path) -> None:
-    """Much that is sent at once, and whose replies do not fit, is answered to its end."""
+def test_pipeline_is_answered_completely_when_its_replies_do_not_fit(path: Path) -> None:
+    """The daemon goes on with a pipeline once the client has read the first replies."""
     hit = encode([(b"request", b"find_endp"), (b"label", b"e")])
     miss = encode([(b"request", b"find_endp"), (b"label", b"n" * 30)])
     with Daemon(path) as daemon, ExitStack() as stack:
@@ -171,8 +171,8 @@ def test_a_client_goes_on_when_its_replies_have_been_taken(path: Path) -> None:
         assert not [line for line in daemon.log() if "stopped" in line]
 
 
-def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:
-    """What becomes ready during a pause is served after it."""
+def test_paused_poller_serves_no_descriptor(runner: asyncio.Runner) -> None:
+    """A descriptor that becomes ready during the pause is served after it."""
 
     async def pause() -> None:
         poller = Poller(asyncio.get_running_loop())
@@ -199,7 +199,7 @@ def test_nobody_is_served_during_a_pause(runner: asyncio.Runner) -> None:
 
 
 class Member:
-    """A client to be watched."""
+    """A client of the watchdog."""
 
     half_done = True
     progress = 0
@@ -215,7 +215,7 @@ class Member:
 def test_watchdog_finds_a_client_one_interval_after_its_timeout(
     timeout: float, interval: float
 ) -> None:
-    """A client that makes steps, or owes nothing, is not overdue."""
+    """A client that makes steps, or is between two exchanges, is not overdue."""
     watchdog: Watchdog[Member] = Watchdog(timeout)
     assert watchdog.interval == pytest.approx(interval)
     stopped, moving, idle = Member(), Member(), Member()
@@ -229,7 +229,7 @@ def test_watchdog_finds_a_client_one_interval_after_its_timeout(
 
 
 def test_watchdog_starts_over_with_each_exchange() -> None:
-    """The time runs from the beginning of the exchange that is under way."""
+    """The timeout runs from the beginning of the exchange in progress."""
     watchdog: Watchdog[Member] = Watchdog(5)
     member = Member()
     for look in range(20):
@@ -254,8 +254,8 @@ def test_watchdog_allows_for_the_wait_for_a_quantum() -> None:
     assert looks == 10
 
 
-def test_a_label_without_end_is_ended(path: Path) -> None:
-    """However fast it comes, and however many quanta it has."""
+def test_watchdog_drops_a_client_that_sends_an_endless_label(path: Path) -> None:
+    """The speed of the client and the number of its quanta do not matter."""
     with Daemon(path, "--exchange-timeout", "0.3") as daemon, Wire(path) as client:
         client.announcement()
         client.send(b"request\0find_endp\0label\0")
@@ -266,7 +266,7 @@ def test_a_label_without_end_is_ended(path: Path) -> None:
 
 
 def test_replies_are_whole_when_the_client_does_not_read(path: Path, database: str) -> None:
-    """Exchanges sent ahead of large replies that nobody reads yet are answered byte for byte."""
+    """Pipelined exchanges are answered byte for byte after the client begins to read."""
     count, properties = 8, b"p" * 60_000
     find = encode([(b"request", b"find_endp"), (b"label", b"e")])
     reply = encode([(b"status", b"0"), (b"property", properties)])

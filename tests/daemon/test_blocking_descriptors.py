@@ -1,4 +1,4 @@
-"""Descriptors whose close(2) waits for another program: nothing in the daemon waits for them."""
+"""Descriptors whose close(2) waits for another program do not block the daemon."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ CLOSED = "every descriptor that waited to be closed is closed"
 
 @pytest.fixture
 def fuse(tmp_path: Path, stack: ExitStack) -> Iterator[FuseServer]:
-    """Run a FUSE server, and end it before the test closes files of it."""
+    """Run a FUSE server, and end it before the test closes its files."""
     with fuse_server(tmp_path / "mounted") as server:
         if server is None:
-            pytest.skip("FUSE is not to be had here")
+            pytest.skip("FUSE is not available here")
         yield server
         server.close()
         stack.close()
 
 
 def opened(stack: ExitStack, *descriptors: int) -> int:
-    """Close these descriptors in the end; return the first."""
+    """Close these descriptors after the test; return the first."""
     for descriptor in descriptors:
         stack.callback(os.close, descriptor)
     return descriptors[0]
 
 
 def tcp(stack: ExitStack, *, linger: bool = False) -> tuple[int, socket.socket]:
-    """Return a TCP connection, of which a part is unsent if it is to ``linger``, and its peer."""
+    """Return a TCP connection and its peer; with ``linger``, its close(2) waits for the peer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = stack.enter_context(socket.create_connection(listener.getsockname()))
         peer = stack.enter_context(listener.accept()[0])
@@ -84,11 +84,11 @@ def unix(stack: ExitStack, *queued: int) -> tuple[int, socket.socket]:
 
 
 def every_kind(stack: ExitStack, fuse: FuseServer) -> dict[str, int]:
-    """Return a descriptor of each kind that nobody else has open."""
-    crowd = select.epoll()
-    stack.callback(crowd.close)
+    """Return a descriptor of each kind; no other process has it open."""
+    large_epoll = select.epoll()
+    stack.callback(large_epoll.close)
     for _ in range(100):
-        crowd.register(unix(stack)[0], select.EPOLLIN)
+        large_epoll.register(unix(stack)[0], select.EPOLLIN)
     memory = opened(stack, os.memfd_create("memory"))
     os.posix_fallocate(memory, 0, 16 << 20)
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -105,7 +105,7 @@ def every_kind(stack: ExitStack, fuse: FuseServer) -> dict[str, int]:
         "terminal": opened(stack, *pty.openpty()),
         "memory": memory,
         "eventfd": opened(stack, os.eventfd(0)),
-        "epoll": crowd.fileno(),
+        "epoll": large_epoll.fileno(),
         "file": opened(stack, os.open(__file__, os.O_RDONLY)),
         "directory": opened(stack, os.open("/", os.O_RDONLY)),
         "device": opened(stack, os.open(os.devnull, os.O_RDONLY)),
@@ -118,7 +118,7 @@ def every_kind(stack: ExitStack, fuse: FuseServer) -> dict[str, int]:
 def test_clients_are_answered_while_descriptors_of_every_kind_wait(
     path: Path, database: str, stack: ExitStack, fuse: FuseServer
 ) -> None:
-    """Saves, finds, purges, expiry and snapshots go on, and nothing but files stays open."""
+    """Saves, finds, purges, expiry and snapshots go on, and only files stay open."""
     kinds = every_kind(stack, fuse)
     with Daemon(path, database=database, timeout=60) as daemon, closing(fuse):
         before = descriptors_of(daemon.pid)
@@ -144,7 +144,7 @@ def test_clients_are_answered_while_descriptors_of_every_kind_wait(
                 assert parked.peer.recv(1) == b""
             assert snapshot(client, "SELECT count(*) FROM connection") == [(0,)]
             daemon.wait_for_log(STUCK)
-            # What is no file is closed, though every thread for files is stuck, or soon will be.
+            # A pipe is closed, although every thread for files is stuck or soon will be.
             reader, writer = os.pipe()
             assert client.save_endp(60, "pipe", "", reader)
             os.close(reader)
@@ -166,10 +166,10 @@ def has_hung_up(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def test_clients_are_answered_when_files_are_refused_or_come_for_nothing(
+def test_clients_are_answered_when_files_are_refused_or_not_used(
     path: Path, stack: ExitStack, fuse: FuseServer
 ) -> None:
-    """The daemon closes what it does not cache elsewhere, and what it has not received, too."""
+    """Threads close the files that are not cached, and those that are still in a queue."""
     limit = ("--max-connections-per-endpoint", "1")
     with Daemon(path, *limit, timeout=60) as daemon, closing(fuse), Dialogue(path) as other:
         file = fuse.open_in(stack)
@@ -193,8 +193,8 @@ def test_clients_are_answered_when_files_are_refused_or_come_for_nothing(
         daemon.wait_for_log(CLOSED)
 
 
-def test_client_socket_with_a_queue_is_closed_elsewhere(stack: ExitStack) -> None:
-    """The queue may hold whatever takes long to be closed."""
+def test_client_socket_with_a_queue_is_closed_by_a_thread(stack: ExitStack) -> None:
+    """The queue may hold descriptors whose close(2) takes long."""
     closer = Closer()
     told: list[int] = []
     closer.on_pending = lambda: told.append(closer.pending)
@@ -212,10 +212,10 @@ def test_client_socket_with_a_queue_is_closed_elsewhere(stack: ExitStack) -> Non
     assert closer.finish(DEADLINE) == 0
 
 
-def test_clients_are_answered_when_a_byte_out_of_band_brings_a_lingering_socket(
+def test_clients_are_answered_when_out_of_band_data_carries_a_lingering_socket(
     path: Path, stack: ExitStack
 ) -> None:
-    """The kernel would close the socket, and wait for its peer, before it returns the bytes."""
+    """Without SO_OOBINLINE, recvmsg(2) would close the socket and wait for its peer."""
     with Daemon(path) as daemon, Dialogue(path) as client, Dialogue(path) as other:
         with ExitStack() as ours:
             descriptor, peer = tcp(ours, linger=True)
@@ -231,10 +231,10 @@ def test_clients_are_answered_when_a_byte_out_of_band_brings_a_lingering_socket(
         assert other.take_endp(b"e") is None
 
 
-def test_daemon_gives_way_to_another_though_a_file_cannot_be_closed(
+def test_stopped_daemon_frees_its_socket_and_database_while_a_file_is_not_closed(
     path: Path, tmp_path: Path, fuse: FuseServer
 ) -> None:
-    """It says that its process cannot end yet; its socket and its database are free."""
+    """The log says that the process cannot end yet; another daemon can start meanwhile."""
     database = tmp_path / "cache.db"
     with Daemon(path, database=database, timeout=60) as first, closing(fuse):
         with Client(path) as client:
@@ -251,10 +251,10 @@ def test_daemon_gives_way_to_another_though_a_file_cannot_be_closed(
     assert read(database, "SELECT count(*) FROM connection") == [(0,)]
 
 
-def test_descriptors_that_cannot_be_closed_take_room_of_connections(
+def test_descriptors_that_cannot_be_closed_count_against_max_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else they and the connections would be more than may be open."""
+    """Otherwise these and the connections would exceed the limit on open files."""
     with rigged(":memory:", limits=Limits(300, connections=3)) as rig:
         rig.save(5)
         rig.save(6)
@@ -265,7 +265,7 @@ def test_descriptors_that_cannot_be_closed_take_room_of_connections(
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Make a cache whose every slice of time is over at once."""
+    """Make a cache whose slices of time end after one step."""
     with rigged(":memory:") as rig:
         monkeypatch.setattr(cache, "EXPIRY_SLICE", 64)
         monkeypatch.setattr(slices, "SLICE", 0)
@@ -273,7 +273,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 
 
 def test_expiry_goes_on_after_a_slice_of_time(rig: Rig) -> None:
-    """Each slice clears one entry away, and the last one leaves none."""
+    """Each slice removes one entry, and the last one leaves none."""
     for number in range(3):
         rig.save(1)
         assert rig.bind(1, b"%d" % number) is Status.OK
@@ -289,7 +289,7 @@ def test_expiry_goes_on_after_a_slice_of_time(rig: Rig) -> None:
 def test_watching_and_hang_ups_go_on_after_a_slice_of_time(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
-    """Each slice takes one connection, and none is passed over."""
+    """Each slice handles one connection, and none is skipped."""
     monkeypatch.setattr(slices, "SLICE", 0)
     with rigged(":memory:") as rig:
         writers = []

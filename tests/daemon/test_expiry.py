@@ -1,4 +1,4 @@
-"""Expiry as the peers of cached connections see it, on a running daemon."""
+"""Expiry in a running daemon, as the peers of cached connections see it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.store_fixture import read
 
 @pytest.fixture
 def client(path: Path, database: str) -> Iterator[Client]:
-    """Run a daemon, and be its client."""
+    """Run a daemon; connect a client to it."""
     with Daemon(path, database=database), Client(path) as client:
         yield client
 
 
-def test_a_connection_is_closed_at_its_expiry_and_not_before(client: Client) -> None:
-    """The peer sees the end when the ttl is over, and connections with more time stay."""
+def test_connection_is_closed_at_its_expiry_and_not_before(client: Client) -> None:
+    """The peer sees the end when the ttl is over; connections with a longer ttl stay."""
     with (
         Parked(client, 2, "second") as second,
         Parked(client, 1, "first") as first,
@@ -43,8 +43,8 @@ def test_a_connection_is_closed_at_its_expiry_and_not_before(client: Client) -> 
         assert third.peer.recv(5) == b"alive"
 
 
-def test_a_connection_is_found_until_shortly_before_its_expiry(client: Client) -> None:
-    """Who asks in the last moments gets the connection, and it is not closed on him after that."""
+def test_connection_is_found_until_shortly_before_its_expiry(client: Client) -> None:
+    """A find just before the expiry gets the connection, and the daemon no longer closes it."""
     found = None
     while found is None:
         with Parked(client, 1, "e") as parked:
@@ -60,8 +60,8 @@ def test_a_connection_is_found_until_shortly_before_its_expiry(client: Client) -
                     parked.peer.recv(1)
 
 
-def test_a_binding_expires(client: Client) -> None:
-    """A destination leads nowhere once its binding has expired; the connection stays."""
+def test_expired_binding_is_not_found(client: Client) -> None:
+    """A find of the destination misses once its binding has expired; the connection stays."""
     with Parked(client, 60, "e"):
         assert client.save_dest(60, "long", "q", "e")
         assert client.save_dest(1, "short", "q", "e")
@@ -72,8 +72,8 @@ def test_a_binding_expires(client: Client) -> None:
         found.close()
 
 
-def test_an_expired_binding_leaves_the_table(path: Path, tmp_path: Path) -> None:
-    """The row of a binding goes when its time is over, though nobody asks."""
+def test_expired_binding_is_removed_without_a_find(path: Path, tmp_path: Path) -> None:
+    """The row is removed when the ttl is over, although no client asks for it."""
     file = tmp_path / "cache.db"
     with Daemon(path, database=file), Client(path) as client:
         assert client.save_dest(1, "d", "q", "e")
@@ -82,8 +82,8 @@ def test_an_expired_binding_leaves_the_table(path: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_many_that_expire_together_all_go_and_hold_up_nobody(path: Path, database: str) -> None:
-    """Two thousand that are due at one moment all go, and a find in their midst is answered."""
+def test_expiry_of_many_connections_does_not_delay_a_find(path: Path, database: str) -> None:
+    """2,000 connections that expire at one moment are closed, and a find meanwhile is answered."""
     count = 2000
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(path, database=database))
@@ -100,7 +100,7 @@ def test_many_that_expire_together_all_go_and_hold_up_nobody(path: Path, databas
             all_due = time.monotonic() + 4
         finally:
             os.close(writing)
-        # Held up until all of them are due, the daemon finds them all at once.
+        # Stop the daemon until all of them are due, so that it finds them all at once.
         with stopped(daemon.pid):
             time.sleep(max(0, all_due - time.monotonic()))
         found = other.find_endp("kept")

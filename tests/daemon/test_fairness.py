@@ -1,4 +1,4 @@
-"""One client that asks for much or keeps much: what the others notice of it."""
+"""A client with many requests or descriptors does not harm other clients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inline(stack: ExitStack, path: Path) -> Wire:
 
 
 def test_shortage_disconnects_the_client_that_holds_most_descriptors(path: Path) -> None:
-    """The others keep theirs, and go on."""
+    """Other clients keep their descriptors, and go on."""
     options = ("--descriptor-reserve", "4", "--exchange-timeout", "3600")
     with ExitStack() as stack, Daemon(path, *options, open_files=100) as daemon:
         # The daemon closes UDP sockets at once; files it leaves to a thread.
@@ -52,15 +52,15 @@ def test_shortage_disconnects_the_client_that_holds_most_descriptors(path: Path)
             assert snapshot(client, shortages) == [(1,)]
 
 
-def test_purge_is_as_much_work_as_what_it_purges(path: Path) -> None:
-    """A client that asks for many purges at once is interrupted after a few, for the others."""
+def test_purge_counts_each_purged_binding_as_a_step(path: Path) -> None:
+    """A client with a pipeline of purges is interrupted after a few, so that others are served."""
     purges = 14
     purge = encode([(b"request", b"purge_dest"), (b"label", b"d")])
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(path, "--max-bindings-per-destination", "0"))
         client = stack.enter_context(Client(path))
         client.save_dest_many([(60, "d", "", f"{n}") for n in range(BINDINGS * purges)])
-        # In this order: epoll reports the one first that it reported last.
+        # In this order, because epoll first reports the descriptor that it reported last.
         other, administrator = inline(stack, path), inline(stack, path)
         with stopped(daemon.pid):
             administrator.send(purge * purges)

@@ -1,4 +1,4 @@
-"""Hostile clients, each alone: when it has gone, the daemon serves, and holds nothing of it."""
+"""One hostile client at a time: the daemon goes on and keeps nothing after it disconnects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUICK: dict[str, Round] = BEHAVIOURS | {
 def daemon(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
-    """Run a daemon, which nobody harms for good, for all tests: on memory, then on a file."""
+    """Run one daemon for all tests, in memory and then on a file."""
     directory = tmp_path_factory.mktemp("hostile")
     database = ":memory:" if request.param == "memory" else directory / "cache.db"
     with Daemon(directory / "socket", database=database) as daemon:
@@ -37,7 +37,7 @@ def daemon(
 
 @pytest.fixture(scope="module")
 def at_rest(daemon: Daemon) -> int:
-    """Count the descriptors of the daemon when it has one client and nothing is cached."""
+    """Return the number of open descriptors with one client and an empty cache."""
     with Client(daemon.path) as client:
         assert client.find_endp("e") is None
         return len(descriptors_of(daemon.pid))
@@ -45,12 +45,12 @@ def at_rest(daemon: Daemon) -> int:
 
 @pytest.mark.parametrize("behaviour", QUICK)
 def test_hostile_client(daemon: Daemon, at_rest: int, behaviour: str, pair: Pair) -> None:
-    """It disturbs nobody's connections, and leaves nothing open and no bug in the log."""
+    """Connections of other clients stay; no descriptor stays open, and the log reports no bug."""
     ours, theirs = pair
     with Client(daemon.path) as client:
         client.purge([LABEL], [LABEL])
         assert client.save_endp(300, "e", "p", theirs)
-        # Those of other tests have gone.
+        # The connections of other tests are closed.
         eventually(lambda: len(descriptors_of(daemon.pid)) == at_rest + 1)
         for seed in range(ROUNDS):
             QUICK[behaviour](daemon.path, Random(seed))
@@ -58,13 +58,13 @@ def test_hostile_client(daemon: Daemon, at_rest: int, behaviour: str, pair: Pair
         assert found is not None
         assert found.endpoint_properties == b"p"
         expect_other_end(found, ours)
-        # What it saved, under whatever name, is there until it expires or is purged.
+        # What the hostile client saved stays until it expires or is purged.
         eventually(lambda: leftovers_are_cached(daemon, client, at_rest))
     assert not [line for line in daemon.log() if "report it" in line]
 
 
 def leftovers_are_cached(daemon: Daemon, client: Client, before: int) -> bool:
-    """Whether the daemon has open what it had before; whatever is cached is purged."""
+    """Purge all connections; return True if the daemon has as many descriptors as before."""
     endpoints = [
         row[0] for row in snapshot(client, "SELECT CAST(endpoint AS BLOB) FROM connection")
     ]

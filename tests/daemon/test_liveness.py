@@ -24,7 +24,7 @@ from tests.support.dialogue import DEADLINE
 
 
 def opened(stack: ExitStack, *descriptors: int) -> int:
-    """Close these descriptors in the end; return the first."""
+    """Close these descriptors after the test; return the first."""
     for descriptor in descriptors:
         stack.callback(os.close, descriptor)
     return descriptors[0]
@@ -44,7 +44,7 @@ def unconnected(family: int, kind: int, stack: ExitStack) -> int:
 
 
 def listening_with_client(family: int, stack: ExitStack) -> int:
-    """Return a socket that listens, and that a client waits for to be accepted."""
+    """Return a listening socket with a client in its backlog."""
     server = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
     server.bind(("127.0.0.1", 0) if family == socket.AF_INET else "")  # "": a name of its own
     server.listen()
@@ -53,7 +53,7 @@ def listening_with_client(family: int, stack: ExitStack) -> int:
 
 
 def tcp_with_time_stamp(stack: ExitStack) -> int:
-    """Return a TCP connection with a time stamp of what was sent in its error queue."""
+    """Return a TCP connection that has the time stamp of a sent byte in its error queue."""
     ours, _ = tcp_pair(stack)
     ours.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TIME_STAMP_OF_ACK)
     ours.send(b"x")
@@ -64,7 +64,7 @@ def tcp_with_time_stamp(stack: ExitStack) -> int:
 
 
 def refused(family: int, stack: ExitStack) -> int:
-    """Return a UDP socket that has an error of a datagram for which no program was there."""
+    """Return a UDP socket with the error of a datagram that was sent to a closed port."""
     ours = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
     with socket.socket(family, socket.SOCK_DGRAM) as theirs:
         theirs.bind(("localhost" if family == socket.AF_INET else "::1", 0))
@@ -131,8 +131,8 @@ KINDS: dict[str, tuple[Kind, Callable[[ExitStack], int]]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_kind_of_tells_what_a_descriptor_can_be_asked(name: str, stack: ExitStack) -> None:
-    """A terminal is told from other devices, and an epoll from other objects of the kernel."""
+def test_kind_of_returns_the_kind_of_a_descriptor(name: str, stack: ExitStack) -> None:
+    """It distinguishes terminals from other devices, and epoll from other kernel objects."""
     kind, make = KINDS[name]
     assert kind_of(make(stack)) is kind
 
@@ -145,7 +145,7 @@ def count(path: Path, counter: str) -> int:
 
 
 def watched(client: Client, path: Path) -> None:
-    """Wait until the daemon watches all that was saved so far."""
+    """Wait until the daemon watches every connection that was saved so far."""
     before = count(path, "connections_hung_up")
     ours, theirs = socket.socketpair()
     with theirs:
@@ -157,10 +157,10 @@ def watched(client: Client, path: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])
-def test_find_returns_what_has_not_hung_up(
+def test_find_returns_a_connection_that_has_not_hung_up(
     path: Path, name: str, stack: ExitStack, *, wait: bool
 ) -> None:
-    """Whatever its kind, and also where data that nobody asked for would close it."""
+    """This holds for each kind of descriptor, also with ``--on-data close``."""
     _, make = KINDS[name]
     with Daemon(path, "--on-data", "close"), Client(path) as client:
         assert client.save_endp(60, "e", "", make(stack))
@@ -182,10 +182,10 @@ def test_find_returns_what_has_not_hung_up(
     ],
 )
 @pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])
-def test_find_passes_over_connection_shut_down_through_a_duplicate(
+def test_find_skips_a_connection_that_was_shut_down_through_a_duplicate(
     path: Path, family: int, how: int, stack: ExitStack, *, wait: bool
 ) -> None:
-    """The next one of the endpoint is found, and the audit log says why the first was not."""
+    """The next connection of the endpoint is found; the audit log says why the first was closed."""
     with Daemon(path), Client(path) as client:
         for number in range(2):
             ours, theirs = (
@@ -209,7 +209,7 @@ def test_find_passes_over_connection_shut_down_through_a_duplicate(
             )
             ((detail,),) = rows.rows
         if family == socket.AF_INET and how == socket.SHUT_WR:
-            # The peer has acknowledged it by now, or not yet.
+            # It depends on the peer: it may have acknowledged the shutdown already.
             assert detail in (
                 b"no longer ESTABLISHED: FIN_WAIT1",
                 b"no longer ESTABLISHED: FIN_WAIT2",
@@ -217,8 +217,8 @@ def test_find_passes_over_connection_shut_down_through_a_duplicate(
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])
-def test_find_passes_over_datagram_socket_that_was_shut_down(path: Path, *, wait: bool) -> None:
-    """Its finder could receive nothing."""
+def test_find_skips_a_datagram_socket_that_was_shut_down(path: Path, *, wait: bool) -> None:
+    """Its finder could receive no data."""
     with (
         Daemon(path) as daemon,
         Client(daemon.path) as client,
@@ -232,10 +232,10 @@ def test_find_passes_over_datagram_socket_that_was_shut_down(path: Path, *, wait
         assert client.find_endp("e") is None
 
 
-def test_find_passes_over_tcp_that_was_shut_down_before_it_was_saved(
+def test_find_skips_a_tcp_connection_that_was_shut_down_before_it_was_saved(
     path: Path, stack: ExitStack
 ) -> None:
-    """It was a connection once, and is of no use to its finder."""
+    """Its finder could not send."""
     _, theirs = tcp_pair(stack)
     theirs.shutdown(socket.SHUT_WR)
     with Daemon(path), Client(path) as client:
@@ -244,7 +244,7 @@ def test_find_passes_over_tcp_that_was_shut_down_before_it_was_saved(
 
 
 class FullEpoll:
-    """An epoll that takes no more descriptors, as at fs.epoll.max_user_watches."""
+    """An epoll instance that is full, as at fs.epoll.max_user_watches."""
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
@@ -253,14 +253,14 @@ class FullEpoll:
         return getattr(self._epoll, name)
 
     def register(self, *_: int) -> None:
-        """Refuse."""
+        """Raise the error of a full epoll instance."""
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_connection_that_cannot_be_watched_is_looked_at_by_each_find(
+def test_connection_that_cannot_be_watched_is_polled_by_each_find(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The failure is told, and a hang-up is seen all the same."""
+    """The failure is reported, and a find still detects a hang-up."""
     failures: list[OSError] = []
     ours, theirs = socket.socketpair()
     closer = Closer()
@@ -281,8 +281,10 @@ def test_connection_that_cannot_be_watched_is_looked_at_by_each_find(
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["young", "watched"])
-def test_one_socket_saved_many_times_is_right(path: Path, stack: ExitStack, *, wait: bool) -> None:
-    """Each copy is found once; a hang-up of the peer takes all that are left."""
+def test_connection_saved_many_times_is_found_once_for_each_save(
+    path: Path, stack: ExitStack, *, wait: bool
+) -> None:
+    """A hang-up of the peer closes the remaining descriptors."""
     ours, theirs = map(stack.enter_context, socket.socketpair())
     with Daemon(path), Client(path) as client:
         for _ in range(10):

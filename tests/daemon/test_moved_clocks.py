@@ -1,4 +1,4 @@
-"""A running daemon whose machine sleeps, and whose wall clock is set."""
+"""A running daemon when the machine sleeps or the wall clock is set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOTH_WAYS = pytest.mark.parametrize("step", [10 * DAY, -10 * DAY])
 
 @pytest.fixture
 def clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MovedClocks:
-    """Let processes that are started believe these clocks."""
+    """Return clocks that the processes started by the test use."""
     clocks = MovedClocks(tmp_path)
     for name, value in clocks.environment.items():
         monkeypatch.setenv(name, value)
@@ -37,14 +37,14 @@ def clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MovedClocks:
 
 @pytest.fixture
 def daemon(path: Path, database: str, clocks: MovedClocks) -> Iterator[Daemon]:
-    """Run a daemon that believes them."""
+    """Run a daemon that uses these clocks."""
     assert clocks
     with Daemon(path, "--exchange-timeout", "60", database=database) as daemon:
         yield daemon
 
 
 def await_step(client: Client, count: int = 1) -> None:
-    """Wait until the daemon has noticed so many steps."""
+    """Wait until the daemon has noticed ``count`` steps of the clock."""
     eventually(lambda: snapshot(client, "SELECT count(*) FROM clock_step") == [(count,)])
 
 
@@ -57,16 +57,16 @@ def save(client: Client, ttl: int, endpoint: str) -> socket.socket:
     return peer
 
 
-def check_is_well(path: Path) -> None:
-    """See that `scache check` finds nothing."""
+def assert_check_passes(path: Path) -> None:
+    """Assert that `scache check` finds no error."""
     result = run_command(*SCACHE, "check", "--socket", str(path))
     assert result.returncode == 0, result.stdout
 
 
-def test_nothing_that_expired_during_a_suspend_is_found(
+def test_connection_that_expired_during_a_suspend_is_not_found(
     client: Client, clocks: MovedClocks
 ) -> None:
-    """A find right after the resume misses, and what expired is closed though nobody asks."""
+    """A find right after the resume misses; other expired connections are closed as well."""
     with save(client, 200, "short") as short, save(client, 200, "other") as other:
         assert client.save_dest(200, "d", "", "short")
         clocks.sleep(NIGHT)
@@ -77,33 +77,35 @@ def test_nothing_that_expired_during_a_suspend_is_found(
     assert snapshot(client, "SELECT * FROM clock_step") == []
 
 
-def test_image_right_after_a_suspend_holds_nothing_that_expired(
+def test_image_right_after_a_suspend_has_no_expired_rows(
     daemon: Daemon, client: Client, clocks: MovedClocks
 ) -> None:
-    """So `scache check` finds nothing overdue, however soon it is asked."""
+    """So `scache check` reports no overdue row, even directly after the resume."""
     with save(client, 200, "e"):
         assert client.save_dest(200, "d", "", "e")
         clocks.sleep(NIGHT)
         live = "SELECT (SELECT count(*) FROM connection), (SELECT count(*) FROM binding)"
         assert snapshot(client, live) == [(0, 0)]
-    check_is_well(daemon.path)
+    assert_check_passes(daemon.path)
 
 
 def test_suspend_drops_no_client(client: Client, daemon: Daemon, clocks: MovedClocks) -> None:
-    """A client in the middle of an exchange goes on where it was."""
+    """A client in the middle of an exchange can complete it."""
     request = encode([(b"request", b"find_endp"), (b"label", b"e")])
     with Dialogue(daemon.path) as half_way:
         half_way.send(request[:9])
         clocks.sleep(NIGHT)
         with save(client, 1, "watch") as watch:
-            assert watch.recv(1) == b""  # a second has passed, with looks at all clients
+            assert (
+                watch.recv(1) == b""
+            )  # a second has passed, in which the watchdog polled all clients
         half_way.send(request[9:])
         assert half_way.receive_message()[0] == (b"status", b"2")
 
 
 @BOTH_WAYS
 def test_step_expires_nothing_early_or_late(step: int, client: Client, clocks: MovedClocks) -> None:
-    """Whatever is done to the wall clock, everything expires when its ttl is over."""
+    """A connection expires when its ttl is over, independent of the wall clock."""
     earliest = time.monotonic() + 2
     with save(client, 2, "before") as before, save(client, 60, "long"):
         assert client.save_dest(60, "d", "q", "long")
@@ -121,10 +123,10 @@ def test_step_expires_nothing_early_or_late(step: int, client: Client, clocks: M
 
 
 @BOTH_WAYS
-def test_times_of_what_is_live_or_new_are_true_after_a_step(
+def test_times_of_live_and_new_rows_are_right_after_a_step(
     step: int, client: Client, daemon: Daemon, clocks: MovedClocks
 ) -> None:
-    """By the clock as it is set; events before it keep theirs, and everything fits together."""
+    """They follow the new wall clock; earlier events keep their times, and `check` passes."""
     with save(client, 200, "old"), save(client, 200, "new"):
         assert client.save_dest(200, "d", "q", "old")
         began = clocks.wall_time()
@@ -150,11 +152,13 @@ def test_times_of_what_is_live_or_new_are_true_after_a_step(
         assert abs(offset - step) < NEAR
     direction = "forward" if step > 0 else "backward"
     assert f"the wall clock was set {direction} by" in daemon.wait_for_log("the wall clock was set")
-    check_is_well(daemon.path)
+    assert_check_passes(daemon.path)
 
 
-def test_step_during_a_suspend_is_told_from_the_sleep(client: Client, clocks: MovedClocks) -> None:
-    """The sleep counts for lifetimes, the step does not."""
+def test_step_during_a_suspend_is_distinguished_from_the_sleep(
+    client: Client, clocks: MovedClocks
+) -> None:
+    """Lifetimes include the sleep, but not the step."""
     with save(client, 200, "over") as over, save(client, 300, "kept"):
         clocks.sleep(250)
         clocks.set_wall(-DAY)
@@ -170,10 +174,10 @@ def test_step_during_a_suspend_is_told_from_the_sleep(client: Client, clocks: Mo
         found.close()
 
 
-def test_several_steps_and_a_clock_that_is_put_right_again(
+def test_several_steps_that_add_up_to_zero_restore_the_times(
     client: Client, daemon: Daemon, clocks: MovedClocks
 ) -> None:
-    """Each is recorded, and the times are at last what they were."""
+    """Each step is recorded, and the times are at last those before the first step."""
     with save(client, 200, "e"):
         ((saved_at,),) = snapshot(client, "SELECT saved_at FROM connection")
         for count, step in enumerate((DAY, 40 * DAY, -41 * DAY), 1):
@@ -181,13 +185,13 @@ def test_several_steps_and_a_clock_that_is_put_right_again(
             await_step(client, count)
         ((back,),) = snapshot(client, "SELECT saved_at FROM connection")
         assert abs(back - saved_at) < 1
-    check_is_well(daemon.path)
+    assert_check_passes(daemon.path)
 
 
-def test_connection_on_its_way_has_true_times_in_an_image(
+def test_connection_being_delivered_has_right_times_in_an_image(
     client: Client, daemon: Daemon, clocks: MovedClocks
 ) -> None:
-    """It is no row of the database while it is: the process adds it, by the scale of the others."""
+    """It has no row in the database, so the snapshot adds it with wall-clock times."""
     with save(client, 200, "e"), Dialogue(daemon.path) as finder:
         finder.send(encode([(b"request", b"find_endp"), (b"label", b"e")]))
         assert finder.receive_message()[0] == (b"status", b"0")
@@ -195,14 +199,14 @@ def test_connection_on_its_way_has_true_times_in_an_image(
         await_step(client)
         ((saved_at,),) = snapshot(client, "SELECT saved_at FROM connection")
         assert abs(saved_at - clocks.wall_time()) < NEAR
-        check_is_well(daemon.path)
+        assert_check_passes(daemon.path)
 
 
 @BOTH_WAYS
 def test_step_between_two_runs_changes_no_lifetime(
     step: int, path: Path, tmp_path: Path, clocks: MovedClocks
 ) -> None:
-    """The next daemon knows by how much the clock was set, and moves the bindings of the last."""
+    """The next daemon detects the step, and moves the times of the bindings."""
     file = tmp_path / "cache.db"
     with Daemon(path, database=file) as daemon:
         with Client(path) as client:
@@ -215,13 +219,13 @@ def test_step_between_two_runs_changes_no_lifetime(
         ((offset,),) = snapshot(client, "SELECT offset FROM clock_step")
         assert abs(offset - step) < NEAR
         assert daemon.wait_for_log("the wall clock was set")
-        check_is_well(path)
+        assert_check_passes(path)
 
 
-def test_step_while_the_file_is_locked_is_made_up_for(
+def test_step_while_the_database_is_locked_is_applied_after_the_lock(
     path: Path, tmp_path: Path, clocks: MovedClocks
 ) -> None:
-    """Nothing expires for it meanwhile, and the rows have moved once the lock is gone."""
+    """Nothing expires early meanwhile, and the times of the rows move after the lock."""
     file = tmp_path / "cache.db"
     with Daemon(path, database=file) as daemon, Client(path) as client, save(client, 200, "e"):
         assert client.save_dest(200, "d", "q", "e")
@@ -229,7 +233,7 @@ def test_step_while_the_file_is_locked_is_made_up_for(
         with locked(file):
             clocks.set_wall(DAY)
             daemon.wait_for_log("the wall clock was set")
-            assert client.find_dest("d") is None  # a database that is locked says no
+            assert client.find_dest("d") is None  # the database is locked
         eventually(lambda: read(file, "SELECT offset FROM clock_step"))
         for table in ("connection", "binding"):
             ((expires_at,),) = read(file, f"SELECT expires_at FROM {table}")

@@ -1,4 +1,4 @@
-"""Sockets of the daemon itself, which it does not cache, and others that resemble them."""
+"""Detection of the daemon's own sockets, which it does not cache, and of similar sockets."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ for sock in (server, one):
     sock.close()
 os.execv(command[0], command)
 """
-"""Listens, leaves the listening socket to a child, and is the daemon from then on."""
+"""Listens, leaves the listening socket to a child, and then executes the daemon."""
 
 
 class Listening:
-    """A listening socket at a path, and what is connected to it."""
+    """A listening socket at a path, and its connections."""
 
     def __init__(self, stack: ExitStack, path: str) -> None:
         self._stack = stack
@@ -76,7 +76,7 @@ def listening(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Listening:
-    """Return a socket of the daemon, with and without an answer of the kernel."""
+    """Return a listening socket, with and without sock_diag(7) in the kernel."""
     if request.param == "address":
         monkeypatch.setattr(socket, "AF_NETLINK", socket.AF_UNSPEC)
     return Listening(stack, str(tmp_path / "socket"))
@@ -86,7 +86,7 @@ def listening(
 def test_own_sockets_include_both_ends_of_each_connection(
     listening: Listening, *, copy: bool
 ) -> None:
-    """And the listening socket, and duplicates of all of these."""
+    """They also include the listening socket, and duplicates of all of these."""
     clients = [listening.connect(), listening.connect(), listening.connect(accept=False)]
     for sock in (*clients, *listening.accepted, listening.socket):
         descriptor = os.dup(sock.fileno()) if copy else sock.fileno()
@@ -98,7 +98,7 @@ def test_own_sockets_include_both_ends_of_each_connection(
 def test_own_sockets_include_no_others(
     listening: Listening, stack: ExitStack, tmp_path: Path
 ) -> None:
-    """Not even sockets that this process has made, which have its pid."""
+    """Other sockets of this process, which have its pid, are not included either."""
     other = Listening(stack, str(tmp_path / "other"))
     pair = [stack.enter_context(sock) for sock in socket.socketpair()]
     tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -114,10 +114,10 @@ def test_own_sockets_include_no_others(
         os.close(descriptor)
 
 
-def test_own_sockets_do_not_include_those_of_another_socket_with_the_same_address(
+def test_own_sockets_exclude_those_of_a_server_with_the_same_relative_path(
     stack: ExitStack, tmp_path: Path
 ) -> None:
-    """Two servers may have relative paths that are the same, in two directories."""
+    """Two servers in two directories may have the same relative path."""
     servers = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -131,10 +131,10 @@ def test_own_sockets_do_not_include_those_of_another_socket_with_the_same_addres
         assert not one.own.include(sock.fileno())
 
 
-def test_own_sockets_stay_the_same_when_another_socket_takes_their_path(
+def test_own_sockets_exclude_those_of_a_later_server_at_the_same_path(
     stack: ExitStack, tmp_path: Path
 ) -> None:
-    """As when a daemon is started anew while an earlier one still serves its clients."""
+    """Example: a new daemon starts while an earlier one still serves its clients."""
     path = tmp_path / "socket"
     one = Listening(stack, str(path))
     clients = [one.connect(), one.connect(accept=False)]
@@ -147,8 +147,8 @@ def test_own_sockets_stay_the_same_when_another_socket_takes_their_path(
         assert not one.own.include(sock.fileno())
 
 
-def test_daemon_takes_sockets_of_the_process_that_executed_it(tmp_path: Path) -> None:
-    """A connection to a server that this process left to a child, and one end of a socket pair."""
+def test_daemon_caches_sockets_of_the_process_that_executed_it(tmp_path: Path) -> None:
+    """They have the daemon's pid: a connection to a server in a child, and a socket pair."""
     path = tmp_path / "server"
     daemon = Daemon(
         tmp_path / "socket", prefix=(sys.executable, "-c", EXECUTES_THE_DAEMON, str(path))
@@ -166,8 +166,10 @@ def test_daemon_takes_sockets_of_the_process_that_executed_it(tmp_path: Path) ->
             assert sock.recv(10) == b"HELLO"
 
 
-def test_daemon_notices_that_a_client_which_saved_its_connection_has_gone(tmp_path: Path) -> None:
-    """The connection was refused, so its end is seen."""
+def test_daemon_notices_the_end_of_a_client_that_tried_to_save_its_own_connection(
+    tmp_path: Path,
+) -> None:
+    """The connection was refused, so the daemon sees its end."""
     with Daemon(tmp_path / "socket") as daemon, Client(daemon.path) as client:
         assert client.find_endp("e") is None
         before = sockets_of(os.getpid())
@@ -182,7 +184,7 @@ def test_daemon_notices_that_a_client_which_saved_its_connection_has_gone(tmp_pa
 def test_client_has_no_program_when_its_process_has_ended(
     listening: Listening, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
-    """The process that has its number by now is another one."""
+    """Another process may have the pid by then."""
     open_ = os.open
 
     def open_that_of_another(path: str, flags: int) -> int:

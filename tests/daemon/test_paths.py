@@ -1,6 +1,6 @@
-"""Links, FIFOs and files of other users, in a directory that all of them may write to.
+"""Links, FIFOs and files of other users in a directory that other users may write to.
 
-All of it is refused, whether this machine's kernel does (fs.protected_symlinks) or not.
+The daemon and the commands refuse them, also if the kernel does not (fs.protected_symlinks).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ USER = user_name(UID)
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Make a directory as /tmp is one."""
+    """Make a directory with the mode of /tmp."""
     with private_directory() as directory:
         directory.chmod(0o1777)
         yield directory
@@ -38,51 +38,51 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Name a file in a directory of ours alone."""
+    """Return the path of a file in a directory that only this user may write to."""
     (tmp_path / "ours").mkdir()
     return tmp_path / "ours" / "target"
 
 
 def give(path: Path) -> Path:
-    """Give what lies at a path, be it a link, to another user."""
+    """Give a file or a link to another user."""
     os.chown(path, UID, UID, follow_symlinks=False)
     return path
 
 
 def link(path: Path, target: Path | str, *, ours: bool = False) -> Path:
-    """Make a link of another user, or one of ours."""
+    """Make a link that belongs to another user, or to this one."""
     path.symlink_to(target)
     return path if ours else give(path)
 
 
 @pytest.mark.root
 class TestFollowed:
-    def test_a_link_of_ours_is_followed(self, shared: Path, target: Path) -> None:
-        """Also one to a link, and to what does not exist."""
+    def test_own_link_is_followed(self, shared: Path, target: Path) -> None:
+        """A link to a link is followed, and so is a link to a file that does not exist."""
         link(shared / "a", target, ours=True)
         link(shared / "b", "a", ours=True)
         link(target.parent / "c", f"{shared}/b", ours=True)
         assert followed(f"{target.parent}/../ours/./c") == str(target)
 
-    def test_a_link_of_the_owner_of_the_directory_is_followed(
+    def test_link_of_the_owner_of_the_directory_is_followed(
         self, shared: Path, target: Path
     ) -> None:
-        """Who owns a directory may put anything there."""
+        """The owner of a directory can replace any file in it."""
         link(shared / "a", target)
         give(shared)
         assert followed(str(shared / "a")) == str(target)
 
-    def test_a_link_in_a_directory_of_its_own_is_followed(self, target: Path) -> None:
-        """Nobody but the owner of the directory has put it there."""
+    def test_link_of_another_user_in_a_private_directory_is_followed(self, target: Path) -> None:
+        """Only the owner of the directory can have created it."""
         link(target.parent / "a", target)
         assert followed(f"{target.parent}/a") == str(target)
 
     @pytest.mark.parametrize("mode", [0o1777, 0o1755, 0o777, 0o1770])
     @pytest.mark.parametrize("tail", ["", "/deeper", "/../deeper"])
-    def test_a_link_of_another_user_is_refused(
+    def test_link_of_another_user_is_refused(
         self, mode: int, tail: str, shared: Path, target: Path
     ) -> None:
-        """At the end of the path or within it, and where a link of ours leads through it."""
+        """The link may be the last part of a path, another part, or part of a link's target."""
         shared.chmod(mode)
         link(shared / "a", target.parent)
         link(target.parent / "b", f"{shared}/a{tail}", ours=True)
@@ -90,16 +90,16 @@ class TestFollowed:
             with pytest.raises(UntrustedError, match=f"{shared}/a is a link of user {USER}, and"):
                 followed(path)
 
-    def test_links_in_a_circle_are_an_error(self, target: Path) -> None:
-        """As many as the kernel would follow."""
+    def test_loop_of_links_is_an_error(self, target: Path) -> None:
+        """The limit is that of the kernel."""
         link(target, target.name, ours=True)
         with pytest.raises(OSError, match="Too many levels"):
             followed(str(target))
 
-    def test_a_relative_path_stays_one(
+    def test_relative_path_stays_relative(
         self, shared: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As far as its links are relative."""
+        """The targets of the links are relative, too."""
         monkeypatch.chdir(target.parent)
         link(target.parent / "a", "target", ours=True)
         link(target.parent / "b", "../../x", ours=True)
@@ -115,24 +115,24 @@ Place = Callable[[Path, Path], Path]
 
 
 def a_link(shared: Path, target: Path) -> Path:
-    """Put a link in the place."""
+    """Create a link at the path."""
     return link(shared / "name", target)
 
 
 def a_directory(shared: Path, target: Path) -> Path:
-    """Put a link in the place of its directory."""
+    """Create a link in place of the directory."""
     return link(shared / "directory", target.parent) / target.name
 
 
 def a_fifo(shared: Path, _: Path) -> Path:
-    """Put a FIFO that nobody writes to in the place."""
+    """Create a FIFO without a writer at the path."""
     os.mkfifo(shared / "name", 0o666)
     (shared / "name").chmod(0o666)
     return give(shared / "name")
 
 
 def a_hard_link(shared: Path, target: Path) -> Path:
-    """Put a hard link to a file of ours in the place, as the kernel may allow."""
+    """Create a hard link to a file of this user at the path."""
     if not target.exists():
         target.write_bytes(b"")
     os.link(target, shared / "name")
@@ -140,7 +140,7 @@ def a_hard_link(shared: Path, target: Path) -> Path:
 
 
 def a_file(shared: Path, _: Path) -> Path:
-    """Put a file of another user in the place."""
+    """Create a file of another user at the path."""
     (shared / "name").touch(0o666)
     return give(shared / "name")
 
@@ -149,7 +149,7 @@ PLACES = [a_link, a_directory, a_fifo, a_hard_link]
 
 
 def said(code: int, *command: str | Path) -> str:
-    """Run a command that fails with this code, without waiting for anybody; return its line."""
+    """Run a command that fails with this code and does not block; return its message."""
     done = run_command("timeout", "-k", "1", "60", *SCACHE, *map(str, command))
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1
@@ -159,10 +159,10 @@ def said(code: int, *command: str | Path) -> str:
 @pytest.mark.root
 class TestCommands:
     @pytest.mark.parametrize("place", [*PLACES, a_file])
-    def test_a_daemon_uses_no_file_of_another_user(
+    def test_daemon_uses_no_database_of_another_user(
         self, place: Place, shared: Path, target: Path, path: Path
     ) -> None:
-        """Nor does it make one where that user wants it to."""
+        """It creates no file at the target of a link either."""
         name = place(shared, target)
         existed = target.exists()
         line = said(EXIT_DATABASE, "serve", "--socket", path, "--database", name)
@@ -172,10 +172,10 @@ class TestCommands:
 
     @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
     @pytest.mark.parametrize("place", [*PLACES[:1], *PLACES[2:], a_file])
-    def test_a_daemon_uses_no_log_of_another_user(
+    def test_daemon_uses_no_log_of_another_user(
         self, place: Place, suffix: str, shared: Path, target: Path, path: Path
     ) -> None:
-        """SQLite would do what the log says."""
+        """SQLite would apply the log to the database."""
         database = shared / "cache.db"
         place(shared, target).rename(f"{database}{suffix}")
         line = said(EXIT_DATABASE, "serve", "--socket", path, "--database", database)
@@ -183,18 +183,18 @@ class TestCommands:
 
     @pytest.mark.parametrize("place", PLACES)
     @pytest.mark.parametrize("command", ["check", "events"])
-    def test_a_command_reads_no_file_through_another_user(
+    def test_command_reads_no_database_through_a_link_of_another_user(
         self, place: Place, command: str, shared: Path, target: Path
     ) -> None:
-        """Whatever it would show, and whoever would see that."""
+        """The same holds for a FIFO and a hard link."""
         with Opened(target):
             pass
         name = place(shared, target)
         line = said(EXIT_DATABASE, command, "--database", name)
         assert f"the database {name} " in line
 
-    def test_a_command_reads_the_file_of_another_users_daemon(self, shared: Path) -> None:
-        """Only links, FIFOs and hard links may be traps."""
+    def test_command_reads_the_database_of_another_users_daemon(self, shared: Path) -> None:
+        """Only links, FIFOs and hard links are refused."""
         with Opened(shared / "cache.db"):
             pass
         give(shared / "cache.db")
@@ -203,10 +203,10 @@ class TestCommands:
 
     @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
     @pytest.mark.parametrize("place", [a_fifo, a_link, a_file])
-    def test_a_command_reads_no_log_of_another_user(
+    def test_command_reads_no_log_of_another_user(
         self, place: Place, suffix: str, shared: Path, target: Path
     ) -> None:
-        """It would wait for a FIFO for ever."""
+        """It would block on a FIFO without a writer."""
         with Opened(shared / "cache.db"):
             pass
         place(shared, target).rename(f"{shared}/cache.db{suffix}")
@@ -214,10 +214,10 @@ class TestCommands:
         assert f"{shared}/cache.db{suffix} is " in line
 
     @pytest.mark.parametrize("place", [a_link, a_directory, a_fifo])
-    def test_a_dump_goes_nowhere_through_another_user(
+    def test_dump_is_not_written_through_a_link_of_another_user(
         self, place: Place, shared: Path, target: Path, tmp_path: Path
     ) -> None:
-        """Not even to replace an earlier dump."""
+        """This holds if an earlier dump would be replaced, too."""
         with Opened(tmp_path / "cache.db"):
             pass
         name = place(shared, target)
@@ -225,10 +225,10 @@ class TestCommands:
         assert str(name) in line or str(name.parent) in line
         assert list(target.parent.iterdir()) == []
 
-    def test_a_dump_replaces_the_name_of_a_hard_link_alone(
+    def test_dump_replaces_only_one_name_of_a_file_with_hard_links(
         self, shared: Path, target: Path, tmp_path: Path
     ) -> None:
-        """The file that has another name as well stays."""
+        """The file stays under its other name."""
         with Opened(tmp_path / "cache.db"):
             pass
         dump = [*SCACHE, "dump", "--database", str(tmp_path / "cache.db"), "--output"]
@@ -243,19 +243,19 @@ class TestCommands:
         assert (shared / "name").read_bytes() != before
 
     @pytest.mark.parametrize("place", [*PLACES, a_file])
-    def test_a_configuration_of_another_user_is_not_read(
+    def test_configuration_of_another_user_is_not_read(
         self, place: Place, shared: Path, target: Path
     ) -> None:
-        """It would say which file becomes the database, and who is let in."""
+        """It would choose the database and the users that may connect."""
         name = place(shared, target)
         line = said(EXIT_SETTINGS, "serve", "--show-config", "--config", name)
         assert line.startswith(f"scache: {name}: cannot be read: ")
         assert "other users may write to its directory" in line
 
-    def test_a_corrupt_file_is_set_aside_in_its_own_directory(
+    def test_corrupt_database_is_set_aside_in_the_directory_of_a_links_target(
         self, shared: Path, target: Path, path: Path
     ) -> None:
-        """Beside the file that a link of ours leads to, where no link of another user can be."""
+        """No other user can create a link there."""
         target.write_bytes(b"\0" * 68 + b"scac" + b"\0" * 5000)
         name = link(shared / "name", target, ours=True)
         with Daemon(path, database=name) as daemon:
@@ -265,27 +265,29 @@ class TestCommands:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
-def test_a_daemon_does_not_wait_for_a_fifo(
+def test_daemon_refuses_a_fifo_or_directory_as_database(
     make: Callable[[Path], None], path: Path, tmp_path: Path
 ) -> None:
-    """Wherever it lies, and whosever it is."""
+    """It does not block on the FIFO, even if the FIFO belongs to its own user."""
     make(tmp_path / "cache.db")
     line = said(EXIT_DATABASE, "serve", "--socket", path, "--database", tmp_path / "cache.db")
     assert "is no regular file" in line or "is a directory" in line
 
 
-def test_a_daemon_does_not_follow_a_link_of_proc(path: Path, tmp_path: Path) -> None:
-    """SQLite would take its text for the name of a file."""
+def test_daemon_does_not_follow_a_link_of_proc_to_a_deleted_file(
+    path: Path, tmp_path: Path
+) -> None:
+    """SQLite would use the text of the link as a path."""
     with (tmp_path / "cache.db").open("wb") as file:
         (tmp_path / "cache.db").unlink()
         name = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         line = said(EXIT_DATABASE, "serve", "--socket", path, "--database", name)
-    assert "it has another name here, or none" in line
+    assert "leads to a file without a path here" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fifo_of_ours_is_waited_for(tmp_path: Path) -> None:
-    """Until there is a writer, and then to the end."""
+def test_open_ours_waits_for_the_writer_of_an_own_fifo(tmp_path: Path) -> None:
+    """The text is then read up to the end of the stream."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
@@ -296,7 +298,7 @@ def test_a_fifo_of_ours_is_waited_for(tmp_path: Path) -> None:
     def write() -> bool:
         try:
             writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody has opened it to read
+        except OSError:  # no process has opened it for reading
             return False
         os.write(writer, b"text")
         os.close(writer)
@@ -309,7 +311,9 @@ def test_a_fifo_of_ours_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["pipe", "fifo", "link"])
-def test_a_configuration_of_ours_may_come_from_anywhere(source: str, tmp_path: Path) -> None:
+def test_own_configuration_is_read_from_a_pipe_a_fifo_or_a_link(
+    source: str, tmp_path: Path
+) -> None:
     """A shell's process substitution is a link to a pipe."""
     file, fifo = tmp_path / "config.toml", tmp_path / "fifo"
     file.write_text("max_idle = 4711\n")

@@ -17,7 +17,7 @@ STEP = QUANTUM * 1.01
 
 
 class Simulation:
-    """Heavy clients that always have more to do, and light ones, for a while of simulated time."""
+    """Light and heavy clients in simulated time; heavy ones always have more to do."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -28,7 +28,7 @@ class Simulation:
         """Descriptors in the order of their steps."""
 
     def add_heavy(self, descriptor: int, step: float, *, second: bool = False) -> None:
-        """Enqueue a client each step of which takes so many seconds."""
+        """Enqueue a client each step of which takes ``step`` seconds."""
 
         def serve() -> None:
             self._pass(descriptor, step)
@@ -38,7 +38,7 @@ class Simulation:
         enqueue()
 
     def serve_light(self, step: float, count: int = 1) -> None:
-        """Serve light clients, as a poll that returns so many of them."""
+        """Serve ``count`` light clients, as after one poll."""
         for _ in range(count):
             self._pass(LIGHT, step)
             self.scheduler.served(LIGHT)
@@ -64,7 +64,7 @@ class Simulation:
 
 
 def test_scheduler_serves_one_quantum_at_a_time_without_light_clients() -> None:
-    """Control returns after each quantum, so that a light client is never kept waiting longer."""
+    """`run` returns after each quantum, so that a light client does not wait longer."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM / 5)
     simulation.add_heavy(101, QUANTUM / 5)
@@ -75,7 +75,7 @@ def test_scheduler_serves_one_quantum_at_a_time_without_light_clients() -> None:
 
 
 def test_scheduler_gives_heavy_clients_all_time_without_light_clients() -> None:
-    """They are always due then."""
+    """Heavy clients are then always due."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM)
     for _ in range(100):
@@ -86,7 +86,7 @@ def test_scheduler_gives_heavy_clients_all_time_without_light_clients() -> None:
 @pytest.mark.parametrize("heavy", [1, 64])
 @pytest.mark.parametrize("light", [1, 16, 250, 1000])
 def test_scheduler_limits_heavy_clients_to_their_share(heavy: int, light: int) -> None:
-    """However many there are of either kind, all of which always have more to do."""
+    """The share does not depend on the number of light and heavy clients."""
     simulation = Simulation()
     descriptors = range(100, 100 + heavy)
     for descriptor in descriptors:
@@ -96,7 +96,7 @@ def test_scheduler_limits_heavy_clients_to_their_share(heavy: int, light: int) -
 
 
 def test_scheduler_serves_most_light_requests_without_a_quantum_before_them() -> None:
-    """A quantum follows few of the polls, so that the median of a light client is its own."""
+    """A quantum follows few of the polls, so that it does not determine the median latency."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM)
     polls = preceded = 0
@@ -120,7 +120,7 @@ def test_scheduler_divides_time_not_steps_among_heavy_clients() -> None:
 
 
 def test_scheduler_serves_every_heavy_client_within_a_round() -> None:
-    """No heavy client is passed over."""
+    """No heavy client is skipped."""
     simulation = Simulation()
     for descriptor in range(100, 150):
         simulation.add_heavy(descriptor, STEP)
@@ -128,7 +128,7 @@ def test_scheduler_serves_every_heavy_client_within_a_round() -> None:
     assert sorted(simulation.order) == list(range(100, 150))
 
 
-def test_scheduler_gives_every_other_quantum_to_who_enqueues_second() -> None:
+def test_scheduler_gives_every_other_quantum_to_the_client_that_enqueues_second() -> None:
     """New connections do not wait for a round of all heavy clients."""
     simulation = Simulation()
     for descriptor in range(100, 150):
@@ -149,8 +149,8 @@ def test_scheduler_divides_time_not_steps_between_new_connections_and_others() -
     assert simulation.share(99) == pytest.approx(0.5, abs=0.05)
 
 
-def test_scheduler_does_not_take_a_heavy_client_for_a_light_one() -> None:
-    """Clients that send much in small pieces do not hold each other up."""
+def test_scheduler_does_not_count_a_heavy_client_as_light() -> None:
+    """Clients that send much in small pieces do not delay each other."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM)
     for _ in range(100):
@@ -160,7 +160,7 @@ def test_scheduler_does_not_take_a_heavy_client_for_a_light_one() -> None:
         simulation.scheduler.run()
 
 
-def test_scheduler_forgets_light_clients_that_ask_no_more() -> None:
+def test_scheduler_forgets_light_clients_that_send_no_more_requests() -> None:
     """Heavy clients are due at once some milliseconds after the last light request."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM * 20)
@@ -173,7 +173,7 @@ def test_scheduler_forgets_light_clients_that_ask_no_more() -> None:
 
 
 def test_scheduler_lets_a_new_light_client_finish_an_exchange_first() -> None:
-    """However long heavy clients were alone, the next request of a light one meets no quantum."""
+    """The next request of a light client meets no quantum, even if none was active for long."""
     simulation = Simulation()
     simulation.add_heavy(100, QUANTUM)
     simulation.run(1.0)

@@ -1,4 +1,4 @@
-"""Descriptors that the kernel does not send: no connection is lost, and its finder is told so."""
+"""Descriptors that the kernel does not send: no connection is lost, and the find is a miss."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.wire import Wire, encode
 
 OPEN_FILES = 256
 UID = 20_000 + os.getpid() % 20_000
-"""A user of this process alone: others that run tests at the same time need descriptors, too."""
+"""A user of this process only, because tests that run in parallel need descriptors, too."""
 
 NOT_SENT = "no descriptor can be sent to a client now (Too many references"
 FAILED = "SELECT kind, endpoint, destination, detail FROM event WHERE status = 2 ORDER BY id"
@@ -57,8 +57,8 @@ def daemon() -> Iterator[Daemon]:
 
 
 @contextmanager
-def many_on_their_way() -> Iterator[None]:
-    """Have more descriptors of the daemon's user on their way than the daemon may open."""
+def many_in_transit() -> Iterator[None]:
+    """Put more descriptors of the daemon's user in transit than the daemon may open."""
     pair = socket.socketpair()
 
     def send() -> None:
@@ -82,7 +82,7 @@ def test_find_whose_descriptor_cannot_be_sent_is_a_miss(
         client.save_dest(60, "d", "q", "e")
         live = "SELECT id, saved_at, expires_at FROM connection"
         before = snapshot(admin, live)
-        with many_on_their_way():
+        with many_in_transit():
             assert client.find_endp("e") is None
             assert client.find_dest("d") is None
         daemon.wait_for_log(NOT_SENT)
@@ -97,7 +97,7 @@ def test_find_whose_descriptor_cannot_be_sent_is_a_miss(
 def test_pipeline_whose_descriptors_cannot_be_sent_keeps_its_order(
     daemon: Daemon, pair: Pair
 ) -> None:
-    """Each find that hit is answered as a miss of its kind, and the rest as ever."""
+    """Each find that hit is answered as a miss of its kind; other replies do not change."""
     with Client(daemon.path) as admin, Dialogue(daemon.path) as client:
         admin.save_endp(60, "e", "", pair[1])
         admin.save_endp(60, "e2", "p", pair[1])
@@ -111,7 +111,7 @@ def test_pipeline_whose_descriptors_cannot_be_sent_keeps_its_order(
             [(b"request", b"nonsense")],
             find_dest(b"nothing"),
         ]
-        with many_on_their_way():
+        with many_in_transit():
             client.send(b"".join(map(encode, requests)))
             replies = (MISS_ENDP, MISS_ENDP, MISS_DEST, encode_reply(Status.BAD), MISS_DEST)
             client.expect(b"".join(replies))
@@ -119,22 +119,22 @@ def test_pipeline_whose_descriptors_cannot_be_sent_keeps_its_order(
 
 
 def test_snapshot_that_cannot_be_sent_is_refused(daemon: Daemon) -> None:
-    """The client that asked is told so, and gets one later."""
+    """The client is refused, and gets a snapshot later."""
     with Client(daemon.path) as admin:
-        with many_on_their_way(), pytest.raises(Refused, match="no snapshot can be taken now"):
+        with many_in_transit(), pytest.raises(Refused, match="no snapshot can be taken now"):
             admin.snapshot()
         assert snapshot(admin, "SELECT count(*) FROM connection") == [(0,)]
 
 
 def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hits become misses; it is the snapshot that the client gets, and not in their place."""
+    """The hits become misses, and the snapshot is sent after their replies."""
     why: list[OSError] = [BlockingIOError()]
     send = fdpass.send
 
     def fail(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
         if descriptors and why:
             error = why[-1]
-            if error.errno == errno.ETOOMANYREFS:  # this time only
+            if error.errno == errno.ETOOMANYREFS:  # only once
                 why.clear()
             raise error
         return send(sock, data, descriptors)
@@ -164,13 +164,13 @@ def test_snapshot_is_sent_after_hits_that_cannot_be_sent(monkeypatch: pytest.Mon
 def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
     daemon: Daemon, pair: Pair
 ) -> None:
-    """In the base protocol the daemon then hangs up, and says why."""
+    """In the base protocol the daemon then disconnects the client, and logs why."""
     ours, theirs = pair
     with Client(daemon.path) as other, Dialogue(daemon.path) as client:
         other.save_endp(60, "e", "p", theirs)
         client.send(encode(find_endp(b"e")))
         assert client.receive_message()[0] == (b"status", b"0")
-        with many_on_their_way():
+        with many_in_transit():
             client.send(DUMMY)
             client.await_end()
         daemon.wait_for_log(NOT_SENT)
@@ -182,7 +182,7 @@ def test_connection_goes_back_when_its_descriptor_cannot_be_sent_after_the_hit(
 def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(
     daemon: Daemon, pair: Pair
 ) -> None:
-    """What was sent is found, and what could not be is cached."""
+    """Connections that were sent count as found, and the others stay cached."""
     many, properties = 20, "p" * 30_000
     with Client(daemon.path) as admin, Wire(daemon.path) as client:
         for _ in range(many):
@@ -193,7 +193,7 @@ def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(
         client.send(encode(find_endp(b"e")) * many)
         sent = "SELECT count(*) FROM event WHERE kind = 'found'"
         eventually(lambda: snapshot(admin, sent)[0][0] > 0)
-        with many_on_their_way(), ExitStack() as stack:
+        with many_in_transit(), ExitStack() as stack:
             statuses = []
             for _ in range(many):
                 statuses.append(client.receive_message()[0][1])
@@ -204,21 +204,21 @@ def test_connections_whose_replies_wait_for_a_slow_client_are_not_lost(
         assert snapshot(admin, left) == [(statuses.count(b"2"),)]
 
 
-class Told:
-    """Is told of a client by its transport."""
+class RecordingReceiver:
+    """A receiver that records the calls of its transport."""
 
     def __init__(self, instead: bytes | None = None) -> None:
-        """Have this sent instead of what cannot be sent."""
+        """Reply with ``instead`` when data cannot be sent."""
         self._instead = instead
         self.asked: list[bytes] = []
         self.gone = False
 
     def received(self, data: bytes, *_: object) -> None:
-        """Take nothing: the client sends nothing."""
+        """Fail, because the client sends nothing."""
         raise AssertionError(data)
 
     def undeliverable(self, data: bytes, _: OSError) -> bytes | None:
-        """Note what cannot be sent."""
+        """Record the data that cannot be sent."""
         self.asked.append(data)
         return self._instead
 
@@ -226,26 +226,26 @@ class Told:
         """Do nothing."""
 
     def disconnected(self) -> None:
-        """Note that the client has gone."""
+        """Record that the client disconnected."""
         self.gone = True
 
 
 @contextmanager
-def transport(sock: socket.socket, told: Told) -> Iterator[Transport]:
+def transport(sock: socket.socket, receiver: RecordingReceiver) -> Iterator[Transport]:
     """Make a transport on the running loop."""
     with closing(Poller(asyncio.get_running_loop())) as poller:
         transport = Transport(sock, poller, Closer())
-        transport.start(told)
+        transport.start(receiver)
         yield transport
         transport.close()
 
 
 @pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
 @pytest.mark.parametrize("instead", [b"instead", None])
-def test_transport_asks_what_to_send_instead(
+def test_transport_asks_its_receiver_for_a_replacement(
     monkeypatch: pytest.MonkeyPatch, pair: Pair, number: int, instead: bytes | None
 ) -> None:
-    """Or hangs up, if nothing will do."""
+    """It disconnects the client if there is no replacement."""
     send = fdpass.send
 
     def fail(sock: socket.socket, data: bytes, descriptors: tuple[int, ...] = ()) -> int:
@@ -254,40 +254,40 @@ def test_transport_asks_what_to_send_instead(
         return send(sock, data)
 
     async def converse() -> None:
-        told = Told(instead)
-        with transport(pair[0], told) as ours:
+        receiver = RecordingReceiver(instead)
+        with transport(pair[0], receiver) as ours:
             ours.send(b"hit", (0,))
-            assert told.asked == [b"hit"]
+            assert receiver.asked == [b"hit"]
             assert ours.sent_all is (instead is not None)
             assert ours.sent_descriptors is ours.sent_all
-            assert not told.gone  # the sender is in the middle of something
+            assert not receiver.gone  # the caller of `send` is not prepared for it
             if instead is None:
-                await until(lambda: told.gone)
+                await until(lambda: receiver.gone)
             assert pair[1].recv(10) == (instead or b"")
             await asyncio.sleep(0.01)
-            assert told.gone is (instead is None)
+            assert receiver.gone is (instead is None)
 
     monkeypatch.setattr(fdpass, "send", fail)
     asyncio.run(converse())
 
 
-def test_transport_hangs_up_when_its_client_has_gone(pair: Pair) -> None:
-    """A client that cannot be told anything is not told anything instead."""
+def test_transport_disconnects_when_its_client_has_disconnected(pair: Pair) -> None:
+    """The receiver is not asked for a replacement, because nothing can be sent."""
 
     async def converse() -> None:
-        told = Told(b"instead")
-        with transport(pair[0], told) as ours:
+        receiver = RecordingReceiver(b"instead")
+        with transport(pair[0], receiver) as ours:
             pair[1].close()
             ours.send(b"hit", (0,))
-            assert not told.gone
-            await until(lambda: told.gone)
-            assert not told.asked
+            assert not receiver.gone
+            await until(lambda: receiver.gone)
+            assert not receiver.asked
 
     asyncio.run(converse())
 
 
-def test_probe_keeps_nothing(pair: Pair) -> None:
-    """It closes the copy that it sent, so that a peer sees the end when the daemon closes."""
+def test_probe_keeps_no_descriptor(pair: Pair) -> None:
+    """The peer of the connection sees its end as soon as the daemon closes it."""
     probe = Probe()
     for _ in range(1000):
         assert probe.shortage(pair[1].fileno()) is None
@@ -301,13 +301,13 @@ def test_probe_keeps_nothing(pair: Pair) -> None:
     [(errno.ETOOMANYREFS, "ulimit -n"), (errno.ENOMEM, "memory"), (errno.ENOBUFS, "memory")],
 )
 def test_shortage_message_says_what_is_short(number: int, advice: str) -> None:
-    """It names the error, and the limit if that is the reason."""
+    """The message names the error, and the limit if that is the reason."""
     message = shortage_message(OSError(number, os.strerror(number)))
     assert os.strerror(number) in message
     assert advice in message
 
 
-def test_without_hits_denies_hits_alone() -> None:
+def test_without_hits_replaces_only_hits() -> None:
     """Properties may be empty, or look like a part of a reply."""
     hits = [
         encode_reply(Status.OK, b""),
@@ -328,7 +328,7 @@ def test_without_hits_denies_hits_alone() -> None:
 
 
 def test_denied_find_counts_as_a_miss() -> None:
-    """In the statistics as in the counters; what expired meanwhile is closed."""
+    """Statistics and counters agree; a connection that expired meanwhile is closed."""
     with rigged(MEMORY) as rig:
         rig.save(5)
         rig.bind()

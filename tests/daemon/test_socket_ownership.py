@@ -1,4 +1,4 @@
-"""The owner of the socket: what cannot be given, what stands in its place, and who is left out."""
+"""The owner of the socket: owners that cannot be set, other files at its path, mistakes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.daemon import Daemon
 from tests.support.postfix_setup import MAIL_OWNER, private_directory
 
 _READS = "+dac_read_search"
-AS_SOMEBODY = (
+AS_USER = (
     *("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups"),
     *("--inh-caps", _READS, "--ambient-caps", _READS),
 )
-"""Runs a command as a user that this machine does not know, in no group but one. It may read all
-files, as the interpreter may lie in a directory of root."""
+"""Runs a command as a user without an entry in the user database, with one group. It may read all
+files, because the interpreter may be in a directory of root."""
 
 IN_A_NAMESPACE = ("unshare", "--user", "--map-root-user")
 """Runs a command as root of a user namespace that has no other user."""
@@ -62,11 +62,11 @@ def refused(directory: Path, code: int, prefix: tuple[str, ...], *options: str) 
 
 
 @pytest.mark.parametrize("option", ["--user", "--socket-owner"])
-@pytest.mark.parametrize("prefix", [without("chown"), AS_SOMEBODY], ids=["root", "another user"])
-def test_an_owner_that_cannot_be_given_is_named(
+@pytest.mark.parametrize("prefix", [without("chown"), AS_USER], ids=["root", "another user"])
+def test_daemon_names_the_owner_that_it_cannot_set(
     prefix: tuple[str, ...], option: str, directory: Path
 ) -> None:
-    """The directory may be written: what is missing is a capability."""
+    """The directory is writable, but CAP_CHOWN is missing."""
     line = refused(directory, EXIT_SOCKET, prefix, option, MAIL_OWNER)
     assert line == (
         f"cannot make the socket {directory}/socket: it cannot be given to user {MAIL_OWNER}: "
@@ -75,10 +75,10 @@ def test_an_owner_that_cannot_be_given_is_named(
     )
 
 
-def test_a_group_that_cannot_be_given_is_named(directory: Path) -> None:
-    """A user may give the socket to a group that it is in, and to no other."""
+def test_daemon_names_the_group_that_it_cannot_set(directory: Path) -> None:
+    """A user can give the socket only to its own groups."""
     owner = f"{UID}:{MAIL_OWNER}"
-    line = refused(directory, EXIT_SOCKET, AS_SOMEBODY, "--socket-owner", owner)
+    line = refused(directory, EXIT_SOCKET, AS_USER, "--socket-owner", owner)
     assert line.endswith(
         f"it cannot be given to group {MAIL_OWNER}: this process lacks CAP_CHOWN, and its user "
         f"{UID} is not in that group: add it to {MAIL_OWNER}, or choose another group"
@@ -86,8 +86,10 @@ def test_a_group_that_cannot_be_given_is_named(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("owner", [MAIL_OWNER, f"root:{MAIL_OWNER}"])
-def test_an_owner_outside_the_user_namespace_is_named(owner: str, directory: Path) -> None:
-    """What the namespace does not map is nobody's fault but of the choice."""
+def test_daemon_names_an_owner_that_the_user_namespace_does_not_map(
+    owner: str, directory: Path
+) -> None:
+    """The message says that this owner is not mapped, and does not ask for a capability."""
     line = refused(directory, EXIT_SOCKET, IN_A_NAMESPACE, "--socket-owner", owner)
     assert MAIL_OWNER in line
     assert "is not mapped in this user namespace" in line
@@ -103,10 +105,10 @@ def test_an_owner_outside_the_user_namespace_is_named(owner: str, directory: Pat
     ],
     ids=["setuid", "setgid", "both", "namespace"],
 )
-def test_a_user_that_it_cannot_become_is_named(
+def test_daemon_names_the_user_that_it_cannot_become(
     prefix: tuple[str, ...], reason: str, directory: Path
 ) -> None:
-    """Neither a socket nor a database is left behind."""
+    """It leaves neither a socket nor a database behind."""
     options = ("--user", MAIL_OWNER, "--socket-owner", "root")
     database = directory / "cache.db"
     line = refused(directory, EXIT_SETTINGS, prefix, *options, "--database", str(database))
@@ -125,8 +127,10 @@ def test_a_user_that_it_cannot_become_is_named(
         (errno.EOPNOTSUPP, "Operation not supported: choose another --socket"),
     ],
 )
-def test_a_file_system_that_refuses_an_owner_is_named(number: int, says: str, path: Path) -> None:
-    """With the capability it is not that which is missing."""
+def test_message_names_the_error_of_chown_if_the_capability_is_present(
+    number: int, says: str, path: Path
+) -> None:
+    """The remedy is then not the capability."""
 
     def chown(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -139,8 +143,8 @@ def test_a_file_system_that_refuses_an_owner_is_named(number: int, says: str, pa
     assert not path.exists()
 
 
-def test_a_capability_is_told_from_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where /proc does not tell, root has all of them."""
+def test_has_capability_assumes_all_for_root_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With /proc, it reads them from there."""
     assert process.has_capability("CAP_CHOWN")
 
     def unreadable(*_: object, **__: object) -> str:
@@ -154,65 +158,65 @@ def test_a_capability_is_told_from_root(monkeypatch: pytest.MonkeyPatch) -> None
     assert "lacks CAP_CHOWN" in why_not_given(error, 0, UNCHANGED)
 
 
-class TestInItsPlace:
-    """Advice for a path that something else has, or that nothing can be made at."""
+class TestOtherFileAtThePath:
+    """Messages for a path with another file, or a directory where no socket can be created."""
 
     @staticmethod
     def leave_socket(path: Path, mode: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """Bind a socket of root's."""
+        """Bind a socket that belongs to root."""
         sock = socket.socket(socket.AF_UNIX, kind)
         sock.bind(str(path))
         path.chmod(mode)
         return sock
 
     def said(self, directory: Path, *prefix: str) -> str:
-        """Start a daemon that leaves what is there; return its line."""
+        """Start a daemon that cannot use the path; return its message."""
         path = directory / "socket"
         done = run_command(*prefix, *SCACHE, "serve", "--socket", path)
         assert done.returncode == EXIT_SOCKET, done.stderr
         return done.stderr
 
-    def test_a_stale_socket_of_another_user_in_a_sticky_directory(self, directory: Path) -> None:
-        """The directory may be written, and all the same not cleared of what others left."""
+    def test_stale_socket_of_another_user_in_a_sticky_directory(self, directory: Path) -> None:
+        """The directory is writable, but only the owner of the socket can remove it."""
         directory.chmod(0o1777)
         self.leave_socket(directory / "socket", 0o666).close()
-        line = self.said(directory, *AS_SOMEBODY)
+        line = self.said(directory, *AS_USER)
         assert (
             "on which no process listens, belongs to another user: remove it as root or as" in line
         )
 
-    def test_a_socket_that_the_user_may_not_connect_to(self, directory: Path) -> None:
-        """Nothing tells whether it is used: it is left alone."""
+    def test_socket_that_the_user_may_not_connect_to(self, directory: Path) -> None:
+        """It may be in use, so the daemon does not remove it."""
         self.leave_socket(directory / "socket", 0o600).close()
-        line = self.said(directory, *AS_SOMEBODY)
+        line = self.said(directory, *AS_USER)
         assert "is a socket that this user may not connect to: remove it if no daemon" in line
 
-    def test_a_socket_of_another_kind(self, directory: Path) -> None:
-        """A datagram socket is another program's."""
+    def test_socket_of_another_type(self, directory: Path) -> None:
+        """A datagram socket belongs to another program."""
         with self.leave_socket(directory / "socket", 0o666, socket.SOCK_DGRAM):
             assert "is a socket of another program: remove it, or" in self.said(directory)
 
-    def test_a_directory_that_may_be_written_and_not_read(self, directory: Path) -> None:
-        """Its lock takes the permission to read, which the line names."""
+    def test_directory_that_is_writable_but_not_readable(self, directory: Path) -> None:
+        """The lock of the directory needs read permission, which the message names."""
         directory.chmod(0o733)
         os.chown(directory, UID, GID)
         line = self.said(directory, *without("dac_override", "dac_read_search"))
         assert f"run as a user who may read, enter and write to {directory}" in line
 
-    def test_a_file_in_the_place_of_the_directory(self, directory: Path) -> None:
-        """It cannot be made, and nobody is told to."""
+    def test_file_in_place_of_the_directory(self, directory: Path) -> None:
+        """The message does not advise to make the directory."""
         (directory / "file").touch()
         assert f"{directory}/file is not a directory: choose" in self.said(directory / "file")
 
-    def test_a_file_system_without_sockets(self) -> None:
-        """Permissions are not what is missing there."""
+    def test_file_system_without_sockets(self) -> None:
+        """The message does not advise another permission."""
         for name in ("/proc", "/sys"):
             line = self.said(Path(name))
             assert f"{name} or its file system lets no user make it: choose" in line
 
 
-def test_a_database_names_the_user_that_may_not_open_it(directory: Path) -> None:
-    """With --user it is not the user who started the daemon."""
+def test_message_names_the_user_that_may_not_open_the_database(directory: Path) -> None:
+    """With --user, this is not the user that started the daemon."""
     file = directory / "cache.db"
     file.touch(0o600)
     options = ("--user", MAIL_OWNER, "--database", str(file))
@@ -220,12 +224,12 @@ def test_a_database_names_the_user_that_may_not_open_it(directory: Path) -> None
     assert f"permission denied: let user {MAIL_OWNER} read and write it" in line
 
 
-class TestLeftOut:
+class TestOwnerOfTheDirectoryIsLeftOut:
     """A socket in the private directory of a user who may not connect is a mistake."""
 
     @pytest.fixture
     def private(self, directory: Path) -> Path:
-        """Make a directory that belongs to Postfix's user alone."""
+        """Make a private directory of Postfix's user."""
         private = directory / "private"
         private.mkdir(mode=0o700)
         os.chown(private, pwd.getpwnam(MAIL_OWNER).pw_uid, 0)
@@ -243,10 +247,10 @@ class TestLeftOut:
         ],
         ids=str,
     )
-    def test_a_mistake_is_one_line_at_start(
+    def test_warning_is_one_line_at_start(
         self, mode: int, options: tuple[str, ...], private: Path
     ) -> None:
-        """The line names the user, and what lets it in."""
+        """The line names the user, and the options that let it connect."""
         private.chmod(mode)
         with Daemon(private / "socket", *options) as daemon:
             line = daemon.wait_for_log("may not connect")
@@ -268,17 +272,17 @@ class TestLeftOut:
         ],
         ids=str,
     )
-    def test_what_is_right_is_not_called_a_mistake(
+    def test_no_warning_if_the_owner_or_mode_was_chosen(
         self, mode: int, options: tuple[str, ...], private: Path
     ) -> None:
-        """Another owner, group or mode lets somebody in, or root alone was asked for."""
+        """The owner, group or mode lets another user connect, or root was chosen as the owner."""
         private.chmod(mode)
         with Daemon(private / "socket", *options) as daemon:
             assert daemon.terminate() == 0
         assert not any("may not connect" in line for line in daemon.log())
 
-    def test_a_directory_of_root_is_not_called_a_mistake(self, path: Path) -> None:
-        """Only root is to connect there, by default."""
+    def test_no_warning_for_a_directory_of_root(self, path: Path) -> None:
+        """By default, only root connects to a socket there."""
         with closing(listening_socket.ListeningSocket(path, 0o600, (UNCHANGED, UNCHANGED))):
             assert path.parent.stat().st_uid == 0
             assert left_out(path) is None

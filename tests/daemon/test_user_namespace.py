@@ -1,4 +1,4 @@
-"""Users without an id in the daemon's user namespace, who all look like one."""
+"""Users that the daemon's user namespace does not map, and that share the overflow id."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.daemon import Daemon
 from tests.support.namespaces import INNER_ROOT, OVERFLOW, PREFIX
 from tests.support.postfix_setup import private_directory
 
-EVERYBODY = Unmapped(exist=False, shown=OVERFLOW)
-SOME = Unmapped(exist=True, shown=OVERFLOW)
+ALL_MAPPED = Unmapped(exist=False, shown=OVERFLOW)
+SOME_UNMAPPED = Unmapped(exist=True, shown=OVERFLOW)
 UNKNOWN = Unmapped(exist=True, shown=None)
 
 
 def proc_directory(directory: Path, mapped: str | None, overflow: str | None) -> Path:
-    """Write what the kernel tells of users; None stands for a file that is not there."""
+    """Write files of proc(5) about user ids; None stands for a missing file."""
     for name, text in (("self/uid_map", mapped), ("sys/kernel/overflowuid", overflow)):
         file = directory / name
         file.parent.mkdir(parents=True)
@@ -40,14 +40,14 @@ def proc_directory(directory: Path, mapped: str | None, overflow: str | None) ->
 @pytest.mark.parametrize(
     ("mapped", "overflow", "expected"),
     [
-        ("         0          0 4294967295\n", "65534\n", EVERYBODY),
-        ("0 0 1000\n1000 1000 4294966295\n", "65534\n", EVERYBODY),
-        ("0 100000 1\n65534 165534 1\n", "65534\n", SOME),
-        ("0 0 4294967294\n", "65534\n", SOME),
-        ("", "65534\n", SOME),
+        ("         0          0 4294967295\n", "65534\n", ALL_MAPPED),
+        ("0 0 1000\n1000 1000 4294966295\n", "65534\n", ALL_MAPPED),
+        ("0 100000 1\n65534 165534 1\n", "65534\n", SOME_UNMAPPED),
+        ("0 0 4294967294\n", "65534\n", SOME_UNMAPPED),
+        ("", "65534\n", SOME_UNMAPPED),
         ("0 0 1\n", "4711\n", Unmapped(exist=True, shown=4711)),
-        (None, "65534\n", SOME),
-        ("what\n", "65534\n", SOME),
+        (None, "65534\n", SOME_UNMAPPED),
+        ("what\n", "65534\n", SOME_UNMAPPED),
         ("0 0 1\n", None, UNKNOWN),
         (None, None, UNKNOWN),
         ("0 0 4294967295\n", None, Unmapped(exist=False, shown=None)),
@@ -60,7 +60,7 @@ def test_unmapped_reads_the_map(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Unless the map is known to cover all ids, some users are supposed to have none."""
+    """If the map is not known to cover all ids, it assumes that some users are unmapped."""
     monkeypatch.setattr(namespace, "PROC", proc_directory(tmp_path, mapped, overflow))
     assert unmapped("uid") == expected
 
@@ -68,34 +68,36 @@ def test_unmapped_reads_the_map(
 @pytest.mark.parametrize(
     ("users", "uid", "known"),
     [
-        (EVERYBODY, OVERFLOW, True),
-        (SOME, OVERFLOW, False),
-        (SOME, UID, True),
-        (SOME, 0, True),
+        (ALL_MAPPED, OVERFLOW, True),
+        (SOME_UNMAPPED, OVERFLOW, False),
+        (SOME_UNMAPPED, UID, True),
+        (SOME_UNMAPPED, 0, True),
         (UNKNOWN, UID, False),
         (UNKNOWN, 0, True),
         (Unmapped(exist=True, shown=0), 0, False),
     ],
 )
-def test_people_include_only_ids_that_name_one_user(users: Unmapped, uid: int, known: bool) -> None:
-    """The same holds of groups; where the overflow id is not known, only root's names one."""
-    peer, nobody = Peer(1, uid, uid), Peer(1, 1, 1)
+def test_principals_include_only_ids_that_name_one_user(
+    users: Unmapped, uid: int, known: bool
+) -> None:
+    """The same holds for groups. If the overflow id is unknown, only that of root names one."""
+    peer, other = Peer(1, uid, uid), Peer(1, 1, 1)
     assert Principals([0, UID, OVERFLOW], [], users, users).include(peer, []) == known
     groups = Principals([], [0, UID, OVERFLOW], users, users)
     assert groups.include(peer, []) == known
-    assert groups.include(nobody, [uid]) == known
+    assert groups.include(other, [uid]) == known
 
 
-def test_the_sentence_names_the_ids() -> None:
-    """There is none where all users and groups have an id."""
-    assert described(EVERYBODY, EVERYBODY) is None
-    assert "uid 65534 and gid 65534" in str(described(SOME, EVERYBODY))
-    assert "only root" in str(described(EVERYBODY, UNKNOWN))
+def test_described_names_the_overflow_ids() -> None:
+    """It returns None if all users and groups are mapped."""
+    assert described(ALL_MAPPED, ALL_MAPPED) is None
+    assert "uid 65534 and gid 65534" in str(described(SOME_UNMAPPED, ALL_MAPPED))
+    assert "only root" in str(described(ALL_MAPPED, UNKNOWN))
 
 
 @contextmanager
 def served(*options: str) -> Iterator[tuple[Path, list[str]]]:
-    """Run a daemon in such a namespace, as OVERFLOW; yield its socket, and what it said."""
+    """Run a daemon in this namespace, as OVERFLOW; yield its socket and its log."""
     with private_directory() as directory:
         path = directory / "socket"
         with Daemon(path, "--socket-mode", "0666", *options, prefix=PREFIX) as daemon:
@@ -103,7 +105,7 @@ def served(*options: str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def looks_inside(path: Path) -> bool:
-    """Return whether this process may look inside."""
+    """Return True if this process may take a snapshot."""
     with suppress(Refused), Client(path) as client:
         os.close(client.snapshot())
         return True
@@ -111,15 +113,15 @@ def looks_inside(path: Path) -> bool:
 
 
 def is_served(path: Path) -> bool:
-    """Return whether this process may save."""
+    """Return True if this process may save."""
     with Client(path) as client:
         return client.save_dest(60, "d", "q", "e")
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", [(), ("--admin-uids", "65534"), ("--admin-gids", "65534")])
-def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
-    """It looks like the daemon's own user, who is none either; root of the namespace is one."""
+def test_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
+    """It shares its id with the daemon's own user; root of the namespace is an administrator."""
     with served(*options) as (path, said):
         assert not as_user(lambda: looks_inside(path))
         assert not as_user(lambda: looks_inside(path), [GROUP], gid=INNER_ROOT)
@@ -131,8 +133,8 @@ def test_an_unmapped_user_is_no_administrator(options: tuple[str, ...]) -> None:
 
 
 @pytest.mark.root
-def test_a_group_of_the_namespace_may_administer() -> None:
-    """One that is mapped names one group."""
+def test_mapped_group_can_be_an_administrator() -> None:
+    """The id of a mapped group names one group."""
     with served("--admin-gids", "0") as (path, _):
         assert as_user(lambda: looks_inside(path), gid=INNER_ROOT)
         assert as_user(lambda: looks_inside(path), [INNER_ROOT])
@@ -141,8 +143,8 @@ def test_a_group_of_the_namespace_may_administer() -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("option", ["--allow-uids", "--allow-gids"])
-def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None:
-    """Nor does a list that names only the overflow id let anybody else in."""
+def test_unmapped_user_is_refused_although_allowed_ids_name_the_overflow_id(option: str) -> None:
+    """A list with only the overflow id permits no other user either."""
     with served(option, "65534") as (path, _):
         assert not as_user(lambda: is_served(path))
         assert not as_user(lambda: is_served(path), [GROUP], uid=INNER_ROOT, gid=INNER_ROOT)
@@ -154,8 +156,8 @@ def test_an_unmapped_user_is_not_among_those_who_are_served(option: str) -> None
 
 @pytest.mark.root
 @pytest.mark.parametrize(("uid", "ours"), [(0, True), (UID, False)])
-def test_the_directory_of_the_default_socket_is_not_an_unmapped_users(uid: int, ours: bool) -> None:
-    """Both look as if they were the daemon's own."""
+def test_make_directory_refuses_a_directory_of_an_unmapped_user(uid: int, ours: bool) -> None:
+    """stat(2) shows both directories with the id of the daemon."""
     script = (
         "import sys, pathlib; from scache.daemon.listening_socket import make_directory;"
         "make_directory(pathlib.Path(sys.argv[1]))"
@@ -175,7 +177,7 @@ def test_the_directory_of_the_default_socket_is_not_an_unmapped_users(uid: int, 
 
 @pytest.mark.root
 def test_client_outside_of_the_pid_namespace_of_the_daemon_has_pid_0() -> None:
-    """And no program, as the manual says of the table `client`."""
+    """It has no program name either, as the manual says of the table `client`."""
     new_namespace = ("unshare", "--pid", "--fork", "--kill-child")
     with private_directory() as directory:
         path = directory / "socket"

@@ -1,4 +1,4 @@
-"""The closer: what it closes at once, and what it leaves to its threads."""
+"""The closer: descriptors that it closes at once, and those that its threads close."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support.dialogue import DEADLINE, eventually
 
 @pytest.fixture
 def closer() -> Iterator[Closer]:
-    """Make a closer that has closed everything in the end."""
+    """Make a closer; assert at the end that it has closed everything."""
     closer = Closer()
     yield closer
     assert closer.finish(DEADLINE) == 0
 
 
 def opened(stack: ExitStack, *descriptors: int) -> int:
-    """Close these descriptors in the end; return the first."""
+    """Close these descriptors after the test; return the first."""
     for descriptor in descriptors:
         stack.callback(os.close, descriptor)
     return descriptors[0]
@@ -45,7 +45,7 @@ def tcp(stack: ExitStack) -> socket.socket:
 
 
 def lingering(sock: socket.socket) -> socket.socket:
-    """Let close(2) wait for the peer."""
+    """Set SO_LINGER, so that close(2) waits for the peer."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 3600))
     return sock
 
@@ -66,7 +66,7 @@ def unix(stack: ExitStack, data: bytes = b"") -> socket.socket:
 
 
 def listening(stack: ExitStack, *, client: bool) -> socket.socket:
-    """Return a listening UNIX socket, which a client may wait for."""
+    """Return a listening UNIX socket, with a client in its backlog if ``client``."""
     sock = new_socket(stack, socket.AF_UNIX)
     sock.bind("")  # the kernel chooses a name (unix(7), "autobind")
     sock.listen()
@@ -83,7 +83,7 @@ CHEAP: dict[str, Callable[[ExitStack], socket.socket]] = {
     "unix datagram": lambda stack: new_socket(stack, socket.AF_UNIX, socket.SOCK_DGRAM),
     "listening unix": lambda stack: listening(stack, client=False),
 }
-DEAR: dict[str, Callable[[ExitStack], socket.socket]] = {
+EXPENSIVE: dict[str, Callable[[ExitStack], socket.socket]] = {
     "tcp with linger": lambda stack: lingering(tcp(stack)),
     "listening tcp": lambda stack: stack.enter_context(socket.create_server(("127.0.0.1", 0))),
     "unix with a queue": lambda stack: unix(stack, b"x"),
@@ -92,18 +92,18 @@ DEAR: dict[str, Callable[[ExitStack], socket.socket]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [*CHEAP, *DEAR])
+@pytest.mark.parametrize("kind", [*CHEAP, *EXPENSIVE])
 def test_sockets_are_closed_at_once_if_that_is_cheap(stack: ExitStack, kind: str) -> None:
-    """Nothing that the socket holds may take time to be freed, and no peer be waited for."""
-    sock = (CHEAP | DEAR)[kind](stack)
+    """Cheap: the kernel has nothing large to free, and does not wait for the peer."""
+    sock = (CHEAP | EXPENSIVE)[kind](stack)
     if kind.startswith("tcp"):
         assert is_cheap(sock.fileno(), tcp=True) is (kind in CHEAP)
     assert is_cheap(sock.fileno()) is (kind in CHEAP)
     assert not is_file(sock.fileno())
 
 
-def test_what_is_no_socket_is_never_closed_at_once(stack: ExitStack) -> None:
-    """Files, directories and devices are told from objects of the kernel."""
+def test_descriptors_other_than_sockets_are_closed_by_threads(stack: ExitStack) -> None:
+    """Files, directories and devices are distinguished from kernel objects."""
     epoll = select.epoll()
     stack.callback(epoll.close)
     objects = [
@@ -121,7 +121,7 @@ def test_what_is_no_socket_is_never_closed_at_once(stack: ExitStack) -> None:
 def test_lingering_socket_is_closed_without_waiting_for_its_peer(
     stack: ExitStack, closer: Closer
 ) -> None:
-    """The daemon alone has it, so the kernel sends the rest and the end in its own time."""
+    """No other process has it, so the kernel sends the rest in the background."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = socket.create_connection(listener.getsockname())
         peer = stack.enter_context(listener.accept()[0])
@@ -133,8 +133,8 @@ def test_lingering_socket_is_closed_without_waiting_for_its_peer(
         pass
 
 
-def test_linger_of_a_shared_socket_is_left_alone(stack: ExitStack, closer: Closer) -> None:
-    """The finder has the same socket open, and may count on it."""
+def test_linger_of_a_shared_socket_is_unchanged(stack: ExitStack, closer: Closer) -> None:
+    """The finder has the same socket open, and may rely on SO_LINGER."""
     sock = lingering(tcp(stack))
     closer.close_shared(os.dup(sock.fileno()))
     eventually(lambda: closer.look().pending == 0)
@@ -145,7 +145,7 @@ def test_linger_of_a_shared_socket_is_left_alone(stack: ExitStack, closer: Close
 def test_thread_that_cannot_be_started_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, closer: Closer
 ) -> None:
-    """The descriptor waits, takes room, and is closed when a thread can be started."""
+    """The descriptor is held, and is closed when a thread can be started."""
     reader, writer = os.pipe()
     told: list[int] = []
     closer.on_pending = lambda: told.append(closer.pending)
@@ -169,10 +169,10 @@ def test_thread_that_cannot_be_started_loses_nothing(
     assert closer.held == 0
 
 
-def test_stuck_close_keeps_nothing_else_open(
+def test_stuck_close_does_not_delay_other_descriptors(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, closer: Closer
 ) -> None:
-    """As many threads for files are started as get stuck; everything else has threads too."""
+    """Another thread for files starts when all are stuck; other descriptors have own threads."""
     monkeypatch.setattr(closing, "STUCK", 0.01)
     answers, close = threading.Event(), os.close
     silent = {opened(stack, os.open("/", os.O_RDONLY)) for _ in range(closing.MAX_THREADS)}
@@ -203,7 +203,7 @@ def test_stuck_close_keeps_nothing_else_open(
 def test_close_is_not_stuck_because_the_process_was_stopped(
     monkeypatch: pytest.MonkeyPatch, closer: Closer
 ) -> None:
-    """Two looks have to agree: the thread goes on between them."""
+    """Two checks have to agree, because the thread can go on between them."""
     stopped, answers, close = threading.Event(), threading.Event(), os.close
     descriptor = os.open("/", os.O_RDONLY)
 
@@ -224,10 +224,10 @@ def test_close_is_not_stuck_because_the_process_was_stopped(
         eventually(lambda: closer.look() == (0, 0, None))
 
 
-def test_closer_that_ends_tells_how_many_are_left(
+def test_finish_returns_the_number_of_descriptors_left_open(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
-    """It waits as long as it may, and no longer."""
+    """It waits for the given time at most."""
     answers = threading.Event()
     directory = opened(stack, os.open("/", os.O_RDONLY))
     closer = Closer()
