@@ -78,8 +78,8 @@ class TestAllowedClients:
                 for _ in range(2):
                     as_user(ask)
                 assert count(root, "clients_not_allowed") == 2
-                told = "SELECT detail, count(*) FROM event WHERE status > 0 GROUP BY detail"
-                assert snapshot(root, told) == [(NOT_ALLOWED, 2)]
+                recorded = "SELECT detail, count(*) FROM event WHERE status > 0 GROUP BY detail"
+                assert snapshot(root, recorded) == [(NOT_ALLOWED, 2)]
                 assert snapshot(root, "SELECT min(id) FROM event") == [(1,)]
                 assert execute(["check", "--socket", str(path)]) == errors.EXIT_OK
                 assert not any("malformed" in line for line in daemon.log())

@@ -1,4 +1,4 @@
-"""The limit on clients: the log names what raises it, and stats what is served against it."""
+"""The client limit: refusals, the messages about it, and its use in the statistics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RAISE_OPEN_FILES = "(ulimit -n, or LimitNOFILE= in a unit of systemd)"
 
 @contextmanager
 def connected(path: Path, count: int) -> Iterator[None]:
-    """Be so many clients, each of which has been announced to."""
+    """Connect clients, and receive the announcement for each."""
     with ExitStack() as wires:
         for _ in range(count):
             assert wires.enter_context(Wire(path)).announcement()
@@ -39,7 +39,7 @@ def connected(path: Path, count: int) -> Iterator[None]:
 
 
 def clients_in(capsys: Capture, *origin: str | Path) -> tuple[int, int, int]:
-    """Return how many clients stats calls connected, how many count against the limit, and it."""
+    """Return the connected clients, the served clients and the limit that stats shows."""
     assert execute(["stats", *map(str, origin), "--format", "json"]) == EXIT_OK
     figures = json.loads(capsys.readouterr().out)
     assert "clients_served" not in figures["settings"]
@@ -48,7 +48,7 @@ def clients_in(capsys: Capture, *origin: str | Path) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(
-    ("options", "open_files", "limit", "says"),
+    ("options", "open_files", "limit", "remedy"),
     [
         (("--max-clients", "3"), None, 3, "raise max_clients"),
         (
@@ -61,18 +61,18 @@ def clients_in(capsys: Capture, *origin: str | Path) -> tuple[int, int, int]:
     ids=["max_clients", "open files"],
 )
 def test_log_names_the_limit_that_refuses_clients(
-    options: tuple[str, ...], open_files: int | None, limit: int, says: str, path: Path
+    options: tuple[str, ...], open_files: int | None, limit: int, remedy: str, path: Path
 ) -> None:
-    """What to raise is the setting, or the limit of the process that is lower than it."""
+    """The limit is the setting, or the limit on open files if that is lower."""
     with Daemon(path, *options, open_files=open_files) as daemon, connected(path, limit + 1):
         line = daemon.wait_for_log("client limit reached")
-    assert f"({limit} connected): refusing requests from new clients; {says}" in line
+    assert f"({limit} connected): refusing requests from new clients; {remedy}" in line
 
 
 def test_start_names_the_limit_on_open_files() -> None:
-    """A setting that does not fit into the open files is a line at the start; others are not."""
-    told = shortage(Settings(), capacity(Settings(), 160), 160)
-    assert told == (
+    """Only settings that do not fit into the open files are logged at the start."""
+    message = shortage(Settings(), capacity(Settings(), 160), 160)
+    assert message == (
         "the limit on open files (160) allows only 24 clients and 72 connections: "
         f"raise it {RAISE_OPEN_FILES}"
     )
@@ -82,15 +82,15 @@ def test_start_names_the_limit_on_open_files() -> None:
 
 
 def test_stats_counts_served_clients_against_the_limit(path: Path, capsys: Capture) -> None:
-    """Clients that are refused are connected, and use up nothing of the limit."""
+    """Refused clients are connected, and do not count against the limit."""
     with Daemon(path, "--max-clients", "2"), connected(path, 5):
         # The command is one more.
         assert clients_in(capsys, "--socket", path) == (6, 2, 2)
 
 
 @pytest.mark.root
-def test_stats_counts_no_client_that_is_not_allowed(capsys: Capture) -> None:
-    """A client that allow_uids leaves out uses up nothing of the limit."""
+def test_stats_counts_clients_that_are_not_allowed_as_connected_only(capsys: Capture) -> None:
+    """A client that is not in allow_uids does not count against the limit."""
     with private_directory() as directory:
         path = directory / "socket"
         options = ("--socket-mode", "0666", "--allow-uids", "0", "--max-clients", "3")
@@ -107,7 +107,7 @@ def test_stats_counts_no_client_that_is_not_allowed(capsys: Capture) -> None:
 def test_stats_of_a_file_never_exceeds_the_limit(
     clients: int, now: int, tmp_path: Path, capsys: Capture
 ) -> None:
-    """A file does not tell which clients are refused: as many as the limit are served."""
+    """A file does not list the refused clients, so at most the limit counts as served."""
     file = tmp_path / "cache.db"
     with filling(file) as cached:
         for number in range(clients):

@@ -39,8 +39,8 @@ class TestHangUps:
             eventually(lambda: snapshot(client, "SELECT * FROM connection") == [])
             for endpoint in ("tcp", "unix", "pipe"):
                 assert client.find_endp(endpoint) is None
-            told = "SELECT endpoint FROM event WHERE kind = 'hung_up' ORDER BY endpoint"
-            assert snapshot(client, told) == [("pipe",), ("tcp",), ("unix",)]
+            recorded = "SELECT endpoint FROM event WHERE kind = 'hung_up' ORDER BY endpoint"
+            assert snapshot(client, recorded) == [("pipe",), ("tcp",), ("unix",)]
             assert count(client, "connections_hung_up") == 3
 
     def test_connection_whose_peer_closed_before_the_save_is_closed(

@@ -1,4 +1,4 @@
-"""Inline mode on the raw wire: descriptors on the messages themselves, requests sent ahead."""
+"""Inline mode on the wire: descriptors go with the messages, and requests are pipelined."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.wire import Wire, encode
 
 SEEDS = range(2)
 STEPS = 2_500
-"""For each seed and each kind of database, in either mode: 10,000 in all."""
+"""Steps for each seed and each kind of database; 10,000 in all, in both modes."""
 
 HELLO = encode([(b"request", b"hello")])
 GRANTED = encode(
@@ -58,12 +58,12 @@ def find(endpoint: bytes) -> bytes:
 
 
 def hit(properties: bytes = b"p") -> bytes:
-    """Return the reply to a ``find_endp`` that hit."""
+    """Return the reply to a ``find_endp`` that hits."""
     return encode([(b"status", b"0"), (b"property", properties)])
 
 
 def receive(client: Wire, expected: bytes, descriptors: int = 0) -> list[int]:
-    """Check that exactly these bytes come, with so many descriptors; return those."""
+    """Receive exactly these bytes and this number of descriptors; return the descriptors."""
     received: bytes = b""
     found: list[int] = []
     while len(received) < len(expected):
@@ -76,7 +76,7 @@ def receive(client: Wire, expected: bytes, descriptors: int = 0) -> list[int]:
 
 
 def identity(descriptor: int) -> tuple[int, int]:
-    """Return what tells one open file from another, and close the descriptor."""
+    """Return the identity of an open file, and close the descriptor."""
     status = os.fstat(descriptor)
     os.close(descriptor)
     return status.st_dev, status.st_ino
@@ -84,7 +84,7 @@ def identity(descriptor: int) -> tuple[int, int]:
 
 @contextmanager
 def in_inline_mode(path: Path) -> Iterator[Wire]:
-    """Connect, and be in inline mode."""
+    """Yield a client in inline mode."""
     with Wire(path) as client:
         client.announcement()
         client.send(HELLO)
@@ -94,22 +94,24 @@ def in_inline_mode(path: Path) -> Iterator[Wire]:
 
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[Wire]:
-    """Be in inline mode with the daemon."""
+    """Return a client in inline mode."""
     with in_inline_mode(daemon.path) as client:
         yield client
 
 
 @pytest.fixture
 def pipes() -> Iterator[list[int]]:
-    """Make descriptors that can be told from one another."""
+    """Return descriptors of a hundred different pipes."""
     ends = [end for _ in range(100) for end in os.pipe()]
     yield ends
     for end in ends:
         os.close(end)
 
 
-def test_the_descriptor_is_on_the_message_and_on_the_reply(client: Wire, pipes: list[int]) -> None:
-    """There is no dummy in either direction."""
+def test_descriptor_goes_with_the_request_and_with_the_reply(
+    client: Wire, pipes: list[int]
+) -> None:
+    """Inline mode has no dummies."""
     client.send(save(b"e"), [pipes[0]])
     receive(client, OK)
     client.send(find(b"e"))
@@ -117,8 +119,8 @@ def test_the_descriptor_is_on_the_message_and_on_the_reply(client: Wire, pipes: 
     assert identity(found) == identity(os.dup(pipes[0]))
 
 
-def test_requests_sent_ahead_are_answered_in_order(client: Wire, pipes: list[int]) -> None:
-    """Many in one message, with the descriptors of all that need one, each in its place."""
+def test_pipelined_requests_are_answered_in_order(client: Wire, pipes: list[int]) -> None:
+    """One message has many requests and all their descriptors."""
     saves = b"".join(save(b"%d" % number) + find(b"none") for number in range(100))
     client.send(saves, pipes[::2])
     receive(client, (OK + MISS) * 100)
@@ -127,10 +129,8 @@ def test_requests_sent_ahead_are_answered_in_order(client: Wire, pipes: list[int
     assert [identity(each) for each in found] == [identity(os.dup(each)) for each in pipes[::2]]
 
 
-def test_what_is_wrong_is_answered_and_the_conversation_goes_on(
-    client: Wire, pipes: list[int]
-) -> None:
-    """A save without a descriptor fails, a malformed one is bad, hello again is granted again."""
+def test_failed_requests_do_not_end_the_conversation(client: Wire, pipes: list[int]) -> None:
+    """A save without a descriptor fails, a malformed one is bad, a second hello is granted."""
     client.send(save(b"e"))
     receive(client, FAIL)
     client.send(save(b"e", ttl=b"0"), [pipes[0]])
@@ -139,10 +139,10 @@ def test_what_is_wrong_is_answered_and_the_conversation_goes_on(
     receive(client, GRANTED + MISS)
 
 
-def test_a_malformed_save_does_not_leave_its_descriptor_to_the_next(
+def test_descriptor_of_a_malformed_save_is_not_used_for_the_next_save(
     client: Wire, pipes: list[int]
 ) -> None:
-    """A descriptor is saved under the label that it was sent with, or not at all."""
+    """A descriptor is cached under the label that it was sent with, or not at all."""
     client.send(save(b"bad", ttl=b"0") + save(b"good"), pipes[:4:2])
     receive(client, BAD + OK)
     client.send(find(b"good"))
@@ -151,7 +151,7 @@ def test_a_malformed_save_does_not_leave_its_descriptor_to_the_next(
 
 
 def first_segment(pipes: list[int]) -> int:
-    """Return how much of a long message comes together with its descriptors."""
+    """Return the number of bytes of a long message that arrive with its descriptors."""
     one, other = socket.socketpair()
     with one, other:
         fdpass.send(one, bytes(fdpass.RECEIVE_SIZE), pipes[:1])
@@ -160,20 +160,18 @@ def first_segment(pipes: list[int]) -> int:
     return len(data)
 
 
-def test_a_request_may_end_where_the_kernel_cuts_what_is_sent(
-    client: Wire, pipes: list[int]
-) -> None:
-    """Descriptors of one sendmsg(2) all come with its first segment, those of later ones too."""
+def test_request_may_end_where_the_kernel_splits_a_message(client: Wire, pipes: list[int]) -> None:
+    """All descriptors of a sendmsg(2) arrive with its first segment, even those of later ones."""
     size = first_segment(pipes)
     first = save(b"e", b"p" * (size - len(save(b"e", b""))))
     client.send(first + save(b"e"), pipes[:4:2])
     receive(client, OK + OK)
 
 
-def test_what_a_client_that_left_did_not_get_is_found_by_another(
+def test_connections_of_unsent_replies_are_put_back(
     daemon: Daemon, client: Wire, pipes: list[int]
 ) -> None:
-    """Replies that did not fit before the client left go back, with their connections."""
+    """Another client finds the connections of replies that did not fit into the socket."""
     count, properties = 60, b"p" * 30_000
     for number in range(count):
         client.send(save(b"e", b"%d" % number + properties), [pipes[number]])
@@ -196,23 +194,23 @@ def test_what_a_client_that_left_did_not_get_is_found_by_another(
 
 
 @pytest.mark.postfix
-def test_the_genuine_program_stays_in_the_base_protocol() -> None:
-    """It calls ``hello`` malformed, once, and goes on as ever."""
-    with PostfixScache() as genuine, Wire(genuine.path) as client:
+def test_postfix_scache_stays_in_the_base_protocol() -> None:
+    """Postfix's scache(8) replies to ``hello`` as to a malformed request, and goes on."""
+    with PostfixScache() as postfix, Wire(postfix.path) as client:
         client.announcement()
         client.send(HELLO)
         receive(client, BAD)
         assert client.find_endp(b"e") == (MISS, None)
 
 
-# The same history in either mode
+# The same requests in both modes
 
 
 def runs(random: Random, steps: Iterable[Step]) -> Iterator[list[Step]]:
-    """Cut a history into what is sent ahead of its replies.
+    """Split steps into runs that are pipelined.
 
-    Whose descriptor is whose can be told as long as only the last of a run may
-    have none, or be malformed.
+    Only the last step of a run may be malformed or without a descriptor, so that each descriptor
+    belongs to a known step.
     """
     run: list[Step] = []
     for step in steps:
@@ -224,7 +222,7 @@ def runs(random: Random, steps: Iterable[Step]) -> Iterator[list[Step]]:
 
 
 class Modes:
-    """Two servers of ours, asked the same things: one in the base protocol, one in inline mode."""
+    """Two daemons with the same requests: one in the base protocol, one in inline mode."""
 
     def __init__(self, base: Player, inline: InlinePlayer) -> None:
         self._base = base
@@ -232,11 +230,11 @@ class Modes:
         self._supply = Supply()
 
     def close(self) -> None:
-        """Let go of what nobody found."""
+        """Close the descriptors that were not found."""
         self._supply.close()
 
     def check(self, run: list[Step]) -> int:
-        """Play a run, one by one and all at once; compare, and return how much was found."""
+        """Compare the replies to a run sent one by one and pipelined; return the number of hits."""
         with ExitStack() as stack:
             offers = [stack.enter_context(self._supply.for_step(step)) for step in run]
             expected = [self._base.play(*each) for each in zip(run, offers, strict=True)]
@@ -249,8 +247,8 @@ class Modes:
         self._supply.found(outcome.found)
         return len(outcome.found)
 
-    def check_what_is_left(self) -> None:
-        """Take all that both still have, in the order in which they give it."""
+    def check_the_rest(self) -> None:
+        """Compare the remaining connections and their order."""
         for label in sorted({*LABELS, *SHORT}):
             while self.check([Step((encode(find_endp(label)),))]):
                 pass
@@ -258,8 +256,10 @@ class Modes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
-def test_inline_and_base_give_the_same_answers(seed: int, path: Path, database: str) -> None:
-    """To random requests, good and bad, statuses, properties and descriptors are the same."""
+def test_inline_and_base_protocol_give_the_same_replies(
+    seed: int, path: Path, database: str
+) -> None:
+    """Statuses, properties and descriptors are the same for random requests, good and bad."""
     options = ("--ttl-limit", str(TTL_LIMIT))
     another = database if database == ":memory:" else f"{database}.another"
     with (
@@ -272,16 +272,16 @@ def test_inline_and_base_give_the_same_answers(seed: int, path: Path, database: 
         random = Random(seed)
         hits = sum(modes.check(run) for run in runs(random, random_steps(random, STEPS)))
         assert hits > STEPS / 10
-        modes.check_what_is_left()
+        modes.check_the_rest()
 
 
-# Turns
+# Pipelines and other clients
 
 
-def test_a_single_request_waits_for_few_of_those_that_another_client_sent_ahead(
+def test_single_request_waits_for_few_pipelined_requests_of_another_client(
     daemon: Daemon, client: Wire, pipes: list[int]
 ) -> None:
-    """What is saved behind thousands of finds is found by one of the first of them."""
+    """A save after thousands of pipelined finds is served before most of them."""
     count = 4_000
     with in_inline_mode(daemon.path) as other:
         with stopped(daemon.pid):
@@ -298,13 +298,10 @@ def test_a_single_request_waits_for_few_of_those_that_another_client_sent_ahead(
 
 
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
-def test_requests_are_answered_while_another_client_sends_ahead_without_pause(
+def test_requests_are_answered_while_another_client_pipelines_without_pause(
     inline: bool, daemon: Daemon, client: Wire, pipes: list[int]
 ) -> None:
-    """A client that makes one request at a time is served amid finds that never end.
-
-    Those find what it saved, in order.
-    """
+    """Single saves are served between endless finds, which find the connections in order."""
     saved = Event()
     last = encode([(b"request", b"find_dest"), (b"label", b"e")])
     reply_to_last = encode([(b"status", b"2"), (b"property", b""), (b"property", b"")])
@@ -338,7 +335,7 @@ OLD_NAMES = [b"status", b"version", b"server"]
 
 
 def test_hello_without_features_gets_the_reply_of_old_daemons(path: Path) -> None:
-    """A client that does not know features compares the names of the reply with these."""
+    """A client without features accepts a reply with exactly these names."""
     with Daemon(path), Wire(path) as client:
         client.announcement()
         client.send(HELLO)
@@ -347,7 +344,7 @@ def test_hello_without_features_gets_the_reply_of_old_daemons(path: Path) -> Non
 
 @pytest.mark.parametrize("words", [b"", b"later", b"later  later other", b" x "])
 def test_hello_with_features_gets_a_list_of_features(path: Path, words: bytes) -> None:
-    """Whatever words the client knows; inline mode is on from then on."""
+    """The words of the client do not matter; inline mode is on after the reply."""
     with Daemon(path), Wire(path) as client:
         client.announcement()
         client.send(encode([(b"request", b"hello"), (b"features", words)]))
@@ -370,7 +367,7 @@ def test_hello_with_features_gets_a_list_of_features(path: Path, words: bytes) -
 def test_client_accepts_hello_reply_with_further_attributes(
     more: list[tuple[bytes, bytes]], features: set[bytes]
 ) -> None:
-    """It is in inline mode with old daemons and with later ones, and knows what they offer."""
+    """A client uses inline mode with old and later daemons, and reads their features."""
     conversation = ClientConversation()
     exchange = conversation.hello()
     next(exchange)

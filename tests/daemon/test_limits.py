@@ -66,7 +66,7 @@ def test_connection_limit_evicts_the_connection_that_expires_first(
         assert snapshot(client, evicted) == [("20", None)]
 
 
-def test_connections_per_endpoint_are_served(path: Path, pair: Pair) -> None:
+def test_connections_per_endpoint_are_limited(path: Path, pair: Pair) -> None:
     """A save is refused at the limit, until a connection of the endpoint was found."""
     with served(path, "--max-connections-per-endpoint", "2") as client:
         saved = [client.save_endp(60, label, "", pair[1]) for label in "aaab"]
@@ -79,7 +79,7 @@ def test_connections_per_endpoint_are_served(path: Path, pair: Pair) -> None:
         assert refusals(client) == [("save_endp", "limit: connections per endpoint")]
 
 
-def test_bindings_per_destination_are_served(path: Path, database: str) -> None:
+def test_bindings_per_destination_are_limited(path: Path, database: str) -> None:
     """Bindings that exist can be saved again at the limit."""
     with served(path, "--max-bindings-per-destination", "2", database=database) as client:
         saved = [client.save_dest(60, "d", "", endpoint) for endpoint in "abcab"]
@@ -89,7 +89,7 @@ def test_bindings_per_destination_are_served(path: Path, database: str) -> None:
         assert refusals(client) == [("save_dest", "limit: bindings per destination")]
 
 
-def test_bindings_are_served(path: Path) -> None:
+def test_bindings_are_limited(path: Path) -> None:
     """A save is refused at the limit, until a binding was removed."""
     with served(path, "--max-bindings", "2") as client:
         assert [client.save_dest(60, d, "", "e") for d in "aabc"] == [True, True, True, False]
@@ -99,7 +99,7 @@ def test_bindings_are_served(path: Path) -> None:
         assert refusals(client) == [("save_dest", "limit: bindings")]
 
 
-def test_message_size_is_served(path: Path, pair: Pair) -> None:
+def test_message_size_is_limited(path: Path, pair: Pair) -> None:
     """A longer request is malformed, and is counted."""
     with served(path, "--max-message-size", "100") as client:
         assert client.save_endp(60, "e", "", pair[1])
@@ -111,7 +111,7 @@ def test_message_size_is_served(path: Path, pair: Pair) -> None:
         assert refusals(client) == [("find_endp", "longer than max_message_size")]
 
 
-def test_data_sent_ahead_of_a_dummy_is_served(path: Path, pair: Pair) -> None:
+def test_data_sent_ahead_of_a_dummy_is_limited(path: Path, pair: Pair) -> None:
     """A client that sends more is disconnected."""
     miss = encode([(b"request", b"find_endp"), (b"label", b"nothing")])
     with served(path, "--max-ahead-size", "1000") as client:

@@ -27,7 +27,7 @@ from tests.support.wire import Wire, encode
 Capture = pytest.CaptureFixture[str]
 
 HELLO = encode_request(Hello())
-"""As clients send it that know no features: then the daemon lists none."""
+"""The hello of a client without features; the daemon then lists none in its reply."""
 
 
 def save(client: Client, *endpoints: str) -> list[int]:
@@ -47,7 +47,7 @@ class TestClient:
     def test_purge_closes_exactly_the_connections_with_these_ids(
         self, connect: Connect, daemon: Daemon
     ) -> None:
-        """Others of the same endpoint stay; an id that names none, or names one again, is none."""
+        """Other connections of the endpoint stay; unknown and repeated ids are not counted."""
         client = connect(daemon.path)
         ids = save(client, *"aaabbb")
         client.save_dest(60, "d", "", "a")
@@ -61,15 +61,13 @@ class TestClient:
         assert left(client) == ["a"]
 
     def test_purge_of_a_thousand_ids_is_one_call(self, client: Client) -> None:
-        """They are sent ahead of the replies."""
+        """The requests are pipelined."""
         ids = save(client, *["a"] * 1000)
         assert client.purge(ids=reversed(ids)) == Purged(1000, 0)
         assert left(client) == []
 
-    def test_purge_leaves_a_connection_alone_that_somebody_has_found(
-        self, client: Client, daemon: Daemon
-    ) -> None:
-        """It belongs to its finder, even if that one has not taken its descriptor yet."""
+    def test_purge_leaves_a_found_connection_alone(self, client: Client, daemon: Daemon) -> None:
+        """It belongs to its finder, even before its descriptor is sent."""
         (found,) = save(client, "a")
         with Wire(daemon.path) as finder:
             finder.announcement()
@@ -80,18 +78,18 @@ class TestClient:
             os.close(finder.receive_descriptor())
 
     @pytest.mark.parametrize("number", [-1, 2**63, 2**64 + 1])
-    def test_purge_refuses_what_is_no_id_before_anything_is_sent(self, number: int) -> None:
-        """A number that wrapped around would name another connection."""
+    def test_purge_refuses_an_invalid_id_before_it_sends_a_request(self, number: int) -> None:
+        """A number that wraps around would name another connection."""
         with Client("/nowhere") as client:
             with pytest.raises(ValueError, match="no connection has the id"):
                 client.purge(["a"], ids=[number])
             with pytest.raises(TypeError):
                 client.purge(["a"], ids=["1"])  # type: ignore[list-item]
 
-    def test_purge_by_id_sends_nothing_to_a_daemon_that_does_not_list_it(
+    def test_purge_by_id_sends_nothing_to_a_daemon_without_the_feature(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nor what else was to be purged by the same call; the client stays usable."""
+        """Nothing is purged by the same call, and the client stays usable."""
         (number,) = save(client, "a")
         client.close()
         monkeypatch.setattr(client_protocol, "HELLO", HELLO)
@@ -103,19 +101,21 @@ class TestClient:
 
     @pytest.mark.postfix
     def test_purge_by_id_is_refused_by_postfix_scache(self) -> None:
-        """It has no inline mode; it is not sent the request either."""
-        with PostfixScache() as genuine:
+        """It has no inline mode, so the request is not sent."""
+        with PostfixScache() as postfix:
             with (
-                Client(genuine.path) as client,
+                Client(postfix.path) as client,
                 pytest.raises(ProtocolError, match="no inline mode"),
             ):
                 client.purge(ids=[1])
-            genuine.stop()
-            # The hello is the one request that it does not know.
-            assert sum("purge" in line for line in genuine.log()) == 0
+            postfix.stop()
+            # Its log has the hello only.
+            assert sum("purge" in line for line in postfix.log()) == 0
 
-    def test_purge_by_id_does_not_go_to_another_daemon(self, connect: Connect, path: Path) -> None:
-        """If one with a database in memory was restarted, an id names another connection."""
+    def test_purge_by_id_is_not_sent_to_a_restarted_daemon(
+        self, connect: Connect, path: Path
+    ) -> None:
+        """After a restart with a database in memory, an id names another connection."""
         with Daemon(path):
             client = connect(path)
             (number,) = save(client, "a")
@@ -126,8 +126,8 @@ class TestClient:
             assert left(other) == ["other"]
 
     @pytest.mark.root
-    def test_purge_by_id_is_for_administrators(self) -> None:
-        """Another user is told no, and that is an event and a count."""
+    def test_purge_by_id_needs_a_permission(self) -> None:
+        """A refusal is recorded and counted."""
 
         def ask() -> None:
             with Client(path) as client:
@@ -147,8 +147,8 @@ class TestClient:
                 assert snapshot(root, counted) == [(1,)]
 
 
-def test_purge_by_id_is_on_record(daemon: Daemon, capsys: Capture) -> None:
-    """The request names the connection, if there was one; the counters and `check` agree."""
+def test_purge_by_id_is_recorded(daemon: Daemon, capsys: Capture) -> None:
+    """The event names the connection if there was one; the counters and `check` agree."""
     with Client(daemon.path) as client:
         first, second = save(client, "a", "b")
         client.save_dest(60, "d", "", "a")
@@ -173,8 +173,8 @@ MALFORMED = [b"", b"-1", b"+1", b" 1", b"1x", b"0x1", b"9223372036854775808", b"
 
 
 @pytest.mark.parametrize("value", MALFORMED)
-def test_purge_id_that_is_no_id_is_malformed(daemon: Daemon, value: bytes) -> None:
-    """It gets status 1, is counted, and the next request is served."""
+def test_purge_id_with_an_invalid_id_is_malformed(daemon: Daemon, value: bytes) -> None:
+    """The reply is status 1, the request is counted, and the next request is served."""
     with Wire(daemon.path) as client, Client(daemon.path) as other:
         client.announcement()
         save(other, "a")
@@ -193,7 +193,7 @@ def test_purge_id_that_is_no_id_is_malformed(daemon: Daemon, value: bytes) -> No
 
 class TestCommand:
     def run(self, capsys: Capture, daemon: Daemon, *options: str) -> tuple[int, str, str]:
-        """Return the exit code of ``scache purge``, and what it says."""
+        """Return the exit code and the output of ``scache purge``."""
         code = execute(["purge", "--socket", str(daemon.path), *options])
         output = capsys.readouterr()
         return code, output.out, output.err
@@ -201,7 +201,7 @@ class TestCommand:
     def test_purge_command_closes_the_connections_with_these_ids(
         self, daemon: Daemon, capsys: Capture
     ) -> None:
-        """And no other of the same endpoint; what is not cached is told."""
+        """Other connections of the endpoint stay; ids of no connection are reported."""
         with Client(daemon.path) as client:
             ids = save(client, "a", "a", "a")
             client.save_dest(60, "d\n", "", "a")
@@ -216,16 +216,16 @@ class TestCommand:
             assert snapshot(client, sql) == [(ids[1],)]
 
     @pytest.mark.parametrize("value", ["0", "-1", "x", str(2**63), ""])
-    def test_purge_command_refuses_what_is_no_id(
+    def test_purge_command_refuses_an_invalid_id(
         self, daemon: Daemon, capsys: Capture, value: str
     ) -> None:
-        """Before anything is asked of the daemon."""
+        """The command does not connect to the daemon."""
         code, out, err = self.run(capsys, daemon, "--id", value)
         assert (code, out) == (EXIT_SETTINGS, "")
         assert "'--id'" in err
 
-    def test_purge_command_closes_exactly_what_it_has_listed(self, path: Path) -> None:
-        """What was saved under the same endpoint while it asked is still there."""
+    def test_purge_command_closes_only_the_listed_connections(self, path: Path) -> None:
+        """A connection that is saved while the command waits for the answer stays."""
         with Daemon(path), Client(path) as client:
             save(client, "a")
             command = (*SCACHE, "purge", "--endpoint", "a", "--socket", str(path))
@@ -238,8 +238,8 @@ class TestCommand:
                 assert terminal.process.wait() == EXIT_OK
             assert left(client) == ["a", "b"]
 
-    def test_purge_command_does_not_go_to_another_daemon(self, path: Path) -> None:
-        """A daemon that was restarted while it asked keeps its connections."""
+    def test_purge_command_is_not_sent_to_a_restarted_daemon(self, path: Path) -> None:
+        """A daemon that is restarted while the command waits keeps its connections."""
         command = (*SCACHE, "purge", "--endpoint", "a", "--socket", str(path))
         with Daemon(path) as first:
             with Client(path) as client:
@@ -255,10 +255,10 @@ class TestCommand:
                     assert terminal.process.wait() == EXIT_SOCKET
                     assert left(client) == ["a", "b"]
 
-    def test_purge_command_names_labels_to_an_old_daemon(
+    def test_purge_command_purges_by_label_on_an_old_daemon(
         self, daemon: Daemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Which closes all connections of an endpoint, as the command then says."""
+        """The command warns, because this closes all connections of an endpoint."""
         with Client(daemon.path) as client:
             save(client, "a", "b")
             monkeypatch.setattr(client_protocol, "HELLO", HELLO)
@@ -267,10 +267,10 @@ class TestCommand:
             assert err.startswith("scache: the daemon is too old to purge by id: ")
             assert left(client) == ["b"]
 
-    def test_purge_command_never_takes_labels_for_an_id(
+    def test_purge_command_with_an_id_fails_on_an_old_daemon(
         self, daemon: Daemon, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Others of the endpoint would go, too: it is an error that says what to do."""
+        """Purging by label would close other connections. The message says what to do."""
         with Client(daemon.path) as client:
             ids = save(client, "a", "a")
             monkeypatch.setattr(client_protocol, "HELLO", HELLO)
@@ -280,8 +280,8 @@ class TestCommand:
             assert left(client) == ["a", "a"]
 
 
-def test_too_old_is_one_of_our_errors() -> None:
-    """A program that catches what scache raises catches it."""
+def test_too_old_is_an_scache_error() -> None:
+    """A program that catches ScacheError or Refused catches TooOld."""
     assert issubclass(TooOld, ScacheError)
     assert issubclass(TooOld, Refused)
     assert errors.TooOld is TooOld

@@ -1,4 +1,4 @@
-"""The running daemon and the lives of its clients: who waits for whom, and how it ends."""
+"""Clients that stop in an exchange, the end of the daemon, and its statistics."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from tests.support.store_fixture import Opened
 
 CLIENTS = 100
 LONG = ("--exchange-timeout", "600")
-"""So that no client is dropped before a test says so."""
+"""A time-out that no client exceeds during a test."""
 
 
 @contextmanager
 def parked(client: Dialogue, endpoint: bytes, ttl: int = 60) -> Iterator[socket.socket]:
-    """Park one end of a connection; give the other."""
+    """Save one end of a connection; yield the other."""
     ours, theirs = socket.socketpair()
     with ours:
         ours.settimeout(DEADLINE)
@@ -60,7 +60,7 @@ def parked(client: Dialogue, endpoint: bytes, ttl: int = 60) -> Iterator[socket.
 
 
 def do_every_exchange(path: Path, label: bytes = b"of another client") -> None:
-    """Be a client that does each exchange from beginning to end."""
+    """Complete each kind of exchange with a client of its own."""
     with Dialogue(path) as client:
         assert client.bind(label, label) is Status.OK
         for find in (client.take_dest, client.take_endp):
@@ -79,11 +79,11 @@ STOPS = [
     *product(SAVES, SAVE_STOPS),
     *product(FINDS, [*FIND_BEFORE_DESCRIPTOR, *FIND_AFTER_DESCRIPTOR]),
 ]
-"""Every point of every exchange at which a client may stop."""
+"""All points of all exchanges at which a client may stop."""
 
 
 def stop_everywhere(daemon: Daemon, stack: ExitStack) -> list[Dialogue]:
-    """Return clients that have stopped at every point of every exchange, in turns."""
+    """Return clients that have stopped at all points of all exchanges, one point after another."""
     first = stack.enter_context(Dialogue(daemon.path))
     assert first.bind(DESTINATION, ENDPOINT) is Status.OK
     clients = []
@@ -95,8 +95,8 @@ def stop_everywhere(daemon: Daemon, stack: ExitStack) -> list[Dialogue]:
     return clients
 
 
-def test_stopped_clients_delay_nobody(path: Path, database: str) -> None:
-    """While a hundred clients have stopped at every point of every exchange, others are served."""
+def test_stopped_clients_delay_no_other_client(path: Path, database: str) -> None:
+    """A hundred clients stop at all points of all exchanges."""
     with Daemon(path, *LONG, database=database) as daemon, ExitStack() as stack:
         clients = stop_everywhere(daemon, stack)
         do_every_exchange(daemon.path)
@@ -104,15 +104,15 @@ def test_stopped_clients_delay_nobody(path: Path, database: str) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_clients_are_dropped(path: Path, database: str) -> None:
-    """A client that stops half-way is disconnected when the exchange timeout is over."""
+def test_stopped_clients_are_disconnected(path: Path, database: str) -> None:
+    """A client that stops in an exchange is disconnected after the exchange timeout."""
     with (
         Daemon(path, "--exchange-timeout", "3", database=database) as daemon,
         ExitStack() as stack,
     ):
         clients = stop_everywhere(daemon, stack)
         for (request, stop), client in zip(cycle(STOPS), clients, strict=False):
-            # These have come to the end of an exchange, and may stay.
+            # The other clients have completed their exchange.
             if stop is not after_nonsense and (request is not BINDING or stop is after_half):
                 client.await_end()
         do_every_exchange(daemon.path)
@@ -120,8 +120,8 @@ def test_stopped_clients_are_dropped(path: Path, database: str) -> None:
 
 
 @pytest.mark.slow
-def test_idle_clients_stay(path: Path, database: str) -> None:
-    """A client may be silent between two exchanges for as long as it likes."""
+def test_idle_clients_stay_connected(path: Path, database: str) -> None:
+    """There is no time-out between two exchanges."""
     with (
         Daemon(path, "--exchange-timeout", "1", database=database) as daemon,
         Dialogue(daemon.path) as idle,
@@ -141,15 +141,15 @@ def test_idle_clients_stay(path: Path, database: str) -> None:
 
 
 def flood(client: Dialogue) -> None:
-    """Send requests and read no reply, until the daemon or somebody else ends it."""
+    """Send requests and read no reply, until the connection is shut down."""
     requests = encode_request(FindEndp(b"nothing")) * 100
     with suppress(BrokenPipeError, ConnectionResetError):
         while True:
             client.send(requests)
 
 
-def test_client_that_never_reads_delays_nobody(path: Path, database: str) -> None:
-    """A client that sends without end and reads no reply holds up nobody."""
+def test_client_that_never_reads_delays_no_other_client(path: Path, database: str) -> None:
+    """A client sends without pause and reads no reply."""
     with (
         Daemon(path, *LONG, database=database) as daemon,
         Dialogue(daemon.path, timeout=600) as client,
@@ -162,8 +162,8 @@ def test_client_that_never_reads_delays_nobody(path: Path, database: str) -> Non
         client.shutdown()
 
 
-def test_client_that_never_reads_is_dropped(path: Path, database: str) -> None:
-    """A client that takes no reply for the exchange timeout is disconnected."""
+def test_client_that_never_reads_is_disconnected(path: Path, database: str) -> None:
+    """A reply that is not read counts as a stop in an exchange."""
     with (
         Daemon(path, "--exchange-timeout", "1.5", database=database) as daemon,
         Dialogue(daemon.path) as client,
@@ -173,12 +173,12 @@ def test_client_that_never_reads_is_dropped(path: Path, database: str) -> None:
         do_every_exchange(daemon.path)
 
 
-# The end
+# The end of the daemon
 
 
 @pytest.mark.slow
-def test_idle_exit(path: Path, database: str) -> None:
-    """The daemon exits with 0 when the last client has gone, although connections are cached."""
+def test_idle_exit_follows_the_last_client(path: Path, database: str) -> None:
+    """The daemon exits with 0 after the last client has left, although connections are cached."""
     with Daemon(path, "--max-idle", "2", database=database) as daemon:
         with Dialogue(daemon.path) as client, parked(client, b"kept") as kept:
             for _ in range(2):
@@ -193,8 +193,8 @@ def test_idle_exit(path: Path, database: str) -> None:
         assert not daemon.path.exists()
 
 
-def test_idle_exit_without_any_client(path: Path, database: str) -> None:
-    """The time without clients begins when the daemon starts, and 0 means that it never ends."""
+def test_idle_exit_counts_from_the_start(path: Path, database: str) -> None:
+    """The idle time begins when the daemon starts. With 0 the daemon never exits."""
     with Daemon(path.with_suffix(".lasting"), "--max-idle", "0") as lasting:
         with Daemon(path, "--max-idle", "0.3", database=database) as daemon:
             assert daemon.wait() == 0
@@ -202,8 +202,10 @@ def test_idle_exit_without_any_client(path: Path, database: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_finishes_what_is_under_way(path: Path, database: str, number: signal.Signals) -> None:
-    """Asked to stop, the daemon lets exchanges under way end, and takes no new ones."""
+def test_stop_completes_exchanges_in_progress(
+    path: Path, database: str, number: signal.Signals
+) -> None:
+    """A daemon that stops completes the exchanges in progress and accepts no others."""
     with Daemon(path, database=database, stop_timeout=DEADLINE) as daemon, ExitStack() as stack:
         finding, saving, idle = (stack.enter_context(Dialogue(daemon.path)) for _ in range(3))
         peer = stack.enter_context(parked(finding, ENDPOINT))
@@ -230,8 +232,8 @@ def test_stop_finishes_what_is_under_way(path: Path, database: str, number: sign
 
 
 @pytest.mark.slow
-def test_stop_waits_for_nobody_for_long(path: Path, database: str) -> None:
-    """A client that does not end its exchange cannot keep the daemon from stopping."""
+def test_stop_disconnects_stopped_clients(path: Path, database: str) -> None:
+    """A client that does not complete its exchange cannot keep the daemon running."""
     with Daemon(path, *LONG, database=database) as daemon, ExitStack() as stack:
         stop_everywhere(daemon, stack)
         os.kill(daemon.pid, signal.SIGTERM)
@@ -240,8 +242,10 @@ def test_stop_waits_for_nobody_for_long(path: Path, database: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_second_signal(path: Path, database: str, number: signal.Signals) -> None:
-    """A second signal ends the daemon at once, by that signal."""
+def test_second_signal_ends_the_daemon_at_once(
+    path: Path, database: str, number: signal.Signals
+) -> None:
+    """The exit status is that of a process killed by the signal."""
     running = Daemon(path, *LONG, database=database, stop_timeout=DEADLINE)
     with running as daemon, Dialogue(daemon.path) as client:
         client.send(b"request\0")
@@ -259,13 +263,13 @@ START = rf"statistics: start interval {DATE}"
 
 
 def statistics(daemon: Daemon) -> list[str]:
-    """Return what the daemon has logged of statistics."""
+    """Return the statistics that the daemon has logged."""
     lines = [line.partition("]: ")[2] for line in daemon.log()]
     return [line for line in lines if line.startswith("statistics:")]
 
 
 def expect_statistics(daemon: Daemon, *expected: str) -> None:
-    """Wait for these lines, which are all that there are; the first of each report is implied."""
+    """Wait for statistics; check that they are exactly these lines."""
     eventually(lambda: len(statistics(daemon)) >= len(expected))
     lines = statistics(daemon)
     assert len(lines) == len(expected)
@@ -273,13 +277,13 @@ def expect_statistics(daemon: Daemon, *expected: str) -> None:
         assert re.fullmatch(pattern if pattern is START else re.escape(pattern), line)
 
 
-def hang_up(daemon: Daemon) -> None:
-    """Ask for the statistics."""
+def report(daemon: Daemon) -> None:
+    """Make the daemon log its statistics (SIGHUP)."""
     os.kill(daemon.pid, signal.SIGHUP)
 
 
-def test_statistics_at_sighup(path: Path, database: str) -> None:
-    """The statistics are those of scache(8), in its words, since the last report."""
+def test_sighup_logs_statistics(path: Path, database: str) -> None:
+    """The lines are those of Postfix's scache(8), about the time since the last report."""
     with (
         Daemon(path, database=database) as daemon,
         Dialogue(daemon.path) as client,
@@ -298,55 +302,55 @@ def test_statistics_at_sighup(path: Path, database: str) -> None:
         ):
             if (hit := find(label)) is not None:
                 os.close(hit.descriptor)
-        hang_up(daemon)
-        report = [
+        report(daemon)
+        lines = [
             START,
             "statistics: domain lookup hits=1 miss=2 success=33%",
             "statistics: address lookup hits=2 miss=1 success=66%",
             "statistics: max simultaneous domains=2 addresses=2 connection=3",
         ]
-        expect_statistics(daemon, *report)
+        expect_statistics(daemon, *lines)
 
         assert client.take_endp(b"nowhere") is None
-        hang_up(daemon)
-        report += [START, "statistics: address lookup hits=0 miss=1 success=0%"]
-        expect_statistics(daemon, *report)
+        report(daemon)
+        lines += [START, "statistics: address lookup hits=0 miss=1 success=0%"]
+        expect_statistics(daemon, *lines)
 
-        hang_up(daemon)  # nothing to say
+        report(daemon)  # logs nothing, because nothing happened
         with Client(path) as looking:
-            os.close(looking.snapshot())  # which takes several turns of the loop
+            os.close(looking.snapshot())  # takes several iterations of the event loop
         stack.enter_context(parked(client, b"endpoint 2"))
         os.kill(daemon.pid, signal.SIGTERM)
         assert daemon.wait() == 0
-        report += [START, "statistics: max simultaneous domains=2 addresses=1 connection=1"]
-        expect_statistics(daemon, *report)
+        lines += [START, "statistics: max simultaneous domains=2 addresses=1 connection=1"]
+        expect_statistics(daemon, *lines)
 
 
-def test_nothing_to_say(path: Path, database: str) -> None:
-    """A daemon that did nothing logs no statistics."""
+def test_idle_daemon_logs_no_statistics(path: Path, database: str) -> None:
+    """There is nothing to report."""
     with Daemon(path, "--status-interval", "0.1", "--max-idle", "0.5", database=database) as daemon:
         assert daemon.wait() == 0
         assert statistics(daemon) == []
 
 
-def test_status_interval(path: Path, database: str) -> None:
-    """The statistics are logged every --status-interval seconds."""
+def test_status_interval_logs_statistics_regularly(path: Path, database: str) -> None:
+    """Each report is about the time since the last one."""
     with (
         Daemon(path, "--status-interval", "0.2", database=database) as daemon,
         Dialogue(daemon.path) as client,
     ):
-        report: list[str] = []
+        lines: list[str] = []
         for _ in range(2):
             assert client.take_dest(b"nowhere") is None
-            report += [START, "statistics: domain lookup hits=0 miss=1 success=0%"]
-            expect_statistics(daemon, *report)
+            lines += [START, "statistics: domain lookup hits=0 miss=1 success=0%"]
+            expect_statistics(daemon, *lines)
 
 
 # Limits
 
 
-def test_descriptor_limit(path: Path) -> None:
-    """The daemon raises its soft limit of descriptors to the hard one."""
+def test_daemon_raises_its_descriptor_limit(path: Path) -> None:
+    """The soft limit is raised to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, soft), hard))
@@ -358,8 +362,8 @@ def test_descriptor_limit(path: Path) -> None:
         assert f"Max open files {hard} {hard} files" in re.sub(" +", " ", limits)
 
 
-def test_connection_goes_back_when_its_client_leaves_before_it_is_sent() -> None:
-    """A reply for which there was no room has not been sent, nor has its descriptor."""
+def test_connection_is_put_back_if_its_reply_was_not_sent() -> None:
+    """A reply that did not fit into the socket was not sent, and neither was its descriptor."""
 
     async def converse() -> None:
         with slow_session(opened) as slow:

@@ -195,7 +195,7 @@ def test_error_of_one_session_does_not_affect_others(caplog: pytest.LogCaptureFi
 
 
 def test_bug_in_taking_a_snapshot_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """All sessions that wait for the snapshot are told that there is none."""
+    """All sessions that wait for the snapshot get None."""
 
     def fail() -> NoReturn:
         raise RuntimeError

@@ -79,7 +79,7 @@ def test_snapshot_is_sealed(client: Client) -> None:
 
 def test_snapshot_describes_descriptors_of_every_kind(client: Client, tmp_path: Path) -> None:
     """Addresses, TCP state and unread bytes are listed; what a kind does not have is NULL."""
-    with ExitStack() as peers:  # which stay: a connection whose peer hangs up is closed
+    with ExitStack() as peers:  # stay open: a connection whose peer hangs up is closed
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             with socket.create_connection(("127.0.0.1", port)) as ours:

@@ -1,4 +1,4 @@
-"""A daemon that was stopped (SIGSTOP) does not take its own pause for its clients'."""
+"""A daemon that was stopped (SIGSTOP) does not count its pause against its clients."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.support.slow_session import slow_session
 from tests.support.store_fixture import Opened
 
 CLIENTS = 300
-"""More than the daemon serves before it looks for clients that are overdue."""
+"""More clients than the daemon serves between two polls of the watchdog."""
 
 
 @pytest.mark.slow
 def test_stopped_daemon_does_not_drop_clients_that_went_on(tmp_path: Path) -> None:
-    """A client that sends the rest of its exchange meanwhile gets its reply."""
+    """A client that sends the rest of its exchange during the pause gets its reply."""
     save = encode_request(SaveEndp(60, b"e", b""))
     with (
         Daemon(tmp_path / "socket") as daemon,
@@ -78,16 +78,16 @@ def test_stopped_daemon_completes_exchanges_before_it_exits(tmp_path: Path) -> N
 
 
 class Paused(Watchdog[Session]):
-    """A watchdog after one of whose looks nothing runs for longer than the timeout."""
+    """A watchdog that blocks the event loop for longer than its timeout after one poll."""
 
     def __init__(self, pause_after: int) -> None:
-        """Pause after so many looks."""
+        """Pause after this number of polls."""
         super().__init__(0.3)
         self._looks_before = pause_after
         self.resumed = anyio.Event()
 
     def look(self, clients: Iterable[Session]) -> list[Session]:
-        """Look, and pause if that is due."""
+        """Poll, and pause if that is due."""
         overdue = super().look(clients)
         self._looks_before -= 1
         if self._looks_before == 0:
@@ -98,8 +98,8 @@ class Paused(Watchdog[Session]):
 
 
 @pytest.mark.parametrize("looks", [1, 10], ids=["at the beginning", "at the end"])
-def test_client_is_not_dropped_by_the_look_after_a_pause(looks: int) -> None:
-    """What it sent meanwhile is read before the next one."""
+def test_client_is_not_disconnected_by_the_poll_after_a_pause(looks: int) -> None:
+    """The data that it sent during the pause is read before the next poll."""
 
     async def pause() -> None:
         watchdog = Paused(looks)
@@ -129,7 +129,7 @@ def test_idle_exit_waits_for_a_client_that_is_not_accepted_yet() -> None:
 
 
 def test_idle_exit_leaves_no_client_in_the_backlog(tmp_path: Path) -> None:
-    """Not even one that cannot be accepted for want of descriptors."""
+    """The daemon waits for a client that it cannot accept because descriptors have run out."""
     with Daemon(tmp_path / "socket", "--max-idle", "0.4") as daemon:
         limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, limits[1]))

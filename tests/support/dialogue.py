@@ -1,4 +1,4 @@
-"""A client of the daemon that goes step by step, and may stop anywhere."""
+"""A client of the base protocol that sends and receives each message on its own."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from tests.support.wire import Wire
 
 
 class Hit(NamedTuple):
-    """What a find brought."""
+    """The result of a find that hits."""
 
     properties: tuple[bytes, ...]
     descriptor: int
-    """The caller's to close."""
+    """The caller must close it."""
 
 
 class Dialogue(Wire):
-    """A conversation in the base protocol that insists on every byte of the daemon."""
+    """A conversation in the base protocol that checks every byte of the daemon."""
 
     def __init__(self, path: Path, *, announced: bool = True, timeout: float = DEADLINE) -> None:
         super().__init__(path, timeout)
@@ -59,16 +59,16 @@ class Dialogue(Wire):
         return Status(int(status))
 
     def shutdown(self) -> None:
-        """End the conversation, also for a thread that is sending."""
+        """End the conversation, also in a thread that is sending."""
         self._socket.shutdown(socket.SHUT_RDWR)
 
     def await_readable(self) -> None:
-        """Wait until the daemon has sent something, and leave it there."""
+        """Wait until the daemon has sent data; do not receive it."""
         readable, _, _ = select.select([self], [], [], DEADLINE)
         assert readable
 
     def await_end(self) -> None:
-        """Wait until the daemon hangs up, whatever it said before."""
+        """Wait until the daemon disconnects; discard the data that it sends before."""
         with contextlib.suppress(ConnectionResetError):
             data = b"anything"
             while data:
@@ -119,22 +119,22 @@ class Dialogue(Wire):
 
 
 MISS_ENDP = encode_reply(Status.FAIL, b"")
-"""What is said to a ``find_endp`` that finds nothing."""
+"""The reply to a ``find_endp`` that misses."""
 
 MISS_DEST = encode_reply(Status.FAIL, b"", b"")
-"""What is said to a ``find_dest`` that finds nothing."""
+"""The reply to a ``find_dest`` that misses."""
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    """Wait for what has no event to wait for."""
+    """Wait until a condition is true; poll it, because no event is set."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition while the event loop goes on."""
+    """Wait until a condition is true while the event loop runs."""
     with anyio.fail_after(DEADLINE):
         while not condition():  # noqa: ASYNC110 - the code under test sets no event
             await anyio.sleep(0.005)

@@ -28,11 +28,11 @@ _VOLATILE = (
     (re.compile(r"─+"), "─"),
     (re.compile(r" +"), " "),
 )
-"""What differs from run to run, and the widths of columns, which follow from it."""
+"""Values that differ from run to run, and the widths of columns, which depend on them."""
 
 
 class Step(NamedTuple):
-    """A command that was typed, and what it showed."""
+    """A command of a session and its output."""
 
     command: str
     shown: str
@@ -55,17 +55,17 @@ def steps(session: str) -> Iterator[Step]:
 
 
 def lasting(shown: str) -> list[str]:
-    """Return the lines of an output without what differs from run to run."""
+    """Return the lines of an output, with names in place of values that differ from run to run."""
     for pattern, name in _VOLATILE:
         shown = pattern.sub(name, shown)
     return [line.rstrip() for line in shown.splitlines()]
 
 
 class Shell:
-    """Runs sessions, one after another, as one shell would; ends what runs in its background."""
+    """A shell that runs sessions one after another, and kills their background jobs at the end."""
 
     def __init__(self, directory: Path, names: Mapping[str, str]) -> None:
-        """Keep shims in a directory; put other words in place of ``names`` (paths, ports)."""
+        """Put shims into a directory; replace the ``names`` (paths, ports) in a session."""
         self._names = names
         self._environment: dict[str, str] = {}
         self._background: list[subprocess.Popen[str]] = []
@@ -89,7 +89,7 @@ class Shell:
     def run(self, session: str) -> list[str]:
         """Run a session; return what each command has shown.
 
-        AssertionError if that is not what the session says.
+        Raises AssertionError if the output differs from the session.
         """
         outcomes = []
         for command, shown in steps(session):
@@ -113,7 +113,7 @@ class Shell:
             return _ESCAPE.sub("", terminal.read_to_end()).replace("\r\n", "\n").rstrip("\n")
 
     def _start(self, command: str, lines: int) -> str:
-        """Start a command in the background; return its first lines, which say that it is ready."""
+        """Start a command in the background, and wait for its first lines; return them."""
         with default_signals():
             process = subprocess.Popen(
                 ["sh", "-c", f"exec {command}"],
