@@ -56,7 +56,7 @@ class OwnSockets:
         """Return True if a descriptor is one of these sockets.
 
         Each of them has the address of the listening socket at one end. Another socket may have
-        the same address, so the place is compared too. If the kernel does not tell the place, the
+        the same address, so the place is compared too. If the kernel does not report the place, the
         address decides.
         """
         if sockopt.option(descriptor, _DOMAIN) != _UNIX:

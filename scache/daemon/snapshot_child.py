@@ -66,7 +66,7 @@ class Child(NamedTuple):
 
     pid: int
     pidfd: int
-    told: int
+    reader: int
     """A pipe: one byte after the child has read the database, another after the image is done."""
 
     async def wait_for_byte(self, patience: float) -> None:
@@ -75,11 +75,11 @@ class Child(NamedTuple):
         Raises SnapshotError if the child has ended instead.
         """
         with anyio.move_on_after(patience) as waiting:
-            await anyio.wait_readable(self.told)
+            await anyio.wait_readable(self.reader)
         if waiting.cancelled_caught:
             end_idle(self.pid, self.pidfd)
-            await anyio.wait_readable(self.told)
-        if not os.read(self.told, 1):
+            await anyio.wait_readable(self.reader)
+        if not os.read(self.reader, 1):
             raise SnapshotError("the child ended early")
 
     def kill(self) -> None:
@@ -87,7 +87,7 @@ class Child(NamedTuple):
         end_idle(self.pid, self.pidfd)  # it would keep its descriptors while the machine is busy
         with suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.close(self.told)
+        os.close(self.reader)
 
 
 def start(image: int, source: Source, being_delivered: list[Connection]) -> Child:
@@ -97,16 +97,16 @@ def start(image: int, source: Source, being_delivered: list[Connection]) -> Chil
     kernel reaps the child (see `process.reap_children`). Raises OSError.
     """
     with ExitStack() as stack, warnings.catch_warnings():
-        told, tell = os.pipe()
-        stack.callback(os.close, told)
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
         try:
             # Python warns that another thread may hold a lock; `held_still` excludes that.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
             if pid == 0:
-                _work(image, tell, source, being_delivered)
+                _work(image, writer, source, being_delivered)
         finally:
-            os.close(tell)
+            os.close(writer)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -115,11 +115,11 @@ def start(image: int, source: Source, being_delivered: list[Connection]) -> Chil
                 os.waitpid(pid, 0)
             raise
         stack.pop_all()
-    return Child(pid, pidfd, told)
+    return Child(pid, pidfd, reader)
 
 
-def _work(image: int, tell: int, source: Source, being_delivered: list[Connection]) -> NoReturn:
-    """In the child: write the image, report progress through the pipe ``tell`` and exit."""
+def _work(image: int, writer: int, source: Source, being_delivered: list[Connection]) -> NoReturn:
+    """In the child: write the image, report progress through the pipe ``writer`` and exit."""
     database = source.database
     try:
         niceness = os.getpriority(os.PRIO_PROCESS, 0)
@@ -131,7 +131,7 @@ def _work(image: int, tell: int, source: Source, being_delivered: list[Connectio
         fdpass.close(source.to_close())
         database.let_go()
         copy = load(database.batch.serialize())
-        os.write(tell, b".")
+        os.write(writer, b".")
         lower_priority(niceness, _NICENESS)  # commits no longer wait
         settings = dict(source.figures())
         if (fault := database.fault) is not None:
@@ -140,8 +140,8 @@ def _work(image: int, tell: int, source: Source, being_delivered: list[Connectio
         copy.close()
         _write(image, data)
         del data
-        _close_all_but_files(tell)
-        os.write(tell, b".")
+        _close_all_but_files(writer)
+        os.write(writer, b".")
         os._exit(0)
     except BaseException:
         logger.exception("cannot take a snapshot")
