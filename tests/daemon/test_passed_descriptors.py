@@ -128,6 +128,8 @@ def test_daemon_descriptors_are_close_on_exec(bench: Workbench) -> None:
     bench.park(client, bench.label())
     on_its_byte(client, bench.label(), [bench.pair()[1].fileno()] * 2)
     assert client.status() is Status.OK
+    # The daemon closes the surplus descriptor after its reply, and before the next request.
+    assert client.take_endp(b"nothing") is None
     for number, what in descriptors_of(bench.daemon.pid).items():
         if number > 2:
             info = Path(f"/proc/{bench.daemon.pid}/fdinfo/{number}").read_text()
