@@ -1,31 +1,31 @@
 /*
- * load: drive a connection cache over its UNIX socket, and measure.
+ * load: a load generator for a connection cache on a UNIX socket.
  *
  *     load SOCKET [NAME=VALUE]...
  *
  *     work=pair      pair: save_endp and find_endp of a fresh label; save: save_endp alone;
  *                    bind: save_dest
  *     protocol=base  base: that of scache(8); inline: after `hello`
- *     depth=0        inline only: that many pairs (or saves) sent ahead in one sendmsg(2);
- *                    0: each request waits for the reply to the one before
- *     clients=1      connections, each with one exchange under way
- *     count=0        stop after so many pairs, saves or bindings, or
- *     ms=0           after so many milliseconds
- *     warmup=0       milliseconds of the same work beforehand, not measured
- *     together=0     if not 0: all is to expire in the same second, so many seconds from now
+ *     depth=0        inline only: the number of pairs (or saves) in one sendmsg(2);
+ *                    0: each request waits for the reply to the previous one
+ *     clients=1      connections, each with one exchange in progress
+ *     count=0        stop after this number of pairs, saves or bindings, or
+ *     ms=0           after this number of milliseconds
+ *     warmup=0       milliseconds of the same work before the measurement
+ *     together=0     if not 0: seconds from now after which everything expires together
  *     window=0       save only in the first milliseconds of each second of the clock
- *     tag=0          labels are made of this and a running number; 0: the process id
+ *     tag=0          part of all labels, with a running number; 0: the process id
  *
- * One thread, one epoll. Every reply is compared with what it must be, byte for byte, and every
- * descriptor counted; anything else ends the program with status 1. The results are one line of
- * JSON; times are microseconds:
+ * One thread with one epoll. The program compares every reply byte by byte and counts every
+ * descriptor; a difference ends it with status 1. The results are one line of JSON; times are
+ * microseconds:
  *
- *     issued         pairs, saves or bindings, the warm-up included
- *     done, elapsed  pairs, saves or bindings without it, and the time for them
- *     each           one divided by the other
- *     cpu_share      of that time, the part that this program used the processor
+ *     issued         pairs, saves or bindings, including the warm-up
+ *     done, elapsed  pairs, saves or bindings without the warm-up, and their time
+ *     each           elapsed divided by done
+ *     cpu_share      the part of the time that this program used a processor
  *     find_median, find_worst    from a find to its descriptor, in pairs that are not sent ahead
- *     left           the time that is left until `together`, if it is given
+ *     left           the time until `together`, if it is given
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -56,7 +56,7 @@ struct client {
     char label[LABEL + 1];
     double asked; /* when the find was sent */
     struct message expected;
-    char input[ROOM + 2]; /* the rest stays 0, so that it can be shown */
+    char input[ROOM + 2]; /* the rest stays 0, so that input is a string */
 };
 
 static const char ANNOUNCEMENT[] = "protocol\0connection_cache_protocol\0";
@@ -69,7 +69,7 @@ static char *work = "pair", *protocol = "base";
 static long depth, clients = 1, count, ms, warmup, together, window, tag;
 
 static struct client *all;
-static int epoll, saved; /* `saved` is the descriptor that is saved, again and again */
+static int epoll, saved; /* `saved` is the descriptor of every save */
 static struct message outgoing;
 static long issued, stop_after;
 static time_t started;
@@ -91,7 +91,7 @@ static int is(const char *left, const char *right)
     return strcmp(left, right) == 0;
 }
 
-/* Messages. A literal's own NUL ends the message where its text ends with a value's NUL. */
+/* Messages. If a literal ends with the NUL of a value, its own NUL ends the message. */
 
 static void put(struct message *message, const char *bytes, size_t length)
 {
@@ -109,7 +109,7 @@ static void put_attribute(struct message *message, const char *name, const char 
     put(message, value, strlen(value) + 1);
 }
 
-/* Names scattered like a hash, so that no order helps anybody's index. */
+/* Labels in pseudo-random order, so that the order of insertion helps no index. */
 static void make_label(char *label, uint64_t number)
 {
     uint64_t x = number * 0x9e3779b97f4a7c15u + (uint64_t)tag;
@@ -196,7 +196,7 @@ static void send_dummy(struct client *client)
     send_outgoing(client);
 }
 
-/* Receive what there is; close the descriptors that came, and count them. */
+/* Receive data; close the descriptors that came with it, and count them. */
 static void receive(struct client *client)
 {
     union {
@@ -222,7 +222,7 @@ static void receive(struct client *client)
     }
 }
 
-/* Whether all that was expected has come; ends the program as soon as it is anything else. */
+/* Return 1 if the expected reply is complete; end the program if it is wrong. */
 static int satisfied(struct client *client)
 {
     const struct message *expected = &client->expected;
@@ -242,8 +242,8 @@ static int satisfied(struct client *client)
     return 1;
 }
 
-/* Work. Each of these is at the beginning of its exchange in step 0, takes the next step when the
- * reply to the one before is there, and returns whether there is something more to wait for. */
+/* Work. Each function begins an exchange in step 0, takes the next step when the previous reply is
+ * complete, and returns 1 if it must wait for another reply. */
 
 static int one_pair(struct client *client)
 {
@@ -327,7 +327,7 @@ static void wait_for_window(void)
     }
 }
 
-/* Begin the next exchange; return whether there was one to begin. */
+/* Begin the next exchange; return 0 if there is none left. */
 static int begin(struct client *client)
 {
     if (stop_after ? issued >= stop_after : now(CLOCK_MONOTONIC) >= stop_at)
@@ -354,7 +354,7 @@ static void take_sample(struct client *client)
         worst = took;
 }
 
-/* Work until there is enough of it, and every client is at rest. */
+/* Work until the end is reached and no exchange is in progress. */
 static void run(void)
 {
     struct epoll_event events[MAX_CLIENTS];
@@ -417,7 +417,7 @@ static void open_client(struct client *client, const char *path)
         err(1, "epoll_ctl");
 }
 
-/* Return one end of a TCP connection, the kind of descriptor that is cached in earnest. */
+/* Return one end of a TCP connection, the usual kind of descriptor in a cache. */
 static int make_connection(void)
 {
     struct sockaddr_in address = {.sin_family = AF_INET};
