@@ -41,7 +41,7 @@ class Bindings:
 
         ``ttl`` is the granted time to live, for the audit log.
         """
-        _, destination, endpoint, _, now, expires_at, client_id = row
+        destination = row.destination
         limits, statistics = self._limits, self._statistics
         limit: Limit | None = None
         if limits.bindings and statistics.bindings >= limits.bindings:
@@ -60,14 +60,13 @@ class Bindings:
             self._audit_log.binding_limited(row, ttl, limit)
             return Status.FAIL
         if saved.replaced is not None:
-            self._record_removal("expired", now, saved.replaced)
+            self._record_removal("expired", row.saved_at, saved.replaced)
         if saved.added or saved.replaced is not None:
             statistics.bindings_added(destination)
         statistics.saved()
-        if expires_at < self._deadline.at:
-            self._deadline.bring_forward(expires_at)
-        saved_as = saved.binding_id
-        self._audit_log.binding_saved(destination, endpoint, saved_as, client_id, now, ttl)
+        if row.expires_at < self._deadline.at:
+            self._deadline.bring_forward(row.expires_at)
+        self._audit_log.binding_saved(row, saved.binding_id, ttl)
         return Status.OK
 
     def expire(self, now: float, limit: int) -> bool:

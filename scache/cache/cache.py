@@ -136,8 +136,8 @@ class Cache:
         """
         now = self._clock.now()
         granted = min(ttl, self._limits.ttl)
-        labels = (destination, endpoint, properties)
-        row = Binding(self._ids.take(), *labels, now, now + granted, client_id)
+        expires_at, row_id = now + granted, self._ids.take()
+        row = Binding(row_id, destination, endpoint, properties, now, expires_at, client_id)
         return self._bindings.save(row, granted)
 
     def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:

@@ -188,7 +188,7 @@ class Connections:
         self._audit_log.connection_not_watched()
         if not self._watch_fails:
             logger.warning(
-                "cannot watch a connection for a hang-up of its peer (%s): each find looks",
+                "cannot watch a connection for a hang-up of its peer (%s): finds poll it instead",
                 error.strerror,
             )
         self._watch_fails = self._watch_failed_now = True

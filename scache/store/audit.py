@@ -24,6 +24,7 @@ _OUTCOMES = {
 }
 _SAVE_ENDP_OK = _OUTCOMES["save_endp", Status.OK]
 _FIND_ENDP_OK = _OUTCOMES["find_endp", Status.OK]
+_FIND_DEST_OK = _OUTCOMES["find_dest", Status.OK]
 _SAVE_DEST_OK = _OUTCOMES["save_dest", Status.OK]
 _FOUND = CONNECTION_COUNTERS["found"]
 
@@ -64,24 +65,20 @@ class AuditLog:
         if len(pending) >= ROWS_AT_ONCE:
             self._writer.write_saves()
 
-    def binding_saved(
-        self,
-        destination: bytes,
-        endpoint: bytes,
-        binding_id: int,
-        client_id: int,
-        at: float,
-        ttl: float,
-    ) -> None:
-        """Record a ``save_dest`` that succeeded, with the granted time to live."""
+    def binding_saved(self, row: Binding, binding_id: int, ttl: float) -> None:
+        """Record a ``save_dest`` that succeeded, with the granted time to live.
+
+        ``binding_id`` is the id of the stored row, which may be that of an earlier save.
+        """
         self._counts[_SAVE_DEST_OK] += 1
         if not self._recording:
             return
+        _, destination, endpoint, _, saved_at, _, client_id = row
         if len(destination) + len(endpoint) > LONG_LABEL:
             self._writer.long_pending += len(destination) + len(endpoint)
         pending = self._bindings
         labels = (text(destination), text(endpoint))
-        pending.append((at + self._clock.offset, *labels, binding_id, client_id, ttl))
+        pending.append((saved_at + self._clock.offset, *labels, binding_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._writer.write_forms()
 
@@ -121,13 +118,14 @@ class AuditLog:
 
     def find_hit(self, delivery: Delivery) -> None:
         """Record a find that hit; what has become of its connection is a fact of its own."""
-        row = delivery.connection
-        self._request(
+        row, destination = delivery.connection, delivery.destination
+        self._counts[_FIND_ENDP_OK if destination is None else _FIND_DEST_OK] += 1
+        self._writer.add(
             AuditEvent(
                 delivery.found_at,
-                "find_endp" if delivery.destination is None else "find_dest",
+                "find_endp" if destination is None else "find_dest",
                 Status.OK,
-                destination=delivery.destination,
+                destination=destination,
                 endpoint=row.endpoint,
                 connection_id=row.id,
                 binding_id=delivery.binding_id,

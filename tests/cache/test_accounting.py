@@ -1,7 +1,7 @@
-"""Conservation: whatever happens, each connection is live or has one way out, and all is on record.
+"""Accounting invariants: each connection is live or has one close reason, and all is recorded.
 
-A ledger is kept by hand beside a cache under random traffic, faults, crashes and restarts. At
-every commit the trail has to say what the ledger says, to the last column.
+The test keeps a ledger beside a cache under random requests, faults, crashes and restarts. After
+each commit the database must equal the ledger in every column.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import copy
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,52 +19,11 @@ from hypothesis import strategies as st
 from scache.cache.expiry import GRAIN
 from scache.model import Connection, Delivery, Peer, Status
 from scache.store import MEMORY, Binding, audit, event_writer
+from tests.cache.ledger import Entry, Kept, Ledger
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, locked, no_space, read
 
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
-
-
-class Entry(NamedTuple):
-    """An event that has to be on record: its columns, but for the id."""
-
-    at: float
-    kind: str
-    status: int | None = None
-    destination: bytes | None = None
-    endpoint: bytes | None = None
-    connection_id: int | None = None
-    binding_id: int | None = None
-    client_id: int | None = None
-    ttl: float | None = None
-    age: float | None = None
-    detailed: bool = False
-    """Whether there is a detail."""
-
-
-Kept = tuple[int, Entry]
-"""A row of the trail: its id, and the rest."""
-
-
-@dataclass
-class Ledger:
-    """What there is, and what has happened; a crash brings back the one of the last commit."""
-
-    live: dict[int, Connection] = field(default_factory=dict)
-    lent: dict[int, Connection] = field(default_factory=dict)
-    bindings: dict[int, Binding] = field(default_factory=dict)
-    clients: dict[int, Peer] = field(default_factory=dict)
-    """Those whose rows have to be there."""
-    left: dict[int, float] = field(default_factory=dict)
-    """Those of them that have disconnected, and when."""
-    counters: Counter[str] = field(default_factory=Counter)
-    saved: int = 0
-    kept: list[Kept] = field(default_factory=list)
-    """The trail at the last commit,"""
-    pending: list[Entry] = field(default_factory=list)
-    """and what has to come to it with the next."""
-    trimmed: int = 0
-    """Events that were in the audit, or should have been, and are not any more."""
 
 
 labels = st.sampled_from([b"", b"a", b"\xff\n"])
@@ -92,7 +50,7 @@ STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "end_fault": (2, ()),
     "restart": (2, (limits, ticks, st.booleans())),
 }
-"""Methods of `Accounts`: how often they are called, among others, and with what."""
+"""Methods of `Accounts`: the weight of each, and its arguments."""
 
 steps = st.sampled_from([name for name, (often, _) in STEPS.items() for _ in range(often)]).flatmap(
     lambda name: st.tuples(st.just(name), *STEPS[name][1])
@@ -100,7 +58,7 @@ steps = st.sampled_from([name for name, (often, _) in STEPS.items() for _ in ran
 
 
 class Accounts:
-    """A cache and its ledger, with everything that can happen to both."""
+    """A cache and its ledger, with a method for each operation and fault."""
 
     def __init__(self, path: str, audit_rows: int) -> None:
         self.path = path
@@ -119,7 +77,7 @@ class Accounts:
         self.run.close()
 
     def start(self, audit_rows: int) -> None:
-        """Begin a run."""
+        """Start the daemon's cache on the database."""
         self.audit_rows = audit_rows
         if not audit_rows:
             self.ledger.counters["runs_not_recorded"] += 1
@@ -137,45 +95,45 @@ class Accounts:
 
     @property
     def now(self) -> float:
-        """The time."""
+        """The current time."""
         return self.rig.clock.time
 
     def record(self, entry: Entry) -> None:
-        """Write into the ledger what the trail has to tell."""
+        """Expect an event, unless the audit log is off."""
         if self.audit_rows:
             self.ledger.pending.append(entry)
 
-    def left(self, kind: str, row: Connection, client_id: int | None = None) -> None:
-        """Write off a connection."""
+    def removed(self, kind: str, row: Connection, client_id: int | None = None) -> None:
+        """Expect the event and counter of a removed connection."""
         self.ledger.counters[f"connections_{kind}"] += 1
         age = self.now - row.saved_at
         entry = Entry(self.now, kind, None, None, row.endpoint, row.id, None, client_id, age=age)
         self.record(entry._replace(detailed=kind == "lost"))
 
     def binding_expired(self, row: Binding) -> None:
-        """Write off a binding."""
+        """Remove an expired binding, and expect its event and counter."""
         del self.ledger.bindings[row.id]
         self.ledger.counters["bindings_expired"] += 1
         gone = Entry(self.now, "expired", None, row.destination, row.endpoint, binding_id=row.id)
         self.record(gone._replace(age=self.now - row.saved_at))
 
     def next_id(self) -> int:
-        """Return the id that is given out next."""
+        """Return the next id that the cache will use."""
         return self.rig.opened.database.ids.last + 1
 
     def client(self, number: int) -> int:
-        """Return one of the clients."""
+        """Return the id of a connected client."""
         return list(self.connected)[number % len(self.connected)]
 
     @property
     def refusing(self) -> bool:
-        """Whether the database may not grow."""
+        """True while the database refuses to grow."""
         return self.locked or self.batch.commit_failed
 
-    # What clients do
+    # Requests of clients
 
     def connect(self, pid: int) -> None:
-        """A client comes; its row is left out during a fault."""
+        """Connect a client; it is not recorded during a fault."""
         row_id, peer = self.next_id(), Peer(pid, pid + 1, pid + 2, b"p%d" % pid)
         refused = self.refusing
         assert self.cache.client_connected(peer) == row_id
@@ -187,7 +145,7 @@ class Accounts:
             self.ledger.clients[row_id] = peer
 
     def disconnect(self, number: int) -> None:
-        """A client goes, between two requests."""
+        """Disconnect a client that waits for no connection."""
         client_id = self.client(number)
         if len(self.connected) == 1 or client_id in {
             delivery.client_id for delivery in self.deliveries.values()
@@ -199,7 +157,7 @@ class Accounts:
             self.ledger.left[client_id] = self.now
 
     def save_endp(self, ttl: int, endpoint: bytes, number: int, with_descriptor: bool) -> None:
-        """A connection is taken, or refused and on record as that."""
+        """Save a connection, or expect a recorded refusal."""
         client_id, refused = self.client(number), self.refusing or not with_descriptor
         row_id, granted = self.next_id(), min(ttl, TTL_LIMIT)
         descriptor = self.rig.descriptors.new() if with_descriptor else None
@@ -219,7 +177,7 @@ class Accounts:
         self.record(entry)
 
     def save_dest(self, ttl: int, destination: bytes, endpoint: bytes, number: int) -> None:
-        """A binding is new, or refreshed, or takes the place of one that has expired."""
+        """Save a binding: a new one, a later expiry of the same one, or one that replaces it."""
         client_id, refused = self.client(number), self.refusing
         row_id, granted = self.next_id(), min(ttl, TTL_LIMIT)
         status = self.cache.save_dest(ttl, destination, b"q", endpoint, client_id)
@@ -243,7 +201,7 @@ class Accounts:
         self.record(entry._replace(binding_id=row.id))
 
     def find_endp(self, endpoint: bytes, number: int) -> None:
-        """The oldest of an endpoint is lent, or a miss is on record."""
+        """Find the oldest connection of an endpoint, or expect a recorded miss."""
         client_id, expected = self.client(number), self.oldest(endpoint)
         delivery = self.cache.find_endp(endpoint, client_id)
         self.lookups["address_hits" if delivery else "address_misses"] += 1
@@ -258,7 +216,7 @@ class Accounts:
         self.begin_delivery(delivery)
 
     def find_dest(self, destination: bytes, number: int) -> None:
-        """The oldest of the first endpoint that has one is lent, or a miss is on record."""
+        """Find the oldest connection of the first endpoint that has one, or expect a miss."""
         client_id, expected, binding = self.client(number), None, None
         for _, binding in sorted(self.ledger.bindings.items()):
             if binding.destination == destination and binding.expires_at > self.now:
@@ -279,7 +237,7 @@ class Accounts:
         self.begin_delivery(delivery)
 
     def oldest(self, endpoint: bytes) -> Connection | None:
-        """Return which connection of an endpoint is to be found."""
+        """Return the connection of an endpoint that a find must return."""
         if self.locked:
             return None
         for _, row in sorted(self.ledger.live.items()):
@@ -288,48 +246,48 @@ class Accounts:
         return None
 
     def begin_delivery(self, delivery: Delivery) -> None:
-        """Note that a connection is on its way."""
+        """Move a connection from the live rows into delivery."""
         row = delivery.connection
         self.deliveries[row.id] = delivery
-        self.ledger.lent[row.id] = self.ledger.live.pop(row.id)
+        self.ledger.in_delivery[row.id] = self.ledger.live.pop(row.id)
 
     def malformed(self, kind: str, number: int) -> None:
-        """What could not be served is on record."""
+        """Record a malformed request."""
         client_id = self.client(number)
         self.cache.audit_log.request_malformed(kind, client_id)
         self.ledger.counters[f"{kind}_bad"] += 1
         self.record(Entry(self.now, kind, 1, client_id=client_id))
 
     def delivered(self, number: int) -> None:
-        """A client has what it found."""
+        """Complete a delivery."""
         if not self.deliveries:
             return
-        delivery, row = self.cancel_delivery(number)
+        delivery, row = self.end_delivery(number)
         self.cache.delivered(delivery)
         self.hit(delivery)
-        self.left("found", row, delivery.client_id)
+        self.removed("found", row, delivery.client_id)
 
     def put_back(self, number: int) -> None:
-        """A client vanishes, and its connection is back, unless its time is over."""
+        """Cancel a delivery; the connection is parked again, unless it has expired."""
         if not self.deliveries:
             return
-        delivery, row = self.cancel_delivery(number)
+        delivery, row = self.end_delivery(number)
         self.cache.put_back(delivery)
         self.hit(delivery)
         if row.expires_at <= self.now:
-            self.left("expired", row)
+            self.removed("expired", row)
             return
         self.ledger.live[row.id] = row
         entry = Entry(self.now, "put_back", None, None, row.endpoint, row.id)
         self.record(entry._replace(client_id=delivery.client_id, age=self.now - row.saved_at))
 
-    def cancel_delivery(self, number: int) -> tuple[Delivery, Connection]:
-        """Return one of the deliveries, which ends now."""
+    def end_delivery(self, number: int) -> tuple[Delivery, Connection]:
+        """Remove one of the deliveries from the ledger and return it."""
         delivery = self.deliveries.pop(list(self.deliveries)[number % len(self.deliveries)])
-        return delivery, self.ledger.lent.pop(delivery.connection.id)
+        return delivery, self.ledger.in_delivery.pop(delivery.connection.id)
 
     def hit(self, delivery: Delivery) -> None:
-        """Note down the find that led to a delivery: its end is known."""
+        """Expect the hit of a delivery, which is recorded when the delivery has ended."""
         row, kind = (
             delivery.connection,
             "find_endp" if delivery.destination is None else "find_dest",
@@ -344,14 +302,14 @@ class Accounts:
             )
         )
 
-    # What time does
+    # Time
 
     def wait(self, seconds: float) -> None:
-        """Time passes, and nobody sweeps yet."""
+        """Let time pass without removing expired rows."""
         self.rig.clock.time += seconds
 
     def sweep(self, seconds: float) -> None:
-        """What has expired leaves, and nothing else."""
+        """Remove expired rows; all others stay."""
         self.rig.clock.time += seconds
         self.rig.sweep()
         kept = dict(self.cache.descriptors())
@@ -359,27 +317,27 @@ class Accounts:
             if row.id not in kept:
                 assert row.expires_at <= self.now
                 del self.ledger.live[row.id]
-                self.left("expired", row)
+                self.removed("expired", row)
             else:
                 assert row.expires_at > self.now - GRAIN
         for binding in list(self.ledger.bindings.values()):
             if binding.expires_at <= self.now and not self.locked:
                 self.binding_expired(binding)
 
-    # Commits, faults and ends
+    # Commits, faults and restarts
 
     def commit(self) -> None:
-        """A batch ends, and others see what the ledger says; or it does not, and they see none."""
+        """Commit; readers see the whole batch if that succeeds, otherwise nothing of it."""
         if not self.batch.commit():
             assert self.locked or self.full
-            assert self.trail() == self.committed.kept
+            assert self.audit_log() == self.committed.kept
             return
-        self.check_trail()
+        self.check_audit_log()
         self.check_rows()
         self.committed = copy.deepcopy(self.ledger)
 
     def begin_fault(self, lock: bool) -> None:
-        """Another program begins to write to the file, or else the disk is full."""
+        """Lock the database as another program does, or else fill the disk."""
         if self.locked or self.full or not self.in_file:
             return
         if lock:
@@ -391,13 +349,13 @@ class Accounts:
             self.full = True
 
     def end_fault(self) -> None:
-        """The database can be written again, and the next commit catches up."""
+        """End the fault; the next commit writes everything."""
         self.fault.close()
         self.locked = self.full = False
         self.commit()
 
     def restart(self, audit_rows: int, seconds: float, crash: bool) -> None:
-        """The daemon stops as it should, or is killed, and starts again."""
+        """Stop or kill the daemon, and start it again."""
         if not self.in_file:
             return
         self.fault.close()
@@ -410,11 +368,11 @@ class Accounts:
             self.put_back(number)
         self.rig.opened.run(self.rig.opened.database.stop(self.now))
         self.lose()
-        self.check_trail()
+        self.check_audit_log()
         self.start_again(audit_rows, seconds)
 
     def start_again(self, audit_rows: int, seconds: float) -> None:
-        """Begin another run on the same file."""
+        """Start another run on the same file."""
         self.time = self.now + seconds
         self.rig.clock.time = self.time
         self.run.close()
@@ -426,38 +384,38 @@ class Accounts:
         self.start(audit_rows)
 
     def lose(self) -> None:
-        """Note that all connections and clients end with their process."""
+        """Expect that all connections and clients end with the daemon."""
         ledger = self.ledger
         saves = [entry for _, entry in ledger.kept if entry.kind == "save_endp"]
-        traced = {entry.connection_id for entry in saves}
+        recorded = {entry.connection_id for entry in saves}
         for row in ledger.live.values():
-            self.left("lost", row)
-        for row in ledger.lent.values():
-            if row.id in traced:
-                self.left("lost", row)
+            self.removed("lost", row)
+        for row in ledger.in_delivery.values():
+            if row.id in recorded:
+                self.removed("lost", row)
             else:
                 ledger.counters["connections_lost"] += 1
-        ledger.live, ledger.lent = {}, {}
+        ledger.live, ledger.in_delivery = {}, {}
         for client_id in ledger.clients:
             ledger.left.setdefault(client_id, self.now)
 
-    # What has to be true
+    # Invariants
 
     def select(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return what others see, in so far as there can be others."""
+        """Return the rows that other processes see, or those in memory."""
         return read(self.path, sql) if self.in_file else self.rig.opened.rows(sql)
 
-    def trail(self) -> list[Kept]:
-        """Return the trail as it stands in the database."""
+    def audit_log(self) -> list[Kept]:
+        """Return the audit log of the database."""
         rows = self.select("SELECT * FROM event ORDER BY id")
         return [
             (row_id, Entry(at, kind.decode(), *rest)._replace(detailed=detail is not None))
             for row_id, at, kind, *rest, detail in rows
         ]
 
-    def check_trail(self) -> None:
-        """The trail has what had to come to it, in place of the oldest rows above the limit."""
-        ledger, actual = self.ledger, self.trail()
+    def check_audit_log(self) -> None:
+        """Check that the expected events were added, and the oldest above the limit trimmed."""
+        ledger, actual = self.ledger, self.audit_log()
         latest = ledger.kept[-1][0] if ledger.kept else 0
         old = [each for each in actual if each[0] <= latest]
         new = Counter(entry for _, entry in actual[len(old) :])
@@ -473,7 +431,7 @@ class Accounts:
         ledger.kept, ledger.pending = actual, []
 
     def check_rows(self) -> None:
-        """Rows are those of the ledger."""
+        """Check that the live rows are those of the ledger."""
         ledger = self.ledger
         rows = self.select("SELECT * FROM connection ORDER BY id")
         assert [Connection(*row) for row in rows] == [row for _, row in sorted(ledger.live.items())]
@@ -487,26 +445,28 @@ class Accounts:
         }
 
     def check_descriptors(self) -> None:
-        """The cache has what is live and what is on its way, and nothing else is open."""
+        """Check that the open descriptors are those of live connections and of deliveries."""
         held = dict(self.cache.descriptors())
-        rows = [*self.ledger.live, *self.ledger.lent]
+        rows = [*self.ledger.live, *self.ledger.in_delivery]
         assert held == {row: self.descriptor_of[row] for row in rows}
         assert self.rig.descriptors.open == set(held.values())
 
     def check_counters(self) -> None:
-        """Each request and each way out is counted once, and the ways out account for all.
+        """Check that each request and close reason is counted once.
 
-        A commit that failed has taken counts out of the table: they are there with the next one.
+        A commit that failed has moved counts out of `Batch.counts`, so they are checked later.
         """
         if self.batch.commit_failed:
             return
         total = Counter(dict(self.rig.opened.rows("SELECT CAST(name AS BLOB), value FROM counter")))
         counted = Counter({name.decode(): value for name, value in total.items()})
         counted += self.batch.counts
-        del counted["events_trimmed"]  # see `check_trail`
+        del counted["events_trimmed"]  # see `check_audit_log`
         assert counted == +self.ledger.counters
         left = sum(counted[f"connections_{way}"] for way in WAYS_OUT)
-        assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(self.ledger.lent)
+        assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(
+            self.ledger.in_delivery
+        )
         statistics = self.cache.statistics
         for name in ("address_hits", "address_misses", "domain_hits", "domain_misses"):
             assert getattr(statistics, name) == self.lookups[name]
@@ -516,15 +476,15 @@ class Accounts:
     "in_file", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["memory", "file"]
 )
 @settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
-@example(  # nothing but a count waits for the disk
+@example(  # only a counter is pending while the disk is full
     history=[("find_endp", b"", 0), ("begin_fault", False), ("commit",), ("end_fault",)],
     audit_rows=0,
 )
 @given(history=st.lists(steps, min_size=30, max_size=150), audit_rows=limits)
-def test_every_connection_is_accounted_for(
+def test_accounting_invariants_hold_after_any_history(
     in_file: bool, history: list[tuple[Any, ...]], audit_rows: int
 ) -> None:
-    """Live rows, descriptors, counters and the trail agree, whatever happens in whatever order."""
+    """Compare live rows, descriptors, counters and audit log with the ledger at each step."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         for module in (audit, event_writer):
             patch.setattr(module, "ROWS_AT_ONCE", 2)
