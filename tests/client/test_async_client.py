@@ -1,4 +1,4 @@
-"""What only an async client can do: be shared among tasks, be cancelled, be forked in its loop."""
+"""The async client: sharing among tasks, cancellation, and fork within its event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.scripted import HIT, MISS, Script, by_turns, hang, saying, se
 
 
 async def test_tasks_may_share_a_client(path: Path, inline: bool) -> None:
-    """Requests of tasks that share a client wait for each other."""
+    """Their requests run one after the other."""
     outcomes = []
 
     async def save(number: int) -> None:
@@ -33,8 +33,8 @@ async def test_tasks_may_share_a_client(path: Path, inline: bool) -> None:
     assert outcomes == [True] * 20
 
 
-async def test_waiting_has_a_deadline(path: Path) -> None:
-    """A request that waits for those of other tasks has no more time than any other."""
+async def test_timeout_includes_the_wait_for_other_tasks(path: Path) -> None:
+    """A request that waits for those of other tasks gets no extra time."""
     outcomes: list[float] = []
 
     async def find() -> None:
@@ -52,17 +52,17 @@ async def test_waiting_has_a_deadline(path: Path) -> None:
 
 
 class Stopped:
-    """A script that does nothing, and tells a task when it is its turn."""
+    """A script that does nothing, and lets a task wait until the server runs it."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
 
     def __call__(self, _: socket.socket) -> None:
-        """Note that the server has come there."""
+        """Record that the server runs this script."""
         self._reached.set()
 
     async def wait(self) -> None:
-        """Wait until the server has come there, and a little longer, for the client to read."""
+        """Wait until the server runs this script, and 50 ms longer for the client to read."""
         await until(self._reached.is_set)
         await anyio.sleep(0.05)
 
@@ -77,8 +77,8 @@ STOPS = [
 
 
 @pytest.mark.parametrize("stop", STOPS)
-async def test_cancelled_half_way(path: Path, stop: Script) -> None:
-    """A request that is cancelled leaves nothing open, and a client that works."""
+async def test_cancelled_request_closes_the_connection(path: Path, stop: Script) -> None:
+    """No descriptor is left open, and the next request connects again."""
     anew = saying(b"", STATUS_REPLY[Status.BAD], HIT, (DESCRIPTOR_BYTE, 1), b"")
     stopped = Stopped()
     with serving(path, by_turns(then(stop, stopped, hang), then(anew, hang))) as connections:
@@ -96,8 +96,8 @@ async def test_cancelled_half_way(path: Path, stop: Script) -> None:
             assert len(connections) == 2
 
 
-async def test_cancelled_before_it_began(path: Path) -> None:
-    """A request that is cancelled before it began has no effect."""
+async def test_request_cancelled_before_it_begins_keeps_the_connection(path: Path) -> None:
+    """Nothing was sent, so the next request uses the same connection."""
     with serving(path, then(saying(b"", STATUS_REPLY[Status.BAD], MISS), hang)) as connections:
         async with AsyncClient(path, timeout=DEADLINE) as client:
             with anyio.CancelScope() as scope:
@@ -108,8 +108,8 @@ async def test_cancelled_before_it_began(path: Path) -> None:
             assert len(connections) == 1
 
 
-async def test_cancelled_while_it_waits_for_room(path: Path) -> None:
-    """A client whose connecting is cancelled leaves nothing open."""
+async def test_client_cancelled_while_connecting_is_not_connected(path: Path) -> None:
+    """The backlog of the server is full, so the client waits. No descriptor is left open."""
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
         listener.bind(str(path))
         listener.listen(0)
@@ -122,8 +122,8 @@ async def test_cancelled_while_it_waits_for_room(path: Path) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_cancelled_by_asyncio(path: Path) -> None:
-    """A task that is cancelled as asyncio does it is as good as one that anyio cancels."""
+async def test_request_may_be_cancelled_by_asyncio(path: Path) -> None:
+    """The effect of `Task.cancel` is the same as that of a cancel scope of anyio."""
     stopped = Stopped()
     script = by_turns(
         then(saying(b"", HELLO_REPLY, (HIT[:-1], 1)), stopped, hang),
@@ -139,8 +139,8 @@ async def test_cancelled_by_asyncio(path: Path) -> None:
             assert await client.find_endp("endpoint") is None
 
 
-async def test_closed_by_another_task(path: Path) -> None:
-    """A client that is closed under a request ends it, and connects again for the next."""
+async def test_close_by_another_task_ends_the_request(path: Path) -> None:
+    """The request raises Unavailable, and the next one connects again."""
     stopped = Stopped()
     script = by_turns(
         then(saying(b"", HELLO_REPLY), stopped, hang), then(saying(b"", HELLO_REPLY, MISS))
@@ -174,7 +174,7 @@ async def main():
         async with anyio.create_task_group() as tasks:
             os.kill(daemon, signal.SIGSTOP)
             tasks.start_soon(client.find_dest, "d")
-            while not is_asking():  # until the request is half done
+            while not is_asking():  # until the request waits for its reply
                 await anyio.sleep(0)
             child = os.fork()
             os.kill(daemon, signal.SIGCONT)
@@ -189,7 +189,7 @@ async def main():
         assert await client.find_dest("d") is None
 
 async def in_child(client):
-    client.close()  # what is the parent's
+    client.close()  # closes the inherited copy of the parent's connection
     found = []
     async def find():
         found.append(await client.find_dest("d"))
@@ -204,8 +204,10 @@ anyio.run(main, backend=backend)
 """
 
 
-def test_fork_in_the_middle(path: Path, anyio_backend_name: str) -> None:
-    """A child that was forked while a request was half done can use the client, and its parent."""
+def test_client_works_in_parent_and_child_after_fork_during_a_request(
+    path: Path, anyio_backend_name: str
+) -> None:
+    """The child opens its own connection, and the parent completes its request."""
     with Daemon(path) as daemon:
         done = run_python(FORKING, path, anyio_backend_name, daemon.pid)
     assert done.stderr == ""

@@ -1,7 +1,7 @@
-"""Versions that do not know each other's features: ours of before features, and Postfix's program.
+"""Compatibility with versions that have no list of features: earlier ones, and Postfix's scache(8).
 
-The dialogues were recorded between the client and the daemon of commit 1f505d6, the last before
-features were announced. Run against each other, in all four pairs, the real programs said the same.
+The dialogues were recorded between the client and the daemon of commit 1f505d6, the last version
+without a list of features. All four pairs of old and new programs exchanged the same bytes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ HIT_2 = b"status\x000\0property\x002\0\0"
 HELLO = b"request\0hello\0\0"
 HELLO_WITH_FEATURES = b"request\0hello\0features\0purge_id\0\0"
 HELLO_REPLY = b"status\x000\0version\x001\0server\0scache %b\0\0" % __version__.encode()
-"""The old client compares the names of the attributes with these, and takes no others."""
+"""The old client accepts exactly these attributes."""
 
 
 class Turn(NamedTuple):
-    """What the client says and how many descriptors go with it, and the same of the daemon."""
+    """The bytes and the number of descriptors that the client sends, and that it receives."""
 
     says: bytes
     hears: bytes
@@ -91,7 +91,7 @@ BASE = [
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
-    """Receive so many bytes; return them, and how many descriptors came with them."""
+    """Receive ``size`` bytes; return them and the number of descriptors that came with them."""
     data, count = b"", 0
     while len(data) < size:
         more, descriptors, _ = fdpass.receive(sock)
@@ -103,10 +103,10 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, int]:
 
 
 @pytest.mark.parametrize("dialogue", [INLINE, BASE], ids=["inline", "base"])
-def test_daemon_answers_the_client_of_before_features_to_the_byte(
+def test_daemon_sends_a_client_without_features_the_bytes_of_the_old_daemon(
     path: Path, database: str, dialogue: list[Turn]
 ) -> None:
-    """It hears what its own daemon said, each descriptor with the same bytes."""
+    """Each descriptor comes with the same bytes, too."""
     with (
         Daemon(path, database=database),
         socket.socket(socket.AF_UNIX) as client,
@@ -121,7 +121,7 @@ def test_daemon_answers_the_client_of_before_features_to_the_byte(
 
 
 def old_daemon(dialogue: list[Turn], heard: list[bytes]) -> Script:
-    """Return a server that says what the old daemon said; it notes what it hears."""
+    """Return a server that replies as the old daemon did, and appends what it receives."""
 
     def script(client: socket.socket) -> None:
         with open(os.devnull) as something:  # noqa: PTH123
@@ -138,7 +138,7 @@ def old_daemon(dialogue: list[Turn], heard: list[bytes]) -> Script:
 
 
 def use(client: Client, *, inline: bool) -> list[object]:
-    """Do what the recorded client did; return what came of it."""
+    """Make the requests of the recorded client; return their results."""
     with open(os.devnull) as something:  # noqa: PTH123
         results: list[object] = [
             client.find_endp("nothing"),
@@ -161,10 +161,10 @@ def _properties(found: Found) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "base"])
-def test_client_says_to_the_daemon_of_before_features_what_its_own_client_said(
+def test_client_sends_a_daemon_without_features_the_bytes_of_the_old_client(
     connect: Connect, path: Path, inline: bool
 ) -> None:
-    """But for the features in its hello, which that daemon does not read; nothing else is sent."""
+    """The only difference is the list of features in hello, which that daemon ignores."""
     dialogue = INLINE if inline else BASE
     heard: list[bytes] = []
     with serving(path, old_daemon(dialogue, heard)):
@@ -188,34 +188,34 @@ HELLOS = {
 }
 
 
-def log_of_genuine(hello: bytes) -> list[str]:
-    """Return what Postfix's program logs of a client that says hello, but for the time."""
-    with PostfixScache() as genuine:
-        with Wire(genuine.path) as client:
+def log_of_postfix(hello: bytes) -> list[str]:
+    """Return the lines that Postfix's scache(8) logs about a client that sends this hello."""
+    with PostfixScache() as postfix:
+        with Wire(postfix.path) as client:
             client.announcement()
             client.send(hello)
             assert client.receive_message() == [(b"status", b"1")]
             assert client.find_endp(b"x") == (MISS, None)
             assert client.find_dest(b"x") == (MISS_DEST, None)
-        assert genuine.stop() == 0
-        return [line for line in genuine.log() if "start interval" not in line]
+        assert postfix.stop() == 0
+        return [line for line in postfix.log() if "start interval" not in line]
 
 
 @pytest.mark.postfix
-def test_features_in_hello_are_no_further_line_in_the_log_of_postfix_scache() -> None:
-    """It warns of the request that it does not know, once, and reads no further."""
-    plain, *others = map(log_of_genuine, HELLOS.values())
+def test_features_in_hello_add_no_line_to_the_log_of_postfix_scache() -> None:
+    """It logs one warning about the unknown request, and ignores the attributes after it."""
+    plain, *others = map(log_of_postfix, HELLOS.values())
     assert sum("hello" in line for line in plain) == 1
     assert others == [plain, plain]
 
 
 @pytest.mark.postfix
 def test_client_stays_in_the_base_protocol_with_postfix_scache(connect: Connect) -> None:
-    """It recognises it by its answer to hello, and gets all that there is in that protocol."""
-    with PostfixScache() as genuine:
-        client = connect(genuine.path)
+    """The reply to hello tells it that the server has no inline mode."""
+    with PostfixScache() as postfix:
+        client = connect(postfix.path)
         assert use(client, inline=False)[3] == (b"p", b"q")
         client.close()
-        assert genuine.stop() == 0
-        (warning,) = (line for line in genuine.log() if "warning" in line)
+        assert postfix.stop() == 0
+        (warning,) = (line for line in postfix.log() if "warning" in line)
         assert "hello" in warning

@@ -1,12 +1,11 @@
 """One contract for every client, in both modes, with our server and with Postfix's scache(8).
 
-The async client is asked through a face that blocks, so each fact is written once. Each kind of
-client sends, receives and waits by itself: those facts are tested with each kind. Arguments,
-exchanges and the protocol are the same code for all: those are tested with the blocking client,
-and arguments with a client that never connects.
+The async client is used through a blocking facade, so one test covers every kind of client. Each
+kind has its own code to send, receive and wait, which is tested with each kind (`client`).
+Arguments, exchanges and the protocol are the same code for all kinds. They are tested with the
+blocking client (`blocking`), and arguments with a client that never connects.
 
-What a client does when things go wrong is in test_client_faults.py, and what an async one alone can
-do in test_async_client.py.
+Faults are in test_faults.py. Features of the async client alone are in test_async_client.py.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from scache import Client, DescriptorLimit, ProtocolError
+from scache import Client, DescriptorLimit, Found, ProtocolError
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.commands import run_python
 from tests.support.daemon import Daemon
@@ -33,7 +32,7 @@ from tests.support.postfix_scache import PostfixScache
 
 
 class Mode(NamedTuple):
-    """A server, and whether the client asks it for inline mode."""
+    """A server, and the mode that the client requests."""
 
     server: Daemon | PostfixScache
     inline: bool
@@ -48,15 +47,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(
     scope="module",
-    params=["inline", "base", pytest.param("genuine", marks=pytest.mark.postfix)],
+    params=["inline", "base", pytest.param("postfix", marks=pytest.mark.postfix)],
 )
 def mode(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mode]:
-    """Run our server, or Postfix's scache(8), which is asked for the mode that it lacks."""
-    if request.param == "genuine":
-        with PostfixScache({"connection_cache_ttl_limit": "300s"}) as genuine:
-            yield Mode(genuine, inline=True)
+    """Run our server, or Postfix's scache(8), which refuses inline mode."""
+    if request.param == "postfix":
+        with PostfixScache({"connection_cache_ttl_limit": "300s"}) as postfix:
+            yield Mode(postfix, inline=True)
     else:
         with Daemon(tmp_path_factory.mktemp("mode") / "socket") as daemon:
             yield Mode(daemon, inline=request.param == "inline")
@@ -75,8 +74,27 @@ def blocking(mode: Mode) -> Iterator[Client]:
         yield client
 
 
-def test_save_and_find(client: Client, pair: Pair) -> None:
-    """What one saves under an endpoint is found there once, and by nobody else."""
+def expect_exact_bytes(client: Client, pair: Pair, name: str | bytes, properties: bytes) -> None:
+    """Save a binding and a connection; check that a find returns the exact properties of both."""
+    ours, theirs = pair
+    assert client.save_dest(60, name, properties, name)
+    assert client.save_endp(60, name, properties, theirs)
+    found = client.find_dest(name)
+    assert found is not None
+    assert found.endpoint_properties == found.destination_properties == properties
+    expect_other_end(found, ours)
+
+
+def expect_numbered(found: list[Found | None], peers: Iterable[socket.socket]) -> None:
+    """Check that the n-th found connection has the n-th peer, and n as its properties."""
+    for number, (one, ours) in enumerate(zip(found, peers, strict=True)):
+        assert one is not None
+        assert one.endpoint_properties == b"%d" % number
+        expect_other_end(one, ours)
+
+
+def test_find_endp_returns_a_saved_connection_once(client: Client, pair: Pair) -> None:
+    """The finder becomes the only owner of the connection."""
     ours, theirs = pair
     endpoint = label()
     assert client.find_endp(endpoint) is None
@@ -88,11 +106,11 @@ def test_save_and_find(client: Client, pair: Pair) -> None:
     assert found.destination_properties == b""
     assert client.find_endp(endpoint) is None
     expect_other_end(found, ours)
-    assert ours.recv(1) == b""  # nobody else has it
+    assert ours.recv(1) == b""  # no other copy is open
 
 
-def test_destination(client: Client, pair: Pair) -> None:
-    """A destination leads to a connection of its endpoint, with the properties of both."""
+def test_find_dest_returns_a_connection_of_a_bound_endpoint(client: Client, pair: Pair) -> None:
+    """The result has the properties of the binding and those of the endpoint."""
     ours, theirs = pair
     destination, endpoint = label(), label()
     assert client.save_dest(60, destination, "of the binding", endpoint) is True
@@ -106,19 +124,18 @@ def test_destination(client: Client, pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe\n", bytes(range(1, 256)), b"x" * 3000])
-def test_exact_bytes(blocking: Client, pair: Pair, text: bytes) -> None:
-    """Labels and properties are any bytes but NUL, and come back exact."""
-    ours, theirs = pair
-    assert blocking.save_dest(60, text, text, text)
-    assert blocking.save_endp(60, text, text, theirs)
-    found = blocking.find_dest(text)
-    assert found is not None
-    assert found.endpoint_properties == found.destination_properties == text
-    expect_other_end(found, ours)
+def test_labels_and_properties_are_exact_bytes(blocking: Client, pair: Pair, text: bytes) -> None:
+    """They may hold any byte but NUL."""
+    expect_exact_bytes(blocking, pair, text, text)
 
 
-def test_text(blocking: Client, pair: Pair) -> None:
-    """Text is sent as UTF-8, and names the same label as its bytes."""
+def test_find_returns_properties_as_large_as_two_requests(blocking: Client, pair: Pair) -> None:
+    """The reply to a find_dest may be longer than any request."""
+    expect_exact_bytes(blocking, pair, label(), b"x" * 65_000)
+
+
+def test_text_is_sent_as_utf8(blocking: Client, pair: Pair) -> None:
+    """A text and its UTF-8 bytes are the same label."""
     ours, theirs = pair
     endpoint = label() + " \u00e9\u4e16"
     assert blocking.save_endp(60, endpoint, "\u00e9", theirs)
@@ -128,8 +145,8 @@ def test_text(blocking: Client, pair: Pair) -> None:
     expect_other_end(found, ours)
 
 
-def test_many(client: Client) -> None:
-    """Many requests at once do what one at a time does, in order."""
+def test_many_requests_have_results_in_order(client: Client) -> None:
+    """The result of each is that of a single request."""
     destination, endpoint = label(), label()
     pairs = [socket.socketpair() for _ in range(300)]
     try:
@@ -139,24 +156,21 @@ def test_many(client: Client) -> None:
         found = client.find_many([endpoint] * 200 + [label()])
         found += client.find_dest_many([destination] * 101)
         assert found.pop(200) is found.pop() is None
-        for number, (one, (ours, _)) in enumerate(zip(found, pairs, strict=True)):
-            assert one is not None
-            assert one.endpoint_properties == b"%d" % number
-            expect_other_end(one, ours)
+        expect_numbered(found, (ours for ours, _ in pairs))
     finally:
         for end in itertools.chain(*pairs):
             end.close()
 
 
-def test_none(daemon: Daemon, connect: Connect) -> None:
-    """Nothing at all can be asked for, too."""
+def test_many_accepts_an_empty_list(daemon: Daemon, connect: Connect) -> None:
+    """The result is empty, too."""
     client = connect(daemon.path)
     assert client.save_many([]) == client.find_many([]) == []
     assert client.save_dest_many([]) == client.find_dest_many([]) == []
 
 
 class Owner:
-    """Closes a descriptor when nobody needs it any more."""
+    """An object that closes its descriptor when it is dropped."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._descriptor = sock.detach()
@@ -169,8 +183,8 @@ class Owner:
         os.close(self._descriptor)
 
 
-def test_many_from_generators(blocking: Client) -> None:
-    """Many may come from a generator, and nobody else need keep what it gives."""
+def test_many_accepts_generators(blocking: Client) -> None:
+    """Objects that only the generator holds are not closed before they are sent."""
     peers, endpoint = [], label()
 
     def saves() -> Iterator[tuple[int, str, str, Owner]]:
@@ -184,20 +198,17 @@ def test_many_from_generators(blocking: Client) -> None:
         assert blocking.save_dest_many((60, endpoint, "", endpoint) for _ in range(2)) == [True] * 2
         found = blocking.find_many(endpoint for _ in range(3))
         found += blocking.find_dest_many(endpoint for _ in range(2))
-        for number, (one, ours) in enumerate(zip(found, peers, strict=True)):
-            assert one is not None
-            assert one.endpoint_properties == b"%d" % number
-            expect_other_end(one, ours)
+        expect_numbered(found, peers)
     finally:
         for ours in peers:
             ours.close()
 
 
-def test_many_large_ones(blocking: Client) -> None:
-    """Labels and properties may be so large that not two requests fit into one batch."""
+def test_many_accepts_requests_that_fill_a_batch_each(blocking: Client) -> None:
+    """The labels and properties are so large that a batch has room for one request."""
     large = [(label() + " ").ljust(20_000, "x") for _ in range(8)]
-    with open(os.devnull, "rb") as something:  # noqa: PTH123
-        assert blocking.save_many([(60, each, each, something) for each in large]) == [True] * 8
+    with open(os.devnull, "rb") as file:  # noqa: PTH123
+        assert blocking.save_many([(60, each, each, file) for each in large]) == [True] * 8
     assert blocking.save_dest_many([(60, each, each, each) for each in large]) == [True] * 8
     for each, found in zip(large, blocking.find_dest_many(large), strict=True):
         assert found is not None
@@ -205,23 +216,11 @@ def test_many_large_ones(blocking: Client) -> None:
         assert found.endpoint_properties == found.destination_properties == each.encode()
 
 
-def test_largest_properties(blocking: Client, pair: Pair) -> None:
-    """What a find brings may be as large as two requests."""
-    ours, theirs = pair
-    endpoint, large = label(), b"x" * 65_000
-    assert blocking.save_dest(60, endpoint, large, endpoint)
-    assert blocking.save_endp(60, endpoint, large, theirs)
-    found = blocking.find_dest(endpoint)
-    assert found is not None
-    assert found.endpoint_properties == found.destination_properties == large
-    expect_other_end(found, ours)
+# Ownership of descriptors
 
 
-# Who owns a descriptor
-
-
-def test_owner_after_a_save(blocking: Client, pair: Pair) -> None:
-    """The caller's descriptor stays open, in its mode, and the caller's to close."""
+def test_save_leaves_the_descriptor_of_the_caller_alone(blocking: Client, pair: Pair) -> None:
+    """It stays open, and its mode is not changed."""
     _, theirs = pair
     theirs.setblocking(False)
     assert blocking.save_endp(60, label(), "", theirs)
@@ -231,8 +230,8 @@ def test_owner_after_a_save(blocking: Client, pair: Pair) -> None:
         theirs.recv(1)
 
 
-def test_owner_after_a_find(blocking: Client, pair: Pair) -> None:
-    """What was found stays open when the client is closed, is close-on-exec, and one's own."""
+def test_found_connection_belongs_to_the_finder(blocking: Client, pair: Pair) -> None:
+    """Its descriptor is close-on-exec, and stays open when the client is closed."""
     ours, theirs = pair
     endpoint = label()
     assert blocking.save_endp(60, endpoint, "", theirs)
@@ -247,8 +246,8 @@ def test_owner_after_a_find(blocking: Client, pair: Pair) -> None:
     assert ours.recv(10) == b""
 
 
-def test_what_is_no_socket(blocking: Client) -> None:
-    """A pipe has no socket: asking for it is an OSError, and the pipe stays open."""
+def test_found_pipe_stays_open_when_socket_fails(blocking: Client) -> None:
+    """A pipe is not a socket, so `Found.socket` raises OSError."""
     endpoint = label()
     reading, writing = os.pipe()
     assert blocking.save_endp(60, endpoint, "", writing)
@@ -263,7 +262,7 @@ def test_what_is_no_socket(blocking: Client) -> None:
     os.close(reading)
 
 
-# What goes wrong
+# Invalid arguments, and limits
 
 
 @pytest.mark.parametrize(
@@ -278,14 +277,14 @@ def test_what_is_no_socket(blocking: Client) -> None:
         lambda client: client.save_dest(60, "", "", "\0"),
     ],
 )
-def test_nul(request_: Callable[[Client], object]) -> None:
-    """A NUL cannot be sent: that is a ValueError, before anything is sent."""
+def test_nul_is_a_value_error(request_: Callable[[Client], object]) -> None:
+    """It is raised before the client connects."""
     with Client("/nowhere") as client, pytest.raises(ValueError, match="NUL"):
         request_(client)
 
 
-def test_nul_among_many(blocking: Client, pair: Pair) -> None:
-    """One NUL among many is found before any of them is sent."""
+def test_nul_in_one_of_many_requests_prevents_all(blocking: Client, pair: Pair) -> None:
+    """The error is raised before any of them is sent."""
     ours, theirs = pair
     endpoint, fresh = label(), label()
     assert blocking.save_endp(60, endpoint, "", theirs)
@@ -298,8 +297,8 @@ def test_nul_among_many(blocking: Client, pair: Pair) -> None:
     assert blocking.find_endp(endpoint) is None
 
 
-def test_closed_descriptor(client: Client, pair: Pair) -> None:
-    """What is closed cannot be saved: that is an OSError, and the client can go on."""
+def test_save_of_a_closed_descriptor_is_an_os_error(client: Client, pair: Pair) -> None:
+    """The client can be used afterwards."""
     ours, theirs = pair
     reading, writing = os.pipe()
     os.close(reading)
@@ -320,7 +319,7 @@ def test_closed_descriptor(client: Client, pair: Pair) -> None:
 
 
 def test_find_many_at_the_descriptor_limit_loses_nothing(client: Client, pair: Pair) -> None:
-    """What there is room for comes with the error, and the rest stays in the cache."""
+    """The error has the connections that fit. The rest stays in the cache."""
     _, theirs = pair
     endpoint = label()
     numbers = [b"%d" % number for number in range(20)]
@@ -339,7 +338,7 @@ def test_find_many_at_the_descriptor_limit_loses_nothing(client: Client, pair: P
 
 
 def test_find_at_the_descriptor_limit_loses_nothing(client: Client, pair: Pair) -> None:
-    """It is not asked for, and the client stays connected."""
+    """Nothing is requested, and the client stays connected."""
     ours, theirs = pair
     endpoint = label()
     assert client.save_endp(60, endpoint, "", theirs)
@@ -350,8 +349,8 @@ def test_find_at_the_descriptor_limit_loses_nothing(client: Client, pair: Pair) 
         expect_other_end(client.find_endp(endpoint), ours)
 
 
-def test_longest_ttl(blocking: Client, pair: Pair) -> None:
-    """A ttl that is longer than the wire can hold is as good as the longest."""
+def test_ttl_above_the_range_of_the_protocol_is_accepted(blocking: Client, pair: Pair) -> None:
+    """The client lowers it to the largest value that the protocol can express."""
     ours, theirs = pair
     endpoint = label()
     assert blocking.save_endp(sys.maxsize, endpoint, "", theirs)
@@ -359,22 +358,22 @@ def test_longest_ttl(blocking: Client, pair: Pair) -> None:
     assert blocking.save_dest(2**32 + 1, endpoint, "", endpoint)
 
 
-def test_huge_label(mode: Mode, blocking: Client, pair: Pair) -> None:
-    """A label above 64 KiB is refused, but by the genuine program; the client can go on."""
+def test_label_above_64_kib_is_a_protocol_error(mode: Mode, blocking: Client, pair: Pair) -> None:
+    """Postfix's scache(8) accepts it. The client can be used afterwards."""
     ours, theirs = pair
     endpoint, huge = label(), label().ljust(1_000_000, "x")
-    genuine = isinstance(mode.server, PostfixScache)
-    with nullcontext() if genuine else pytest.raises(ProtocolError):
+    postfix = isinstance(mode.server, PostfixScache)
+    with nullcontext() if postfix else pytest.raises(ProtocolError):
         assert blocking.save_endp(60, huge, "", theirs)
-    with nullcontext() if genuine else pytest.raises(ProtocolError):
+    with nullcontext() if postfix else pytest.raises(ProtocolError):
         expect_other_end(blocking.find_many([endpoint, huge, endpoint])[1], ours)
     assert blocking.save_endp(60, endpoint, "", theirs)
     expect_other_end(blocking.find_endp(endpoint), ours)
 
 
 @pytest.mark.parametrize("ttl", [0, -5])
-def test_bad_ttl(blocking: Client, pair: Pair, ttl: int) -> None:
-    """A ttl below 1 is malformed: that is a ProtocolError, and the client can go on."""
+def test_ttl_below_1_is_a_protocol_error(blocking: Client, pair: Pair, ttl: int) -> None:
+    """The server rejects the request as malformed. The client can be used afterwards."""
     ours, theirs = pair
     endpoint = label()
     with pytest.raises(ProtocolError):
@@ -386,8 +385,8 @@ def test_bad_ttl(blocking: Client, pair: Pair, ttl: int) -> None:
     expect_other_end(blocking.find_endp(endpoint), ours)
 
 
-def test_ttl_that_is_no_integer() -> None:
-    """A ttl is a whole number of seconds: anything else is a TypeError."""
+def test_ttl_that_is_not_an_integer_is_a_type_error() -> None:
+    """A ttl is a whole number of seconds."""
     ttl: int = 1.5  # type: ignore[assignment]
     with Client("/nowhere") as client:
         for ask in (
@@ -400,8 +399,8 @@ def test_ttl_that_is_no_integer() -> None:
                 ask()
 
 
-def test_closed_client(client: Client) -> None:
-    """A client that was closed connects again when it is asked for something."""
+def test_closed_client_connects_again_at_the_next_request(client: Client) -> None:
+    """Closing it twice does no harm."""
     assert "not connected" in repr(client)
     assert client.find_endp(label()) is None
     assert "not connected" not in repr(client)
@@ -411,8 +410,8 @@ def test_closed_client(client: Client) -> None:
     assert client.find_endp(label()) is None
 
 
-def test_server_without_announcement(tmp_path: Path, inline: bool, pair: Pair) -> None:
-    """A client does without it, in both modes."""
+def test_client_needs_no_announcement(tmp_path: Path, inline: bool, pair: Pair) -> None:
+    """A server before Postfix 3.6 does not send one."""
     ours, theirs = pair
     database = tmp_path / "cache.db"
     with (
@@ -425,11 +424,11 @@ def test_server_without_announcement(tmp_path: Path, inline: bool, pair: Pair) -
 
 
 @pytest.mark.postfix
-def test_genuine_program_that_is_asked_for_nothing_else(pair: Pair) -> None:
-    """A client that does not want inline mode speaks to it as smtp(8) does."""
+def test_base_client_speaks_to_postfix_scache_as_smtp_does(pair: Pair) -> None:
+    """It sends no hello."""
     ours, theirs = pair
     endpoint = label()
-    with PostfixScache() as genuine, Client(genuine.path, inline=False) as client:
+    with PostfixScache() as postfix, Client(postfix.path, inline=False) as client:
         assert client.save_endp(60, endpoint, "", theirs)
         expect_other_end(client.find_endp(endpoint), ours)
 
@@ -448,14 +447,14 @@ client = (Client if kind == "blocking" else AsyncClient)(path, inline=inline)
 def sockets():
     return set(sockets_of(int(os.readlink("/proc/self"))).values())
 
-others = sockets()
+inherited = sockets()
 
 def find():
     if kind == "blocking":
         assert client.find_endp("nothing") is None
     else:
         assert anyio.run(client.find_endp, "nothing", backend=kind) is None
-    (connection,) = sockets() - others
+    (connection,) = sockets() - inherited
     return connection
 
 before = find()
@@ -469,8 +468,10 @@ client.close()
 
 
 @pytest.mark.parametrize("pid", ["new", "recycled"])
-def test_fork(daemon: Daemon, kind: str, inline: bool, pid: str) -> None:
-    """A forked child has a conversation of its own, and leaves its parent's alone."""
+def test_forked_child_opens_its_own_connection(
+    daemon: Daemon, kind: str, inline: bool, pid: str
+) -> None:
+    """The connection of its parent stays open, even if the child has the pid of its parent."""
     done = run_python(FORKING, daemon.path, kind, inline, pid)
     assert done.stderr == ""
     assert done.returncode == 0

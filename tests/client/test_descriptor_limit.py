@@ -1,6 +1,6 @@
-"""A client whose process can open no more files: nothing that the cache holds is lost by it.
+"""A client whose process has reached its limit on open files: no cached connection is lost.
 
-What is the same with every server and kind of client is in test_client_contract.py.
+Tests that run with every server and kind of client are in test_contract.py.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tests.support.descriptors import descriptors_left
 from tests.support.dialogue import DEADLINE
 
 COUNT = 300
-"""Connections that are cached: more than are asked for at once."""
+"""Cached connections: more than a client requests in one batch."""
 
 
 def save(client: Client, theirs: socket.socket, count: int = COUNT) -> list[str]:
-    """Save a socket under a label for each copy; return the labels."""
+    """Save ``count`` duplicates of a socket, each under its own label; return the labels."""
     labels = [str(number) for number in range(count)]
     assert all(client.save_many((60, label, label, theirs) for label in labels))
     return labels
 
 
 def close(found: list[Found | None]) -> list[str | None]:
-    """Close what was found; return its properties."""
+    """Close the found connections; return their properties."""
     properties = []
     for each in found:
         properties.append(each.endpoint_properties.decode() if each else None)
@@ -43,10 +43,10 @@ def close(found: list[Found | None]) -> list[str | None]:
 
 
 @pytest.mark.parametrize("room", [1, 7, 8, 40, 129, 299])
-def test_find_many_hands_over_what_there_is_room_for(
+def test_find_many_at_the_limit_returns_the_connections_that_fit(
     path: Path, inline: bool, pair: Pair, room: int
 ) -> None:
-    """The error has the first ones; the others are found when there is room again."""
+    """They are in the error; the remaining ones can be found when there is room again."""
     with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1])
         with descriptors_left(room), pytest.raises(DescriptorLimit) as caught:
@@ -56,7 +56,7 @@ def test_find_many_hands_over_what_there_is_room_for(
 
 
 def test_find_many_with_just_enough_room_returns_all(path: Path, inline: bool, pair: Pair) -> None:
-    """No descriptor of the client's own is left over from making sure."""
+    """The placeholders that reserve room take none from the connections."""
     with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1])
         with descriptors_left(COUNT):
@@ -65,14 +65,14 @@ def test_find_many_with_just_enough_room_returns_all(path: Path, inline: bool, p
 
 
 @pytest.mark.parametrize("room", [0, 4])
-def test_find_many_hands_over_what_arrived_when_others_took_the_room(
+def test_find_many_returns_what_arrived_when_the_reserved_room_is_taken(
     path: Path,
     inline: bool,
     pair: Pair,
     room: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Such as another thread, between the request and the reply."""
+    """Another thread may open files between the request and the reply."""
     monkeypatch.setattr(Connection, "reserve", lambda _, count: count)
     with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         labels = save(client, pair[1], 10)
@@ -84,8 +84,8 @@ def test_find_many_hands_over_what_arrived_when_others_took_the_room(
         assert close(client.find_many(labels)) == [None] * lost + labels[lost:]
 
 
-def test_room_is_kept_while_replies_come_in_pieces(path: Path) -> None:
-    """Another thread cannot take it between two of them."""
+def test_room_stays_reserved_between_two_parts_of_a_reply(path: Path) -> None:
+    """Another thread cannot open a file in between."""
     with socket.socket(socket.AF_UNIX) as listener, closing(Connection()) as connection:
         listener.bind(str(path))
         listener.listen()
@@ -103,8 +103,10 @@ def test_room_is_kept_while_replies_come_in_pieces(path: Path) -> None:
                 assert caught.value.errno == errno.EMFILE
 
 
-def test_connecting_at_the_descriptor_limit_says_so(path: Path, connect: Connect) -> None:
-    """It is an OSError that names the limit, and the next request connects."""
+def test_connect_at_the_descriptor_limit_raises_descriptor_limit(
+    path: Path, connect: Connect
+) -> None:
+    """It is an OSError that names the limit. The next request connects."""
     with Daemon(path):
         client = connect(path, timeout=DEADLINE)
         with descriptors_left(0), pytest.raises(DescriptorLimit, match="limit on open") as caught:
@@ -114,8 +116,8 @@ def test_connecting_at_the_descriptor_limit_says_so(path: Path, connect: Connect
         assert client.find_endp("e") is None
 
 
-def test_snapshot_at_the_descriptor_limit_says_so(path: Path, connect: Connect) -> None:
-    """It is not asked for, and the client stays connected."""
+def test_snapshot_at_the_descriptor_limit_is_not_requested(path: Path, connect: Connect) -> None:
+    """The client stays connected."""
     with Daemon(path):
         client = connect(path, timeout=DEADLINE)
         assert client.find_endp("e") is None
@@ -127,7 +129,7 @@ def test_snapshot_at_the_descriptor_limit_says_so(path: Path, connect: Connect) 
 
 
 def test_save_at_the_descriptor_limit_needs_no_room(path: Path, inline: bool, pair: Pair) -> None:
-    """Only what receives descriptors asks for room."""
+    """Only requests that receive descriptors reserve room."""
     with Daemon(path), Client(path, inline=inline, timeout=DEADLINE) as client:
         assert client.find_endp("e") is None
         with descriptors_left(0):

@@ -1,7 +1,7 @@
-"""What every client does when there is no daemon, or one that dies, hangs or makes no sense.
+"""Clients without a daemon, and with one that dies, hangs or sends invalid replies.
 
-Each kind of client connects, sends, receives and waits by itself; what a conversation makes of a
-reply is the same for all, and is tested with the blocking client.
+Each kind of client has its own code to connect, send, receive and wait, which is tested with each
+kind. The handling of replies is the same for all kinds, and is tested with the blocking client.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tests.support.dialogue import DEADLINE
 from tests.support.scripted import HIT, MISS, Script, by_turns, hang, hear, saying, serving, then
 
 TIMEOUT = 0.1
-"""Seconds, for clients whose time is to run out."""
+"""Seconds, for clients that shall time out."""
 
 
 def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
-    """Insist that the timeout ends this, and not before it is over."""
+    """Check that a request times out, and not too early."""
     began = time.monotonic()
     with pytest.raises(Unavailable, match=f"did not answer within {timeout} seconds"):
         ask()
@@ -49,8 +49,8 @@ def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
 # No daemon
 
 
-def test_no_daemon(tmp_path: Path, connect: Connect) -> None:
-    """Where no socket is, or can be, the daemon is unavailable."""
+def test_missing_socket_is_unavailable(tmp_path: Path, connect: Connect) -> None:
+    """A path that is too long for a socket is unavailable, too."""
     for name in ("nothing", "directory/nothing", "x" * 200):
         client = connect(tmp_path / name)
         for _ in range(2):
@@ -59,8 +59,8 @@ def test_no_daemon(tmp_path: Path, connect: Connect) -> None:
             assert "not connected" in repr(client)
 
 
-def test_no_path(connect: Connect) -> None:
-    """A path that cannot be one is a ValueError, each time."""
+def test_impossible_path_is_a_value_error(connect: Connect) -> None:
+    """Each request raises it."""
     client = connect("\ud800")
     for _ in range(2):
         with pytest.raises(ValueError, match="surrogates"):
@@ -68,8 +68,8 @@ def test_no_path(connect: Connect) -> None:
         assert "not connected" in repr(client)
 
 
-def test_nobody_listens(path: Path) -> None:
-    """Where nobody listens any more, the daemon is unavailable."""
+def test_stale_socket_is_unavailable(path: Path) -> None:
+    """No process listens on the socket any more."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     with Client(path) as client, pytest.raises(Unavailable, match="refused"):
@@ -79,8 +79,10 @@ def test_nobody_listens(path: Path) -> None:
 # A daemon that was restarted
 
 
-def test_restart(path: Path, connect: Connect, inline: bool, pair: Pair) -> None:
-    """A client whose daemon was started anew goes on by itself, and says so when there is none."""
+def test_client_connects_to_a_restarted_daemon(
+    path: Path, connect: Connect, inline: bool, pair: Pair
+) -> None:
+    """Without a daemon it raises Unavailable."""
     ours, theirs = pair
     client = connect(path, inline=inline, timeout=DEADLINE)
     with Daemon(path) as daemon:
@@ -93,8 +95,8 @@ def test_restart(path: Path, connect: Connect, inline: bool, pair: Pair) -> None
         client.find_endp("endpoint")
 
 
-def test_unread_request(path: Path, connect: Connect) -> None:
-    """What the server hung up on without reading it is asked again."""
+def test_request_that_the_server_has_not_read_is_repeated(path: Path, connect: Connect) -> None:
+    """The server hung up with the request in its socket, so it cannot have carried it out."""
 
     def leave_unread(client: socket.socket) -> None:
         assert select.select([client], [], [], DEADLINE)[0]
@@ -107,8 +109,8 @@ def test_unread_request(path: Path, connect: Connect) -> None:
         assert len(connections) == 2
 
 
-def test_one_reconnect(path: Path, connect: Connect, inline: bool) -> None:
-    """A client whose server hung up meanwhile connects once more, and no more than that."""
+def test_request_reconnects_once(path: Path, connect: Connect, inline: bool) -> None:
+    """If the server hangs up again, the request raises Unavailable."""
     hello = [STATUS_REPLY[Status.BAD]] if inline else []
     script = by_turns(saying(b"", *hello, MISS), saying())
     with serving(path, script) as connections:
@@ -122,8 +124,10 @@ def test_one_reconnect(path: Path, connect: Connect, inline: bool) -> None:
 @pytest.mark.parametrize(
     "answers", [[], [STATUS_REPLY[Status.OK][:3]], [STATUS_REPLY[Status.OK], b""]]
 )
-def test_nothing_is_repeated(path: Path, connect: Connect, answers: list[bytes]) -> None:
-    """What the server has read and not answered may have been done: it is not asked again."""
+def test_request_that_the_server_has_read_is_not_repeated(
+    path: Path, connect: Connect, answers: list[bytes]
+) -> None:
+    """The server may have carried it out before it hung up."""
     saved = []
 
     def read(client: socket.socket) -> None:
@@ -143,8 +147,10 @@ def test_nothing_is_repeated(path: Path, connect: Connect, answers: list[bytes])
         client.close()
 
 
-def test_a_part_is_not_repeated(path: Path, connect: Connect) -> None:
-    """The same is true when the server went before all of it had been sent."""
+def test_request_that_the_server_has_read_in_part_is_not_repeated(
+    path: Path, connect: Connect
+) -> None:
+    """The server hung up before the client had sent all of it."""
 
     def read_a_part(client: socket.socket) -> None:
         hear(client)
@@ -152,7 +158,7 @@ def test_a_part_is_not_repeated(path: Path, connect: Connect) -> None:
     with serving(path, then(saying(b"", MISS), read_a_part)) as connections:
         client = connect(path, inline=False, timeout=DEADLINE)
         assert client.find_endp("endpoint") is None
-        # More than fits into the socket at once: the client is still sending when the server goes.
+        # It does not fit into the socket at once: the client is still sending when the server ends.
         with pytest.raises(Unavailable, match="hung up"):
             client.save_dest(60, "x" * 2_000_000, "", "")
         assert len(connections) == 1
@@ -173,8 +179,8 @@ def test_a_part_is_not_repeated(path: Path, connect: Connect) -> None:
         saying(ANNOUNCEMENT, HIT, b""),
     ],
 )
-def test_server_that_dies(path: Path, script: Script) -> None:
-    """A server that hangs up in the middle of an exchange is unavailable."""
+def test_server_that_hangs_up_within_an_exchange_is_unavailable(path: Path, script: Script) -> None:
+    """The client closes the connection."""
     with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(Unavailable, match="hung up"):
@@ -190,16 +196,16 @@ def test_server_that_dies(path: Path, script: Script) -> None:
         saying(ANNOUNCEMENT, HELLO_REPLY, (HIT[:-1], 1)),
     ],
 )
-def test_server_that_dies_after_hello(path: Path, script: Script) -> None:
-    """A server that hangs up after it was asked for inline mode is unavailable."""
+def test_server_that_hangs_up_after_hello_is_unavailable(path: Path, script: Script) -> None:
+    """Before or after its reply to hello."""
     with serving(path, script), Client(path, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(Unavailable, match="hung up"):
                 client.find_endp("endpoint")
 
 
-def test_server_that_wants_no_last_dummy(path: Path, connect: Connect) -> None:
-    """A descriptor that was received is found, although the server hears no more of it."""
+def test_find_succeeds_if_the_last_dummy_cannot_be_sent(path: Path, connect: Connect) -> None:
+    """The descriptor has been received, so the failure does not matter."""
 
     def script(client: socket.socket) -> None:
         saying(ANNOUNCEMENT, HIT)(client)
@@ -218,16 +224,16 @@ def test_server_that_wants_no_last_dummy(path: Path, connect: Connect) -> None:
 SECOND_HALVES = [
     pytest.param(saying(b""), Unavailable, False, id="dies"),
     pytest.param(then(saying((HIT[:-1], 1)), hang), Unavailable, True, id="hangs"),
-    pytest.param(saying((DUMMY, 1)), ProtocolError, False, id="makes no sense"),
+    pytest.param(saying((DUMMY, 1)), ProtocolError, False, id="invalid reply"),
     pytest.param(saying(HIT), ProtocolError, False, id="sends no descriptor"),
 ]
 
 
 @pytest.mark.parametrize(("second_half", "error", "hangs"), SECOND_HALVES)
-def test_half_of_many(
+def test_find_many_that_fails_closes_what_was_found(
     path: Path, connect: Connect, second_half: Script, error: type[Exception], hangs: bool
 ) -> None:
-    """When many fail half-way, what was found already is closed."""
+    """The first of three finds has succeeded already."""
     script = then(saying(ANNOUNCEMENT, HELLO_REPLY, (HIT, 1)), second_half)
     with serving(path, script):
         client = connect(path, timeout=TIMEOUT if hangs else DEADLINE)
@@ -237,7 +243,7 @@ def test_half_of_many(
             assert "not connected" in repr(client)
 
 
-# Servers that make no sense
+# Servers that violate the protocol
 
 
 @pytest.mark.parametrize(
@@ -250,8 +256,8 @@ def test_half_of_many(
         saying(ANNOUNCEMENT, HIT, DESCRIPTOR_BYTE),
     ],
 )
-def test_server_that_makes_no_sense(path: Path, script: Script) -> None:
-    """A reply that is none is a ProtocolError, and nothing of it is left behind."""
+def test_invalid_reply_is_a_protocol_error(path: Path, script: Script) -> None:
+    """Descriptors that came with it are closed, and so is the connection."""
     with serving(path, script), Client(path, inline=False, timeout=DEADLINE) as client:
         for _ in range(2):
             with pytest.raises(ProtocolError):
@@ -259,7 +265,7 @@ def test_server_that_makes_no_sense(path: Path, script: Script) -> None:
             assert "not connected" in repr(client)
 
 
-# Servers that take their time
+# Slow servers
 
 
 @pytest.mark.parametrize(
@@ -272,10 +278,10 @@ def test_server_that_makes_no_sense(path: Path, script: Script) -> None:
         (True, [ANNOUNCEMENT, HELLO_REPLY]),
     ],
 )
-def test_server_that_hangs(
+def test_server_that_hangs_is_unavailable_after_the_timeout(
     path: Path, connect: Connect, inline: bool, answers: list[bytes]
 ) -> None:
-    """A server that does not go on in time is unavailable; that is so for hello, too."""
+    """It may hang at any point of an exchange, also before its reply to hello."""
     with serving(path, then(saying(*answers), hang)):
         client = connect(path, inline=inline, timeout=TIMEOUT)
         for _ in range(2):
@@ -283,8 +289,10 @@ def test_server_that_hangs(
             assert "not connected" in repr(client)
 
 
-def test_server_that_reads_nothing(path: Path, connect: Connect, pair: Pair) -> None:
-    """A server that does not take a request in time is unavailable."""
+def test_server_that_reads_nothing_is_unavailable_after_the_timeout(
+    path: Path, connect: Connect, pair: Pair
+) -> None:
+    """The request does not fit into the socket."""
     over = threading.Event()
 
     def wait(_: socket.socket) -> None:
@@ -296,8 +304,8 @@ def test_server_that_reads_nothing(path: Path, connect: Connect, pair: Pair) -> 
         over.set()
 
 
-def test_server_that_drips(path: Path, connect: Connect) -> None:
-    """A server that never pauses for long has no more time than any other."""
+def test_server_that_sends_byte_by_byte_gets_no_extra_time(path: Path, connect: Connect) -> None:
+    """Received data does not extend the timeout."""
 
     def drip(client: socket.socket) -> None:
         until = time.monotonic() + DEADLINE
@@ -311,7 +319,7 @@ def test_server_that_drips(path: Path, connect: Connect) -> None:
 
 
 def answering(pause: float) -> Script:
-    """Return a script that answers whatever it is asked after so many seconds."""
+    """Return a script that answers each request with status 0 after ``pause`` seconds."""
 
     def script(client: socket.socket) -> None:
         while client.recv(1000):
@@ -321,15 +329,17 @@ def answering(pause: float) -> Script:
     return script
 
 
-def test_server_that_drips_replies(path: Path, connect: Connect) -> None:
-    """Many requests have one deadline together."""
+def test_many_requests_have_one_timeout_together(path: Path, connect: Connect) -> None:
+    """Each reply comes early enough, but not all of them."""
     with serving(path, answering(TIMEOUT / 4)):
         client = connect(path, inline=False, timeout=TIMEOUT)
         expect_late(lambda: client.save_dest_many([(60, "", "", "")] * 20))
 
 
-def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline holds although the server never lets the client wait."""
+def test_timeout_applies_to_a_slow_client(
+    path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers at once, but the client is slow to receive."""
     receive = Connection.receive
 
     def receive_slowly(connection: Connection, buffer: memoryview) -> None:
@@ -343,8 +353,10 @@ def test_client_that_is_slow(path: Path, connect: Connect, monkeypatch: pytest.M
         client.close()
 
 
-def test_server_that_accepts_nobody(path: Path, connect: Connect) -> None:
-    """A server whose queue is full is unavailable when the timeout is over."""
+def test_server_with_a_full_backlog_is_unavailable_after_the_timeout(
+    path: Path, connect: Connect
+) -> None:
+    """A second client waits, too."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0)
@@ -352,8 +364,8 @@ def test_server_that_accepts_nobody(path: Path, connect: Connect) -> None:
             expect_late(lambda client=client: client.find_endp("endpoint"))  # type: ignore[misc]
 
 
-def test_server_that_accepts_late(path: Path, connect: Connect) -> None:
-    """A client waits until there is room in the server's queue."""
+def test_client_waits_for_room_in_the_backlog(path: Path, connect: Connect) -> None:
+    """The server accepts a connection before the timeout."""
     with (
         socket.socket(socket.AF_UNIX) as listener,
         socket.socket(socket.AF_UNIX) as other,
@@ -379,10 +391,10 @@ def test_server_that_accepts_late(path: Path, connect: Connect) -> None:
             accepting.join()
 
 
-def test_hit_at_the_last_moment(
+def test_hit_that_arrived_before_the_timeout_is_returned(
     path: Path, connect: Connect, inline: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection whose descriptor has come is found, although the time is over by then."""
+    """The client has its descriptor, although the timeout ends before the request returns."""
     receive, came_late = Connection.receive, False
 
     def receive_late(connection: Connection, buffer: memoryview) -> None:
@@ -400,9 +412,7 @@ def test_hit_at_the_last_moment(
             try:
                 found = client.find_endp("endpoint")
             except Unavailable:
-                assert (
-                    not came_late
-                )  # the machine is too busy for so short a time: try a longer one
+                assert not came_late  # on a busy machine: try a longer timeout
                 continue
             assert isinstance(found, Found)
             os.fstat(found.descriptor)
@@ -412,8 +422,8 @@ def test_hit_at_the_last_moment(
     assert came_late
 
 
-def test_after_the_deadline(path: Path, connect: Connect) -> None:
-    """A reply that comes too late is not taken for that of the next request."""
+def test_late_reply_is_not_taken_for_that_of_the_next_request(path: Path, connect: Connect) -> None:
+    """The timeout closes the connection."""
     late = threading.Event()
 
     def answer_late(client: socket.socket) -> None:
@@ -432,8 +442,8 @@ def test_after_the_deadline(path: Path, connect: Connect) -> None:
                 answered = True
 
 
-def test_last_dummy_without_room() -> None:
-    """Where there is no room for the last dummy, the connection is of no more use: it ends."""
+def test_send_courtesy_shuts_the_connection_down_if_it_cannot_send() -> None:
+    """The next message would follow a dummy that is missing."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

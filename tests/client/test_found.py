@@ -1,4 +1,4 @@
-"""`Found` owns its descriptor, and what cannot be saved is refused."""
+"""`Found` and its descriptor, and connections that cannot be saved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.daemon import Daemon
 
 @pytest.fixture
 def descriptor() -> Iterator[int]:
-    """Return an open descriptor; the test is to close it."""
+    """Return an open descriptor; check that the test has closed it."""
     number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     yield number
     with pytest.raises(OSError):  # noqa: PT011 - EBADF
@@ -29,22 +29,22 @@ def descriptor() -> Iterator[int]:
 
 
 def test_found_closes_itself_with_a_warning(descriptor: int) -> None:
-    """A dropped one leaves no descriptor behind."""
+    """Dropping the object closes its descriptor."""
     found = [Found(descriptor, b"p")]
     with pytest.warns(ResourceWarning, match="unclosed Found"):
         found.clear()
 
 
 def test_found_is_a_context_manager(descriptor: int) -> None:
-    """At the end of the block it is closed; closing it again does nothing."""
+    """The end of the block closes the descriptor. Closing it again does nothing."""
     with Found(descriptor, b"p") as found:
         assert found.descriptor == descriptor
     assert found.descriptor == -1
     found.close()
 
 
-def test_found_detach_gives_the_descriptor_away(descriptor: int) -> None:
-    """Nothing that the object does afterwards closes it."""
+def test_found_detach_passes_the_descriptor_to_the_caller(descriptor: int) -> None:
+    """The object does not close it afterwards."""
     with Found(descriptor, b"p") as found:
         assert found.detach() == descriptor
     found.close()
@@ -53,8 +53,8 @@ def test_found_detach_gives_the_descriptor_away(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def test_found_socket_gives_the_descriptor_away() -> None:
-    """The socket object owns it, also when the found one is closed."""
+def test_found_socket_passes_the_descriptor_to_the_socket_object() -> None:
+    """Closing the found object afterwards leaves it open."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         found = Found(os.dup(theirs.fileno()), b"p")
@@ -66,23 +66,23 @@ def test_found_socket_gives_the_descriptor_away() -> None:
 
 @pytest.mark.parametrize("method", ["detach", "socket"])
 def test_found_without_its_descriptor_raises_value_error(descriptor: int, method: str) -> None:
-    """Whatever has become of the number since is not touched."""
+    """The number may belong to another file by now, which is left alone."""
     found = Found(descriptor, b"p")
     found.close()
     with pytest.raises(ValueError, match="closed or passed to the caller"):
         getattr(found, method)()
 
 
-def test_found_keeps_what_is_no_socket(descriptor: int) -> None:
-    """The error of `socket` leaves the descriptor with the object."""
+def test_found_keeps_a_descriptor_that_is_not_a_socket(descriptor: int) -> None:
+    """`Found.socket` raises OSError, and the object still owns the descriptor."""
     with Found(descriptor, b"p") as found:
         with pytest.raises(OSError):  # noqa: PT011 - ENOTSOCK
             found.socket()
         assert found.descriptor == descriptor
 
 
-def test_found_is_equal_to_its_like(descriptor: int) -> None:
-    """By descriptor and properties."""
+def test_found_compares_by_descriptor_and_properties(descriptor: int) -> None:
+    """Equal objects have the same hash."""
     found, other = Found(descriptor, b"p"), Found(descriptor, b"p", b"")
     assert found == other
     assert hash(found) == hash(other)
@@ -91,8 +91,8 @@ def test_found_is_equal_to_its_like(descriptor: int) -> None:
     found.close()
 
 
-def test_found_leaves_the_next_file_of_its_number_open() -> None:
-    """Of a program that has read the number and closed it by os.close, as programs once did."""
+def test_found_does_not_close_another_file_with_its_number() -> None:
+    """The program has passed `descriptor` to os.close, as it had to do in earlier versions."""
     found = Found(os.open(os.devnull, os.O_RDONLY), b"p")
     number = found.descriptor
     os.close(number)
@@ -104,7 +104,7 @@ def test_found_leaves_the_next_file_of_its_number_open() -> None:
 
 
 def test_found_whose_number_is_closed_is_dropped_without_a_warning() -> None:
-    """There is nothing left to be told of."""
+    """No open descriptor is dropped."""
     found = Found(os.open(os.devnull, os.O_RDONLY), b"p")
     os.close(found.descriptor)
     del found
@@ -114,13 +114,13 @@ def test_found_whose_number_is_closed_is_dropped_without_a_warning() -> None:
 def test_found_cannot_be_pickled_or_copied(
     descriptor: int, attempt: Callable[[Found], object]
 ) -> None:
-    """The error says why."""
+    """The error names the reason."""
     with Found(descriptor, b"p") as found, pytest.raises(TypeError, match="has one owner"):
         attempt(found)
 
 
 class Wrapper:
-    """An object of a user's own around a socket."""
+    """An object that wraps a socket."""
 
     def __init__(self, inner: object) -> None:
         self._inner = inner
@@ -131,14 +131,14 @@ class Wrapper:
 
 
 class Slotted(Wrapper):
-    """The same without a __dict__ of its own."""
+    """A wrapper without __dict__."""
 
     __slots__ = ("_inner",)
 
 
 @pytest.fixture
 def tls() -> Iterator[ssl.SSLSocket]:
-    """Make a TLS socket that has not shaken hands yet."""
+    """Make a TLS socket before its handshake."""
     ours, theirs = socket.socketpair()
     context = ssl.create_default_context()
     with ours, context.wrap_socket(theirs, server_hostname="x", do_handshake_on_connect=False) as s:
@@ -148,7 +148,7 @@ def tls() -> Iterator[ssl.SSLSocket]:
 @pytest.mark.parametrize("wrap", [lambda s: s, Wrapper, Slotted, lambda s: Wrapper(Wrapper(s))])
 @pytest.mark.parametrize("many", [True, False])
 def test_tls_socket_is_refused(tls: ssl.SSLSocket, wrap: type[Wrapper], *, many: bool) -> None:
-    """Before anything is sent, and by an error that says why."""
+    """The error is raised before anything is sent, and names the reason."""
     ours, theirs = socket.socketpair()
     with ours, theirs, Client("/nowhere") as client:
         items: list[tuple[int, str, str, HasFileno]] = [
@@ -161,7 +161,7 @@ def test_tls_socket_is_refused(tls: ssl.SSLSocket, wrap: type[Wrapper], *, many:
 
 
 def test_tls_socket_in_wrappers_of_the_library_is_refused(path: Path, tls: ssl.SSLSocket) -> None:
-    """A file of it, and the response of an HTTPS connection."""
+    """Such wrappers are its file, and the response of an HTTPS connection."""
     with tls.makefile("rb") as file, Client(path) as client:
         for each in (file, http.client.HTTPResponse(tls)):
             with each, pytest.raises(NotParkable):
@@ -169,8 +169,8 @@ def test_tls_socket_in_wrappers_of_the_library_is_refused(path: Path, tls: ssl.S
             assert issubclass(NotParkable, TypeError)
 
 
-def test_plain_socket_beside_a_tls_socket_is_taken(path: Path, tls: ssl.SSLSocket) -> None:
-    """Only the socket whose descriptor is saved counts."""
+def test_plain_socket_beside_a_tls_socket_is_accepted(path: Path, tls: ssl.SSLSocket) -> None:
+    """Only the socket with the saved descriptor matters."""
     ours, theirs = socket.socketpair()
     with Daemon(path), Client(path) as client, ours, theirs:
         wrapper = Wrapper(theirs)
@@ -182,7 +182,7 @@ def test_plain_socket_beside_a_tls_socket_is_taken(path: Path, tls: ssl.SSLSocke
 
 
 class Pooled(Wrapper):
-    """A plain connection that knows its pool, and has a property that must not be read."""
+    """A plain connection with a reference to its pool, and a property that must not be read."""
 
     def __init__(self, inner: object, pool: object) -> None:
         super().__init__(inner)
@@ -194,8 +194,8 @@ class Pooled(Wrapper):
         raise AssertionError("this has side effects")
 
 
-def test_plain_socket_of_a_pool_with_tls_engines_is_taken(path: Path) -> None:
-    """An engine that is somewhere else says nothing of this socket; no property is read."""
+def test_plain_socket_of_a_pool_with_tls_engines_is_accepted(path: Path) -> None:
+    """The TLS engines belong to other connections of the pool. No property is read."""
     context = ssl.create_default_context()
     engine = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
     ours, theirs = socket.socketpair()

@@ -1,6 +1,6 @@
-"""An exception from a signal handler, at any bytecode of a request, leaks and breaks nothing.
+"""An exception from a signal handler, at any bytecode of a request.
 
-A trace function stands in for the signal: it raises before the n-th bytecode that scache executes.
+A trace function replaces the signal: it raises before the n-th bytecode that scache executes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.dialogue import DEADLINE
 
 CODE = str(Path(scache.__file__).parent)
 
-pytestmark = [  # of what an exception drops
+pytestmark = [  # the exception drops objects that are still open
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -37,7 +37,7 @@ pytestmark = [  # of what an exception drops
 AWAITING = frozenset(
     dis.opmap[name] for name in ("SEND", "YIELD_VALUE", "RESUME", "JUMP_BACKWARD_NO_INTERRUPT")
 )
-"""Parts of an ``await``, at which Python runs no signal handler: what is awaited would be lost."""
+"""Parts of an ``await``, at which Python runs no signal handler."""
 
 bytecodes = cache(attrgetter("co_code"))
 
@@ -45,7 +45,7 @@ bytecodes = cache(attrgetter("co_code"))
 class Interruption:
     """Raises an error before the n-th bytecode in the block, and suppresses it at its end.
 
-    Those of ``left_out`` do not count.
+    Bytecodes in ``left_out`` do not count.
     """
 
     def __init__(self, number: int, left_out: frozenset[int] = frozenset()) -> None:
@@ -53,7 +53,7 @@ class Interruption:
         """False if the block has no more bytecodes."""
         self._left_out = left_out
         self._countdown = itertools.count(number, -1)
-        # Or an error that the client must not take for one of its own.
+        # The last two are also raised by system calls of the client, which must tell them apart.
         self._error = (KeyboardInterrupt, TimeoutError, BrokenPipeError)[number % 3]
 
     def __enter__(self) -> None:
@@ -75,12 +75,12 @@ class Interruption:
 
 
 def descriptors() -> int:
-    """Return how many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def properties(found: Found | None) -> bytes | None:
-    """Return the endpoint's properties of what was found, and close it."""
+    """Return the endpoint's properties of a found connection, and close it."""
     if found is None:
         return None
     found.close()
@@ -88,7 +88,7 @@ def properties(found: Found | None) -> bytes | None:
 
 
 def saving(saver: Client, theirs: socket.socket) -> Iterator[tuple[int, str, str]]:
-    """Count, and save under two labels for each number: two copies and one of a socket."""
+    """Yield numbers, each with two labels; save a socket twice under the first label, then once."""
     for number in itertools.count():
         if number % 100 == 0:
             numbers = range(number, number + 100)
@@ -116,16 +116,24 @@ CONNECTED = pytest.mark.parametrize(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.long] * (name == "find_many")) for name in REQUESTS],
+    ("name", "inline"),
+    [
+        pytest.param(
+            name,
+            inline,
+            marks=[pytest.mark.long] * (name == "find_many"),
+            id=f"{name}-{'inline' if inline else 'base'}",
+        )
+        for name in REQUESTS
+        for inline in (True, False)
+        if inline or name != "purge"  # the base protocol has no purge
+    ],
 )
 @CONNECTED
 def test_client_survives_exception_at_any_bytecode(
     path: Path, pair: Pair, inline: bool, name: str, connected: bool
 ) -> None:
-    """No descriptor is left, and the client goes on with the right connections."""
-    if name == "purge" and not inline:
-        pytest.skip("not in the base protocol")
+    """No descriptor is left open, and later requests get the right connections."""
     with (
         Daemon(path),
         Client(path, timeout=DEADLINE) as saver,
@@ -156,7 +164,7 @@ def test_client_survives_exception_at_any_bytecode(
 def test_async_client_survives_exception_at_any_bytecode(
     path: Path, pair: Pair, inline: bool, backend: str, connected: bool
 ) -> None:
-    """No descriptor is left, and the client goes on with the right connections."""
+    """No descriptor is left open, and later requests get the right connections."""
 
     async def interrupt(saver: Client) -> None:
         client = AsyncClient(path, timeout=DEADLINE, inline=inline)
@@ -188,11 +196,11 @@ OWNERS: dict[str, Callable[[list[Any]], object]] = {
 
 
 @pytest.mark.parametrize("name", OWNERS)
-def test_found_closes_its_descriptor_whatever_interrupts_it(
+def test_found_closes_its_descriptor_after_exception_at_any_bytecode(
     pair: Pair, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No descriptor is left once the object, and the socket that it may have made, are dropped."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # told of exceptions in __del__
+    """No descriptor is left open when the object and its socket object are dropped."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # exceptions in __del__ end there
     before = descriptors()
     for number in itertools.count():
         owners: list[Any] = [Found(os.dup(pair[1].fileno()), b"")]

@@ -1,4 +1,4 @@
-"""No client ever gets another connection than the one that it asked for."""
+"""A client never gets a connection of another request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.descriptors import is_asking
 
 
 def save(client: Client, label: str) -> socket.socket:
-    """Save one end of a new connection, and return the other."""
+    """Save one end of a new connection; return the other end."""
     ours, theirs = socket.socketpair()
     with theirs:
         assert client.save_endp(60, label, label, theirs)
@@ -35,7 +35,7 @@ def save(client: Client, label: str) -> socket.socket:
 
 
 def read_label(found: Found | None) -> bytes:
-    """Return the endpoint's properties of what was found, and close it."""
+    """Return the endpoint's properties of a found connection, and close it."""
     assert found is not None
     found.close()
     return found.endpoint_properties
@@ -43,7 +43,7 @@ def read_label(found: Found | None) -> bytes:
 
 @pytest.mark.parametrize("inline", [True, False])
 def test_client_refuses_second_thread_during_request(path: Path, *, inline: bool) -> None:
-    """The request under way gets its own connection, and the other thread an error."""
+    """The second thread gets ClientInUse. The request in progress gets its own connection."""
     with Daemon(path) as daemon, Client(path, inline=inline, timeout=60) as client:
         found: list[Found | None] = []
         with save(client, "a"), save(client, "b"):
@@ -64,7 +64,7 @@ def test_client_refuses_second_thread_during_request(path: Path, *, inline: bool
 
 @pytest.mark.parametrize("inline", [True, False])
 def test_client_refuses_signal_handler_during_request(path: Path, *, inline: bool) -> None:
-    """A handler that asks the interrupted client gets an error; the outer request is right."""
+    """The handler gets ClientInUse. The interrupted request gets its own connection."""
     refused: list[ClientInUse] = []
     with Daemon(path) as daemon, Client(path, inline=inline, timeout=60) as client:
 
@@ -90,7 +90,7 @@ def test_client_refuses_signal_handler_during_request(path: Path, *, inline: boo
 
 
 def test_client_is_usable_after_exception_from_signal_handler(path: Path) -> None:
-    """An exception in the middle of a request does not leave the client marked as in use."""
+    """An exception during a request does not leave the client marked as in use."""
 
     def handle(*_: object) -> None:
         raise KeyboardInterrupt
@@ -109,7 +109,7 @@ def test_client_is_usable_after_exception_from_signal_handler(path: Path) -> Non
 
 
 def test_request_sees_the_context_variables_of_its_caller(path: Path) -> None:
-    """The guard against a second use is a context of its own."""
+    """The lock against concurrent use is a Context, which must not hide those of the caller."""
     seen: list[str] = []
     variable: ContextVar[str] = ContextVar("variable")
 
@@ -124,8 +124,8 @@ def test_request_sees_the_context_variables_of_its_caller(path: Path) -> None:
         assert set(seen) == {"mine"}
 
 
-def test_client_raises_the_errors_of_its_caller_as_they_are(path: Path) -> None:
-    """A RuntimeError in a request does not pass for the refusal of a second one."""
+def test_client_raises_errors_of_a_callback_unchanged(path: Path) -> None:
+    """A RuntimeError of `fileno` is not taken for a second use of the client."""
 
     class Faulty:
         def fileno(self) -> int:
@@ -140,7 +140,7 @@ def test_client_raises_the_errors_of_its_caller_as_they_are(path: Path) -> None:
 
 
 def test_async_client_refuses_second_event_loop(path: Path) -> None:
-    """From another loop of asyncio, or from trio, it raises an error at once."""
+    """A request from another loop of asyncio, or from trio, raises ClientInUse."""
     with Daemon(path):
         client = AsyncClient(path)
         with asyncio.Runner() as runner:
@@ -155,15 +155,17 @@ def test_async_client_refuses_second_event_loop(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_client_cannot_be_pickled_or_copied(kind: type[Client | AsyncClient]) -> None:
-    """The error says why."""
+    """The error names the reason."""
     for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="it holds a connection"):
             attempt(kind("/nowhere"))
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_found_socket_blocks_though_its_saver_did_not(path: Path, *, inline: bool) -> None:
-    """The object and the flag of the descriptor agree."""
+def test_found_socket_blocks_although_it_was_saved_non_blocking(
+    path: Path, *, inline: bool
+) -> None:
+    """The time-out of the socket object and the flag O_NONBLOCK of the descriptor agree."""
     with Daemon(path), Client(path, inline=inline) as client:
         ours, theirs = socket.socketpair()
         with ours:
@@ -178,10 +180,10 @@ def test_found_socket_blocks_though_its_saver_did_not(path: Path, *, inline: boo
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_find_passes_over_peer_that_hung_up_at_once(
+def test_find_skips_connection_whose_peer_hung_up_at_once(
     path: Path, database: str, *, inline: bool
 ) -> None:
-    """A connection is looked at before it is watched, too."""
+    """A find checks a connection that is not watched yet."""
     with Daemon(path, database=database), Client(path, inline=inline) as client:
         for _ in range(10):
             save(client, "e").close()
@@ -194,8 +196,8 @@ def test_find_passes_over_peer_that_hung_up_at_once(
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_find_passes_over_peer_that_spoke_at_once(path: Path, *, inline: bool) -> None:
-    """With on_data=close, however young the connection is."""
+def test_find_skips_connection_whose_peer_sent_data_at_once(path: Path, *, inline: bool) -> None:
+    """With on_data=close, a find checks a connection that is not watched yet."""
     with (
         Daemon(path, "--on-data", "close"),
         Client(path, inline=inline) as client,
@@ -206,10 +208,10 @@ def test_find_passes_over_peer_that_spoke_at_once(path: Path, *, inline: bool) -
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
-def test_stream_socket_that_never_had_a_peer_has_not_hung_up(
+def test_stream_socket_that_never_had_a_peer_is_not_closed_as_hung_up(
     path: Path, family: socket.AddressFamily
 ) -> None:
-    """It is still there when a connection that was saved later has been closed as hung up."""
+    """It is still cached when connections that were saved later have been closed as hung up."""
     with Daemon(path), Client(path) as client:
         with socket.socket(family) as lonely:
             assert client.save_endp(60, "lonely", "", lonely)
@@ -235,7 +237,7 @@ def count(path: Path, counter: str) -> int:
 def test_serve_refuses_database_that_is_not_utf8(
     path: Path, tmp_path: Path, encoding: str, *, ours: bool
 ) -> None:
-    """SQLite would cut labels to whole code units there, so that one fits another."""
+    """SQLite would cut labels to whole code units, so two labels could become equal."""
     file = tmp_path / "cache.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(f"PRAGMA encoding = '{encoding}'")

@@ -1,1 +1,1 @@
-"""The protocol, without a socket."""
+"""Tests of the protocol, without a socket."""

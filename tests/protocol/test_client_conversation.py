@@ -1,4 +1,4 @@
-"""The client's half of the conversation, without a socket, alone and with the server's."""
+"""The client's side of the conversation, without a socket, alone and with the server's side."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def begin(machine: ClientConversation, request: Request, descriptor: int = MINE)
 
 
 def find(machine: ClientConversation, request: FindEndp | FindDest) -> Exchange:
-    """Find one connection, and take its descriptor at once."""
+    """Find one connection; take its descriptor at once."""
     outcomes: list[Outcome] = []
 
     def take(outcome: Hit | Status) -> None:
@@ -81,7 +81,7 @@ def find(machine: ClientConversation, request: FindEndp | FindDest) -> Exchange:
 
 
 def receive(machine: ClientConversation, chunk: Chunk) -> None:
-    """Give the machine what one recvmsg(2) brought."""
+    """Pass the result of one recvmsg(2) to the conversation."""
     data, descriptors = chunk
     machine.descriptors.extend(descriptors)
     machine.receive(data)
@@ -90,9 +90,10 @@ def receive(machine: ClientConversation, chunk: Chunk) -> None:
 def run(
     machine: ClientConversation, request: Request, received: Iterator[Chunk]
 ) -> tuple[list[Send], Outcome]:
-    """Carry out an exchange with a server that sends this; return what was sent, and the outcome.
+    """Carry out an exchange with a server that sends ``received``.
 
-    Raises EndOfScriptError if the client wants more than that.
+    Return the steps of the client that send, and the outcome. Raises EndOfScriptError if the client
+    waits for more data.
     """
     exchange = begin(machine, request)
     sent: list[Send] = []
@@ -110,16 +111,16 @@ def run(
 
 
 class EndOfScriptError(Exception):
-    """The client wants more than the server was to send."""
+    """The client waits for more data than the server sends."""
 
 
 class Case(NamedTuple):
-    """An exchange: what the server sends, what the client does, and what comes of it."""
+    """An exchange: the data that the server sends, the steps of the client, and the outcome."""
 
     request: Request
     received: list[Chunk]
     sent: list[Send]
-    """After the request itself."""
+    """The steps after the request itself."""
     outcome: Outcome
 
 
@@ -148,8 +149,8 @@ CASES = [
 
 @pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_exchange(case: Case, announced: bool) -> None:
-    """An exchange goes as it should, received whole, a byte at a time, or with a tail."""
+def test_exchange_has_the_same_outcome_for_any_chunking(case: Case, announced: bool) -> None:
+    """The reply comes whole, byte by byte, or together with the next reply."""
     greeting: list[Chunk] = [(ANNOUNCEMENT, ())] if announced else []
     *before, (last, descriptors) = case.received
     with_tail = [*before, (last + OK, descriptors)]
@@ -161,7 +162,7 @@ def test_exchange(case: Case, announced: bool) -> None:
 
 
 def check(case: Case, chunks: Iterable[Chunk], *, tail: bool) -> None:
-    """Check one way of receiving what the server sends."""
+    """Check an exchange with the server's data in these chunks."""
     machine, received = ClientConversation(), iter(chunks)
     sent, outcome = run(machine, case.request, received)
     assert sent == [Send(encode_request(case.request)), *case.sent]
@@ -196,10 +197,10 @@ def check(case: Case, chunks: Iterable[Chunk], *, tail: bool) -> None:
         (FIND_DEST, encode_reply(Status.OK, b"", b"", b"")),
     ],
 )
-def test_server_that_breaks_the_rules(request_: Request, reply: bytes) -> None:
-    """A reply with an attribute more or less, or that nobody knows, is a ProtocolError."""
+def test_unexpected_reply_is_a_protocol_error(request_: Request, reply: bytes) -> None:
+    """Such replies have missing, surplus or unknown attributes, or an unknown status."""
     if (request_, reply) == (SAVE, OK + DUMMY):
-        # A bare status is how a malformed save is refused. What follows it breaks the next.
+        # A bare status refuses a malformed save. The dummy is then the reply to the next request.
         machine, received = ClientConversation(), iter([(reply, ())])
         assert run(machine, SAVE, received)[1] is Status.OK
         with pytest.raises(ProtocolError):
@@ -211,8 +212,8 @@ def test_server_that_breaks_the_rules(request_: Request, reply: bytes) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"x\0" * 32768])
-def test_reply_without_end(piece: bytes) -> None:
-    """A server that sends a message without end is refused once it is too long."""
+def test_endless_reply_is_a_protocol_error(piece: bytes) -> None:
+    """It is raised when the message is longer than MAX_REPLY_SIZE."""
     chunks: list[Chunk] = [(piece, ())] * 10
     received = iter(chunks)
     with pytest.raises(ProtocolError):
@@ -221,8 +222,8 @@ def test_reply_without_end(piece: bytes) -> None:
     assert (taken - 1) * len(piece) <= MAX_REPLY_SIZE < taken * len(piece)
 
 
-def test_nothing_is_received_after_descriptors_were_dropped() -> None:
-    """A reply whose descriptor the kernel dropped would take the one of the next reply."""
+def test_conversation_receives_nothing_after_the_kernel_dropped_descriptors() -> None:
+    """A reply without its descriptor would take the descriptor of the next reply."""
     machine, outcomes = ClientConversation(), list[Hit | Status]()
     machine.inline = True
     exchange = machine.find([FIND_ENDP] * 3, outcomes.append)
@@ -250,7 +251,7 @@ def test_nothing_is_received_after_descriptors_were_dropped() -> None:
 def test_any_bytes_with_any_descriptors(
     request_: Request, received: list[tuple[bytes, int]]
 ) -> None:
-    """Nothing but ProtocolError is raised, and each descriptor comes out exactly once."""
+    """Only ProtocolError is raised, and each descriptor comes out exactly once."""
     machine = ClientConversation()
     fed: list[int] = []
 
@@ -270,7 +271,7 @@ def test_any_bytes_with_any_descriptors(
 
 
 class Model:
-    """A cache in a few lines: what the server's machine is to be answered."""
+    """A minimal model of the cache."""
 
     def __init__(self) -> None:
         self.connections: dict[bytes, deque[tuple[bytes, int]]] = {}
@@ -301,7 +302,7 @@ class Model:
 
 
 class Conversation:
-    """A client's machine and a server's, with a model for a cache, and a wire in between."""
+    """A client's conversation connected to a server's, which serves from a `Model`."""
 
     def __init__(self, cut: Callable[[bytes], int]) -> None:
         self.client, self.server = ClientConversation(), ServerConversation()
@@ -311,7 +312,7 @@ class Conversation:
         self._to_client: list[Chunk] = [(self.server.data_to_send(), ())]
 
     def run(self, exchange: Generator[Send | NeedData, None, T]) -> T:
-        """Let the client do an exchange."""
+        """Carry out an exchange of the client; return its outcome."""
         while True:
             try:
                 step = next(exchange)
@@ -331,10 +332,10 @@ class Conversation:
         self._send()
 
     def _send(self) -> None:
-        lent: tuple[int, ...] = ()
+        delivered: tuple[int, ...] = ()
         if self.server.inline:
-            lent, self._in_delivery = tuple(self._in_delivery), []
-        self._to_client += self._in_pieces(self.server.data_to_send(), lent)
+            delivered, self._in_delivery = tuple(self._in_delivery), []
+        self._to_client += self._in_pieces(self.server.data_to_send(), delivered)
 
     def _answer(self, event: object) -> None:
         match event:
@@ -375,8 +376,10 @@ all_requests = st.one_of(
 
 
 @given(st.lists(all_requests), st.booleans(), st.data())
-def test_client_and_server(requests: list[Request], inline: bool, data: st.DataObject) -> None:
-    """The two halves understand each other in both modes, however the bytes are cut."""
+def test_client_and_server_agree_for_any_requests(
+    requests: list[Request], inline: bool, data: st.DataObject
+) -> None:
+    """In both modes, and for any chunking of the bytes."""
     conversation = Conversation(lambda piece: data.draw(st.integers(1, len(piece))))
     expected = Model()
     if inline:
@@ -401,7 +404,7 @@ def test_client_and_server(requests: list[Request], inline: bool, data: st.DataO
 
 @given(st.lists(st.integers(0, 2**63 - 1)), st.data())
 def test_purge_by_id_is_answered_in_order(ids: list[int], data: st.DataObject) -> None:
-    """Every id that there can be arrives as it was sent, however the bytes are cut."""
+    """Every possible id arrives unchanged, for any chunking of the bytes."""
     conversation = Conversation(lambda piece: data.draw(st.integers(1, len(piece))))
     conversation.run(conversation.client.hello())
     counts = conversation.run(conversation.client.purge_many(list(map(PurgeId, ids))))

@@ -25,41 +25,47 @@ names = st.binary(min_size=1, max_size=12).map(lambda name: name.replace(b"\0", 
         ([(b"property", b"\n\xff \x01")], b"property\0\n\xff \x01\0\0"),
     ],
 )
-def test_encode(attributes: list[tuple[bytes, bytes]], message: bytes) -> None:
-    """A message is each name and value with a NUL behind it, and one more NUL."""
+def test_encode_ends_strings_and_message_with_nul(
+    attributes: list[tuple[bytes, bytes]], message: bytes
+) -> None:
+    """A message is its names and values, each with a NUL after it, and one more NUL."""
     assert encode(attributes) == message
 
 
 @pytest.mark.parametrize("attribute", [(b"", b"x"), (b"a\0b", b"x"), (b"a", b"x\0y")])
-def test_encode_refuses(attribute: tuple[bytes, bytes]) -> None:
-    """An empty name and a NUL inside a string cannot be told from an end, and are refused."""
+def test_encode_refuses_empty_name_and_nul(attribute: tuple[bytes, bytes]) -> None:
+    """The receiver would take them for the end of the message or of the string."""
     with pytest.raises(ValueError, match="attribute"):
         encode([attribute])
 
 
 @given(st.lists(st.tuples(names, values)), st.binary())
-def test_round_trip(attributes: list[tuple[bytes, bytes]], rest: bytes) -> None:
-    """What was encoded is read back, wherever it begins and whatever follows."""
+def test_decode_returns_the_encoded_attributes(
+    attributes: list[tuple[bytes, bytes]], rest: bytes
+) -> None:
+    """The message may begin anywhere in the buffer, and other bytes may follow."""
     message = encode(attributes)
     assert decode(b"before" + message + rest, 6) == (attributes, 6 + len(message))
 
 
 @given(st.lists(st.tuples(names, values)), st.data())
-def test_incomplete(attributes: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
-    """A message is read when its last NUL is there, and not before."""
+def test_decode_returns_none_for_an_incomplete_message(
+    attributes: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
+    """A message is complete with its last NUL."""
     message = encode(attributes)
     assert decode(message[: data.draw(st.integers(0, len(message) - 1))], 0) is None
 
 
-def test_token_at() -> None:
-    """A token ends at its NUL; without one it is not known yet."""
+def test_token_at_returns_a_token_with_its_final_nul_only() -> None:
+    """Without the NUL, the token may be incomplete."""
     assert token_at(b"a\0bc\0d", 2) == (b"bc", 5)
     assert token_at(b"a\0\0", 2) == (b"", 3)
     assert token_at(b"a\0bc\0d", 5) is None
 
 
 def scan_unsigned(value: bytes) -> int | None:
-    """Return what C's sscanf reads, as the genuine program asks it to: ``%u`` into an int."""
+    """Return the integer that C's sscanf reads with ``%u`` into an int, as Postfix does."""
     number, rest = ctypes.c_int(0), ctypes.c_char()
     count = LIBC.sscanf(value, b"%u%c", ctypes.byref(number), ctypes.byref(rest))
     return number.value if count == 1 else None
@@ -98,8 +104,8 @@ def scan_unsigned(value: bytes) -> int | None:
         (b"\xff", None),
     ],
 )
-def test_decode_integer(value: bytes, number: int | None) -> None:
-    """An integer is what C's ``%u`` makes of it, kept in an int, with nothing behind it."""
+def test_decode_integer_reads_as_postfix_does(value: bytes, number: int | None) -> None:
+    """The result is that of C's ``%u``, stored in an int. No byte may follow the digits."""
     assert scan_unsigned(value) == number
     assert decode_integer(value) == number
 
@@ -111,8 +117,8 @@ def test_decode_integer(value: bytes, number: int | None) -> None:
         values,
     )
 )
-def test_decode_integer_is_that_of_c(value: bytes) -> None:
-    """For any bytes, the integer is the one that C reads there."""
+def test_decode_integer_agrees_with_c_for_any_bytes(value: bytes) -> None:
+    """Also where the value is not a number."""
     assert decode_integer(value) == scan_unsigned(value)
 
 
@@ -125,13 +131,13 @@ NO_IDS = [
 
 @pytest.mark.parametrize("value", NO_IDS)
 def test_decode_id_refuses_all_but_digits_of_a_row_id(value: bytes) -> None:
-    """A number that wrapped around would name another row."""
+    """A large number that wraps around would name another row."""
     assert decode_id(value) is None
 
 
 @given(st.integers(0, 2**63 - 1))
 def test_decode_id_reads_every_row_id(number: int) -> None:
-    """SQLite's largest integer included."""
+    """The range includes the largest integer of SQLite."""
     assert decode_id(b"%d" % number) == number
     assert decode_id(b"%d" % (2**63 - 1 - number)) == 2**63 - 1 - number
 
@@ -140,5 +146,5 @@ def test_decode_id_reads_every_row_id(number: int) -> None:
     ("value", "ttl"), [(b"1", 1), (b" 7", 7), (b"0", None), (b"-5", None), (b"4294967296", None)]
 )
 def test_decode_ttl_is_at_least_1(value: bytes, ttl: int | None) -> None:
-    """Of what C reads there, only times to come are a ttl."""
+    """The integer that C reads may be 0 or negative."""
     assert decode_ttl(value) == ttl

@@ -1,4 +1,4 @@
-"""The server's half of the conversation, without a socket."""
+"""The server's side of the conversation, without a socket."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TAIL_REPLY = encode_reply(Status.FAIL, b"")
 
 
 class Case(NamedTuple):
-    """What a client sends, and what is to come of it."""
+    """The data that a client sends, and the expected events, replies and surplus descriptors."""
 
     chunks: list[Chunk]
     events: list[Event]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def check_every_way(case: Case) -> None:
-    """Check a case as it was sent, a byte at a time, and with the next message glued to it."""
+    """Check a case with its own chunks, byte by byte, and together with the next message."""
     *chunks, (last, descriptors) = case.chunks
     with_tail = [*chunks, (last + encode_request(TAIL), descriptors)]
     _check(case.chunks, case)
@@ -77,7 +77,7 @@ def check_every_way(case: Case) -> None:
 
 
 def kinds(events: Sequence[Event]) -> list[type[Event]]:
-    """Return what they are: as tuples, two of different kinds may be equal."""
+    """Return the types of events. As tuples, two events of different types may be equal."""
     return list(map(type, events))
 
 
@@ -93,8 +93,8 @@ def _check(chunks: list[Chunk], case: Case) -> None:
 
 
 @pytest.mark.parametrize("announce", [True, False])
-def test_announcement(announce: bool) -> None:
-    """The server speaks first, unless it is told not to."""
+def test_server_announces_the_protocol_first_unless_disabled(announce: bool) -> None:
+    """The announcement is its first message."""
     assert Serving(announce=announce).sent == (ANNOUNCEMENT if announce else b"")
 
 
@@ -109,8 +109,8 @@ def test_announcement(announce: bool) -> None:
         FindDest(b"\x01 \x7f\x80"),
     ],
 )
-def test_requests(request_: Request) -> None:
-    """Each request arrives as it was sent: any bytes but NUL, empty strings, names as values."""
+def test_request_arrives_unchanged(request_: Request) -> None:
+    """Values may have any byte but NUL, may be empty, and may be names of attributes."""
     message = encode_request(request_)
     match request_:
         case SaveEndp():
@@ -140,16 +140,16 @@ def test_requests(request_: Request) -> None:
         pytest.param([(SAVING, (7,)), (b"\0", (8,))], 7, [8], id="early and again"),
     ],
 )
-def test_descriptor_of_a_save(
+def test_save_takes_the_first_descriptor(
     chunks: list[Chunk], descriptor: int | None, surplus: list[int]
 ) -> None:
-    """A save takes the first descriptor that comes up to its byte, and the others are surplus."""
+    """It must come before or with the byte of the save. Further descriptors are surplus."""
     reply = OK if descriptor is not None else FAIL
     check_every_way(Case(chunks, [Save(SAVE, descriptor)], DUMMY + reply, surplus))
 
 
-def saves(machine: ServerConversation, data: bytes, *, lost: bool = False) -> list[Event]:
-    """Let a machine receive something; return what it makes of it."""
+def events_of(machine: ServerConversation, data: bytes, *, lost: bool = False) -> list[Event]:
+    """Pass data to a conversation; return the events."""
     machine.receive(data, lost=lost)
     found = []
     while not isinstance(event := machine.next_event(), NeedData):
@@ -157,24 +157,24 @@ def saves(machine: ServerConversation, data: bytes, *, lost: bool = False) -> li
     return found
 
 
-def test_descriptor_that_could_not_be_received() -> None:
-    """It is told from one that was not sent, until what it came with is over."""
+def test_lost_descriptor_differs_from_one_that_was_not_sent() -> None:
+    """The loss counts for the data that the descriptor came with."""
     base = ServerConversation()
-    assert saves(base, SAVING, lost=True) == [Save(SAVE, None, lost=True)]
-    assert saves(base, SAVING) == []
-    assert saves(base, b"\0", lost=True) == [Save(SAVE, None, lost=True)]
-    assert saves(base, SAVING + b"\0") == [Save(SAVE, None)]
+    assert events_of(base, SAVING, lost=True) == [Save(SAVE, None, lost=True)]
+    assert events_of(base, SAVING) == []
+    assert events_of(base, b"\0", lost=True) == [Save(SAVE, None, lost=True)]
+    assert events_of(base, SAVING + b"\0") == [Save(SAVE, None)]
     inline = ServerConversation()
-    assert saves(inline, encode([(b"request", b"hello")]), lost=True) == []
-    assert saves(inline, SAVING * 2, lost=True) == [Save(SAVE, None, lost=True)] * 2
-    assert saves(inline, SAVING[:9]) == []
-    assert saves(inline, SAVING[9:]) == [Save(SAVE, None)]
-    assert saves(inline, SAVING[:9], lost=True) == []
-    assert saves(inline, SAVING[9:]) == [Save(SAVE, None, lost=True)]
+    assert events_of(inline, encode([(b"request", b"hello")]), lost=True) == []
+    assert events_of(inline, SAVING * 2, lost=True) == [Save(SAVE, None, lost=True)] * 2
+    assert events_of(inline, SAVING[:9]) == []
+    assert events_of(inline, SAVING[9:]) == [Save(SAVE, None)]
+    assert events_of(inline, SAVING[:9], lost=True) == []
+    assert events_of(inline, SAVING[9:]) == [Save(SAVE, None, lost=True)]
 
 
-def test_late_descriptor() -> None:
-    """A descriptor that comes after its save was refused is surplus, and no other request's."""
+def test_late_descriptor_is_surplus() -> None:
+    """It comes after its save was refused, and belongs to no other request."""
     late: list[Chunk] = [(SAVING, ()), (b"\0", ()), (encode_request(TAIL), (7,))]
     check_every_way(Case(late, [Save(SAVE, None), TAIL], DUMMY + FAIL + TAIL_REPLY, [7]))
 
@@ -190,8 +190,8 @@ def test_late_descriptor() -> None:
     ],
     ids=["find", "save_dest", "unknown", "malformed", "no request"],
 )
-def test_descriptor_with_another_message(message: bytes) -> None:
-    """A descriptor that comes with anything but a save is surplus once that is dealt with."""
+def test_descriptor_with_another_message_is_surplus(message: bytes) -> None:
+    """It becomes surplus when the exchange of that message ends."""
     serving = Serving()
     serving.feed([(message, (7, 8))])
     serving.feed([(DUMMY, ())] if message == FINDING else [])
@@ -200,15 +200,15 @@ def test_descriptor_with_another_message(message: bytes) -> None:
     assert serving.surplus == [7, 8]
 
 
-def test_find_that_hits() -> None:
-    """The reply, a dummy, the descriptor, a dummy: the server parts with its copy at the end."""
+def test_hit_is_delivered_when_the_last_dummy_arrives() -> None:
+    """The exchange: reply, dummy, descriptor, dummy."""
     case = Case([(FINDING, ()), (DUMMY, ()), (DUMMY, ())], [FIND, Deliver(), Delivered()], HIT)
     check_every_way(case)
     check_every_way(case._replace(chunks=[(FINDING + DUMMY + DUMMY, ())]))
 
 
-def test_find_dest_that_hits() -> None:
-    """The reply has the properties of the binding before those of the endpoint."""
+def test_hit_of_find_dest_has_two_properties() -> None:
+    """The properties of the binding precede those of the endpoint."""
     found = FindDest(b"hit")
     check_every_way(
         Case(
@@ -219,15 +219,15 @@ def test_find_dest_that_hits() -> None:
     )
 
 
-def test_request_in_place_of_the_last_dummy() -> None:
-    """A request that comes when the descriptor was sent ends that exchange and is served."""
+def test_request_in_place_of_the_last_dummy_is_served() -> None:
+    """It ends the exchange of the hit, because the descriptor was sent."""
     events: list[Event] = [FIND, Deliver(), Delivered(), TAIL]
     sent = HIT + TAIL_REPLY
     check_every_way(Case([(FINDING, ()), (DUMMY + encode_request(TAIL), ())], events, sent))
 
 
-def test_something_else_than_a_dummy() -> None:
-    """A client that sends nonsense for a dummy has abandoned its hit."""
+def test_other_message_in_place_of_the_first_dummy_abandons_the_hit() -> None:
+    """The descriptor was not sent yet."""
     nonsense = encode([(b"name", b"value")])
     check_every_way(Case([(FINDING, ()), (nonsense, ())], [FIND, Abandoned()], HIT))
 
@@ -235,8 +235,8 @@ def test_something_else_than_a_dummy() -> None:
 @pytest.mark.parametrize(
     ("size", "came"), [(MAX_MESSAGE_SIZE, True), (MAX_MESSAGE_SIZE + 1, False)]
 )
-def test_dummy_that_is_too_long(size: int, came: bool) -> None:
-    """A dummy with more to it is one up to 64 KiB, whole or in pieces; above, the hit goes back."""
+def test_dummy_may_have_further_attributes_up_to_64_kib(size: int, came: bool) -> None:
+    """A longer one abandons the hit. The message comes whole or in pieces."""
     head, tail = b"dummy\0\0name\0", b"\0\0"
     dummy = head + b"x" * (size - len(head) - len(tail)) + tail
     for sizes in ([], [1000] * (size // 1000)):
@@ -246,8 +246,8 @@ def test_dummy_that_is_too_long(size: int, came: bool) -> None:
         assert kinds(serving.events) == [FindEndp, Deliver if came else Abandoned]
 
 
-def test_request_ahead_that_is_too_long() -> None:
-    """It is answered in its turn, and its rest is taken for no dummy, whatever it looks like."""
+def test_request_ahead_that_is_too_long_is_malformed() -> None:
+    """It is answered in order, and its rest is not taken for a dummy."""
     for tail in (b"\0\0", b"\0" + DUMMY, b"\0dummy\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0"):
         request = b"request\0find_endp\0label\0" + b"x" * MAX_MESSAGE_SIZE + tail
         for cut in (len(request), len(request) - len(tail) + 1, len(request) - 1, 70000):
@@ -260,8 +260,8 @@ def test_request_ahead_that_is_too_long() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"request", b"request\0x", b"y"])
-def test_what_is_beyond_the_limit_does_not_count(rest: bytes) -> None:
-    """Of a message that is too long only what is within the limit says whether it is a request."""
+def test_bytes_beyond_the_size_limit_are_ignored(rest: bytes) -> None:
+    """Only the bytes within the limit decide if a message that is too long is a request."""
     message = b"name\0" + b"x" * MAX_MESSAGE_SIZE + b"\0name\0" + rest + b"\0\0"
     for cut in (len(message), 70000, MAX_MESSAGE_SIZE + 1, len(message) - 1):
         serving = Serving()
@@ -269,8 +269,8 @@ def test_what_is_beyond_the_limit_does_not_count(rest: bytes) -> None:
         assert serving.events == []
 
 
-def test_pipelined_hits() -> None:
-    """Requests sent ahead while a hit waits for its dummies are kept and answered in order."""
+def test_requests_ahead_of_a_dummy_are_answered_in_order() -> None:
+    """They are kept while the hit waits for its dummies."""
     other = FindEndp(b"hit 2")
     case = Case(
         [(FINDING + encode_request(other) + BINDING + SAVING, (7,)), (4 * DUMMY, ())],
@@ -315,27 +315,27 @@ def test_pipelined_hits() -> None:
         (encode([(b"request", b"")]), b"", BAD),
     ],
 )
-def test_malformed(message: bytes, name: bytes, reply: bytes) -> None:
-    """A malformed request gets status 1 once, a find with its empty properties."""
+def test_malformed_request_gets_status_1(message: bytes, name: bytes, reply: bytes) -> None:
+    """There is one reply. That to a find has empty properties."""
     check_every_way(Case([(message, ())], [Malformed(name)], reply))
 
 
 @pytest.mark.parametrize("ttl", [b" 7", b"+7", b"007"])
-def test_ttl_spelled_otherwise(ttl: bytes) -> None:
-    """A ttl that C reads as a number is one."""
+def test_ttl_may_have_any_spelling_that_c_reads(ttl: bytes) -> None:
+    """Blanks, a sign and zeros may precede the digits."""
     request = [(b"request", b"save_dest"), (b"ttl", ttl)]
     rest = [(b"label", b"d"), (b"property", b"p"), (b"label", b"e")]
     check_every_way(Case([(encode([*request, *rest]), ())], [SaveDest(7, b"d", b"p", b"e")], OK))
 
 
 @pytest.mark.parametrize("message", [b"\0", b"\0\0\0", encode([(b"name", b"value")]), DUMMY])
-def test_no_request(message: bytes) -> None:
-    """What is no request gets no reply."""
+def test_message_that_is_not_a_request_gets_no_reply(message: bytes) -> None:
+    """The server ignores it."""
     check_every_way(Case([(message, ())], [], b""))
 
 
-def test_largest_message() -> None:
-    """A message of 64 KiB is served, one of a byte more is malformed, and the next is served."""
+def test_request_above_64_kib_is_malformed() -> None:
+    """A request of 64 KiB is served, and so is the request after the malformed one."""
     room = MAX_MESSAGE_SIZE - len(encode_request(FindEndp(b"")))
     largest = FindEndp(b"x" * room)
     for size in (4096, MAX_MESSAGE_SIZE, 2 * MAX_MESSAGE_SIZE):
@@ -363,15 +363,15 @@ def test_largest_message() -> None:
         (b"label\0" + b"x" * MAX_MESSAGE_SIZE + b"\0\0", True),
     ],
 )
-def test_between_exchanges(message: bytes, idle: bool) -> None:
-    """A client owes nothing before the first byte of a request and after its exchange's last."""
+def test_between_exchanges_is_false_within_an_exchange(message: bytes, idle: bool) -> None:
+    """An exchange lasts from the first byte of its request to the last byte that it needs."""
     serving = Serving()
     serving.feed([(message, ())])
     assert serving.machine.between_exchanges is idle
 
 
-def test_need_data_is_neither_true_nor_false() -> None:
-    """That more is needed has a name of its own."""
+def test_next_event_returns_need_data_without_data() -> None:
+    """The constant has a readable repr."""
     assert ServerConversation().next_event() is NEED_DATA
     assert repr(NEED_DATA) == "NEED_DATA"
 
@@ -400,7 +400,7 @@ streams = st.lists(
 
 @given(streams, st.lists(st.integers(1, 40)))
 def test_any_chunking_gives_the_same_events(stream: list[bytes], sizes: list[int]) -> None:
-    """However the stream is cut, the same events and the same bytes come of it."""
+    """The replies are the same bytes, too."""
     whole, cut = Serving(), Serving()
     whole.feed([(b"".join(stream), ())])
     cut.feed(in_sizes(b"".join(stream), sizes))
@@ -414,7 +414,7 @@ def test_any_chunking_gives_the_same_events(stream: list[bytes], sizes: list[int
 def test_any_bytes_with_any_descriptors(
     received: list[tuple[bytes, int]], data: st.DataObject
 ) -> None:
-    """Nothing but ProtocolError is raised, and each descriptor comes out exactly once."""
+    """Only ProtocolError is raised, and each descriptor comes out exactly once."""
     serving, number, given_in = Serving(), 0, 0
     serving.find = lambda _: data.draw(st.sampled_from([None, (b"properties",)]))
     try:
@@ -458,8 +458,8 @@ MEGABYTES = 8
         pytest.param(FINDING, encode_request(FindEndp(b"x" * 60000)), id="large requests ahead"),
     ],
 )
-def test_memory_is_bounded(beginning: bytes, piece: bytes) -> None:
-    """Whatever a client sends without end, a small multiple of the largest message is kept."""
+def test_memory_is_bounded_for_endless_input(beginning: bytes, piece: bytes) -> None:
+    """The conversation keeps at most ten times the size of the largest message."""
     serving = Serving()
     serving.feed([(beginning, ())])
     tracemalloc.start()

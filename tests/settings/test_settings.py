@@ -1,4 +1,4 @@
-"""Settings: what each takes, what it refuses, and in which words."""
+"""Settings: allowed values, refused values, and the errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scache.settings.declarations import SETTINGS, Setting, Settings, default_so
 from scache.settings.values import MAX_SECONDS
 from scache.unix.namespace import UNCHANGED
 
-NOBODY = "no-such-user-of-scache"
+MISSING = "no-such-user-of-scache"
 USER = pwd.getpwuid(os.getuid()).pw_name
 GROUP = grp.getgrgid(os.getgid()).gr_name
 
@@ -28,7 +28,7 @@ NEVER_ALLOWED = ["max_idle", "status_interval"]
 
 
 def make(name: str, value: object) -> Settings:
-    """Return settings with this one value given, as a configuration file might give it."""
+    """Return settings with one value, as a configuration file may give it."""
     arguments: dict[str, Any] = {name: value}
     return Settings(**arguments)
 
@@ -39,7 +39,7 @@ def setting(name: str) -> Setting:
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
-    """With nothing given, the settings are those that the help and the manual name."""
+    """The help and the manual name the same values."""
     settings = Settings()
     assert settings.socket == default_socket()
     assert settings.database == ":memory:"
@@ -55,13 +55,13 @@ def test_defaults_are_those_of_the_documentation() -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """Nobody changes the settings of a running daemon behind its back."""
+    """The settings of a running daemon cannot change."""
     with pytest.raises(FrozenInstanceError):
         Settings().ttl_limit = 1  # type: ignore[misc]
 
 
 def test_every_field_is_described_once() -> None:
-    """Each field has its spelling, its kind and one line of help without a break."""
+    """Its help is one sentence of less than 80 characters."""
     assert [each.name for each in SETTINGS] == [field.name for field in fields(Settings)]
     for each in SETTINGS:
         assert each.help.endswith(".")
@@ -69,8 +69,8 @@ def test_every_field_is_described_once() -> None:
         assert len(each.help) < 80
 
 
-def test_names_follow_from_the_field() -> None:
-    """Option and variable are the field's name in the manner of the place."""
+def test_option_and_variable_are_derived_from_the_field() -> None:
+    """An option has hyphens, and a variable has capitals and a prefix."""
     assert setting("ttl_limit").option == "--ttl-limit"
     assert setting("ttl_limit").variable == "SCACHE_TTL_LIMIT"
 
@@ -78,7 +78,7 @@ def test_names_follow_from_the_field() -> None:
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize(("value", "seconds"), [(1, 1.0), (0.25, 0.25), (MAX_SECONDS, 1e9)])
 def test_seconds_are_numbers(name: str, value: float, seconds: float) -> None:
-    """A time is any number of seconds, whole or not, and is held as a float."""
+    """The number may have a fraction, and is stored as a float."""
     held = getattr(make(name, value), name)
     assert held == seconds
     assert type(held) is float
@@ -89,16 +89,16 @@ def test_seconds_are_numbers(name: str, value: float, seconds: float) -> None:
     "value",
     [-1, -0.001, math.nan, math.inf, -math.inf, MAX_SECONDS + 1, 10**400, True, "5", None, [5]],
 )
-def test_times_that_make_no_sense_are_refused(name: str, value: object) -> None:
-    """Only finite numbers of a sensible size are times; the error names the setting."""
+def test_invalid_times_are_refused(name: str, value: object) -> None:
+    """A time is a finite number from 0 to MAX_SECONDS. The error names the setting."""
     with pytest.raises(SettingsError, match=rf"^{name} must be a number of seconds ") as caught:
         make(name, value)
     assert caught.value.exit_code == EXIT_SETTINGS
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_zero_means_never_where_that_makes_sense(name: str) -> None:
-    """The daemon may live for ever and keep its statistics to itself; 0 says so."""
+def test_zero_means_never_or_is_refused(name: str) -> None:
+    """The idle time and the interval of the statistics may be never; other times may not."""
     if name in NEVER_ALLOWED:
         assert getattr(make(name, 0), name) == 0
     else:
@@ -110,16 +110,16 @@ def test_zero_means_never_where_that_makes_sense(name: str) -> None:
     ("value", "mode"),
     [("0660", 0o660), ("660", 0o660), ("0o660", 0o660), (0o660, 0o660), ("0", 0), ("0777", 0o777)],
 )
-def test_a_mode_is_octal(value: object, mode: int) -> None:
-    """A mode is octal digits as text, or an integer that means those bits."""
+def test_mode_is_octal(value: object, mode: int) -> None:
+    """A text has octal digits, and an integer has the bits of the mode."""
     assert make("socket_mode", value).socket_mode == mode
 
 
 @pytest.mark.parametrize(
     "value", ["0999", "1000", "", "rw", "-1", 660, 0o1000, -1, True, 6.0, None]
 )
-def test_a_mode_that_makes_no_sense_is_refused(value: object) -> None:
-    """Decimal 660 is above 0777 and is refused rather than taken for other bits."""
+def test_invalid_mode_is_refused(value: object) -> None:
+    """Decimal 660 is above 0777."""
     with pytest.raises(SettingsError, match=r"^socket_mode must be an octal mode"):
         make("socket_mode", value)
 
@@ -136,16 +136,16 @@ def test_a_mode_that_makes_no_sense_is_refused(value: object) -> None:
         (None, (UNCHANGED, UNCHANGED)),
     ],
 )
-def test_an_owner_is_names_or_numbers(owner: str | None, ids: tuple[int, int]) -> None:
-    """As for chown(1): a name or a number, alone or with a group; without, nothing changes."""
+def test_owner_is_names_or_numbers(owner: str | None, ids: tuple[int, int]) -> None:
+    """The form is that of chown(1). An empty owner means no change."""
     assert Settings(socket_owner=owner).owner_ids == ids
 
 
 @pytest.mark.parametrize(
     ("owner", "complaint"),
     [
-        (NOBODY, f"socket_owner names a user that does not exist: '{NOBODY}'"),
-        (f"{USER}:{NOBODY}", f"socket_owner names a group that does not exist: '{NOBODY}'"),
+        (MISSING, f"socket_owner names a user that does not exist: '{MISSING}'"),
+        (f"{USER}:{MISSING}", f"socket_owner names a group that does not exist: '{MISSING}'"),
         (f"{USER}:", "socket_owner names a group that does not exist: ''"),
         (f":{GROUP}", "socket_owner names a user that does not exist: ''"),
         ("4294967295", "socket_owner names a user that does not exist: '4294967295'"),
@@ -154,8 +154,8 @@ def test_an_owner_is_names_or_numbers(owner: str | None, ids: tuple[int, int]) -
         (0, "socket_owner must be USER or USER:GROUP, not 0"),
     ],
 )
-def test_an_owner_must_exist(owner: object, complaint: str) -> None:
-    """An unknown user or group is told by its name before anything is started."""
+def test_owner_that_does_not_exist_is_refused(owner: object, complaint: str) -> None:
+    """The error names the user or group."""
     with pytest.raises(SettingsError) as caught:
         make("socket_owner", owner)
     assert str(caught.value) == complaint
@@ -166,8 +166,8 @@ def test_an_owner_must_exist(owner: object, complaint: str) -> None:
     [("allow_uids", "any"), ("allow_gids", "any"), ("admin_uids", "none"), ("admin_gids", "none")],
 )
 @pytest.mark.parametrize("value", ["", ",", " , ", [], None, 0])
-def test_who_may_is_not_left_empty(name: str, unlisted: str, value: object) -> None:
-    """A variable that was not set opens the daemon to nobody; a word says that nobody is listed."""
+def test_list_of_users_or_groups_may_not_be_empty(name: str, unlisted: str, value: object) -> None:
+    """A variable that is not set must not permit all users. A word stands for an empty list."""
     with pytest.raises(SettingsError) as caught:
         setting(name).check(value, name)
     what = "users" if name.endswith("uids") else "groups"
@@ -181,29 +181,29 @@ def test_who_may_is_not_left_empty(name: str, unlisted: str, value: object) -> N
 
 @pytest.mark.parametrize("name", ["socket", "database"])
 @pytest.mark.parametrize("value", ["", "a\0b", 5, None, ["x"]])
-def test_a_path_that_is_none_is_refused(name: str, value: object) -> None:
-    """Nothing is listened on and nothing opened whose name no file can have."""
+def test_invalid_path_is_refused(name: str, value: object) -> None:
+    """A path is a text that is not empty and has no NUL."""
     with pytest.raises(SettingsError, match=f"^{name} must be a path, not "):
         make(name, value)
 
 
-def test_paths_are_taken_as_they_are() -> None:
-    """A socket's path is a Path however it was given, and a database's stays text."""
+def test_socket_becomes_a_path_and_database_stays_text() -> None:
+    """The text of a database may be ``:memory:``, which is not a path."""
     assert make("socket", "dir/s").socket == Path("dir/s")
     assert Settings(socket=Path("s")).socket == Path("s")
     assert Settings(database="dir//x.db").database == "dir//x.db"
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, None])
-def test_a_switch_is_true_or_false(value: object) -> None:
-    """Where a file has true and false, nothing else is taken for them."""
+def test_switch_is_true_or_false(value: object) -> None:
+    """TOML has these values, so no other value stands for them."""
     with pytest.raises(SettingsError, match=r"^announce must be true or false, not "):
         make("announce", value)
 
 
 @pytest.mark.parametrize("value", ["loud", "INFO", "", 10, None, ["info"]])
-def test_a_log_level_is_one_of_four(value: object) -> None:
-    """The error lists the levels that there are."""
+def test_log_level_is_one_of_four(value: object) -> None:
+    """The error lists the levels."""
     allowed = "debug, info, warning, error"
     with pytest.raises(SettingsError, match=f"^log_level must be one of {allowed}, not "):
         make("log_level", value)
@@ -214,14 +214,14 @@ def test_a_log_level_is_one_of_four(value: object) -> None:
     [(word, True) for word in ("1", "true", "Yes", "on")]
     + [(word, False) for word in ("0", "false", "NO", "off")],
 )
-def test_text_says_true_and_false_in_the_usual_words(text: str, value: object) -> None:
-    """A variable of the environment may say it in any of the customary ways."""
+def test_switch_as_text_has_four_words_for_each_value(text: str, value: object) -> None:
+    """Text comes from a variable of the environment. Case does not matter."""
     assert setting("announce").kind.read(text) is value
 
 
 @given(st.sampled_from(SETTINGS), st.text())
-def test_any_text_is_a_value_or_one_sentence(which: Setting, text: str) -> None:
-    """Whatever a person types, a setting either takes it or refuses it with a SettingsError."""
+def test_any_text_is_accepted_or_raises_settings_error(which: Setting, text: str) -> None:
+    """A value that is accepted is the same after it was written and read."""
     try:
         value = which.check(which.kind.read(text), "it")
     except SettingsError:
@@ -229,25 +229,27 @@ def test_any_text_is_a_value_or_one_sentence(which: Setting, text: str) -> None:
     assert which.check(which.kind.read(which.kind.write(value)), "it") == value
 
 
-def test_root_has_one_socket_for_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root's daemon is the machine's, whatever session root is in."""
+def test_default_socket_of_root_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG_RUNTIME_DIR is ignored."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
     assert default_socket() == Path("/run/scache/scache.sock")
 
 
-def test_a_user_has_a_socket_in_the_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each user's daemon is where that user's other sockets are."""
+def test_default_socket_of_a_user_is_in_the_runtime_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """XDG_RUNTIME_DIR names it."""
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1234")
     assert default_socket() == Path("/run/user/1234/scache.sock")
 
 
 @pytest.mark.parametrize("runtime_directory", ["", "relative", None])
-def test_without_a_runtime_directory_there_is_one_in_tmp(
+def test_default_socket_is_in_tmp_without_a_runtime_directory(
     monkeypatch: pytest.MonkeyPatch, runtime_directory: str | None
 ) -> None:
-    """A user without XDG_RUNTIME_DIR gets a directory named after the user's number."""
+    """The name of its directory has the uid."""
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     if runtime_directory is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -256,7 +258,7 @@ def test_without_a_runtime_directory_there_is_one_in_tmp(
     assert default_socket() == Path("/tmp/scache-1234/scache.sock")
 
 
-def test_only_the_default_socket_is_the_default(tmp_path: Path) -> None:
-    """The daemon makes the directory of the default socket, and nobody else's."""
+def test_socket_is_default_only_with_the_default_path(tmp_path: Path) -> None:
+    """The daemon creates the directory of the default socket only."""
     assert Settings().socket_is_default
     assert not Settings(socket=tmp_path / "s").socket_is_default

@@ -1,4 +1,4 @@
-"""Where a client may stop in the middle of an exchange."""
+"""Points in an exchange at which a client may stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scache.protocol.messages import DUMMY
 from tests.support.dialogue import Dialogue
 
 Stop = Callable[[Dialogue, bytes], None]
-"""Makes a request, goes as far as the name says, and goes no further."""
+"""Makes a request, and stops at the point that its name describes."""
 
 
 def after_half(client: Dialogue, request: bytes) -> None:
@@ -18,12 +18,12 @@ def after_half(client: Dialogue, request: bytes) -> None:
 
 
 def after_request(client: Dialogue, request: bytes) -> None:
-    """Send the request, and wait for nothing."""
+    """Send the request; do not wait for the reply."""
     client.send(request)
 
 
 def with_reply_unread(client: Dialogue, request: bytes) -> None:
-    """Wait for the reply, and do not read it."""
+    """Wait for the reply; do not read it."""
     client.send(request)
     client.await_readable()
 
@@ -35,26 +35,26 @@ def after_reply(client: Dialogue, request: bytes) -> None:
 
 
 def after_half_a_dummy(client: Dialogue, request: bytes) -> None:
-    """Go on with half of a dummy."""
+    """Read the reply; send half of a dummy."""
     after_reply(client, request)
     client.send(DUMMY[:3])
 
 
 def after_nonsense(client: Dialogue, request: bytes) -> None:
-    """Go on with something that is no dummy."""
+    """Read the reply; send a message that is not a dummy."""
     after_reply(client, request)
     client.send(b"name\0value\0\0")
 
 
 def with_descriptor_unread(client: Dialogue, request: bytes) -> None:
-    """Go on until the descriptor has been sent, and do not read it."""
+    """Wait for the descriptor; do not receive it."""
     after_reply(client, request)
     client.send(DUMMY)
     client.await_readable()
 
 
 def after_descriptor(client: Dialogue, request: bytes) -> None:
-    """Go on until the descriptor has been received, and do not say so."""
+    """Receive the descriptor; do not send the last dummy."""
     after_reply(client, request)
     client.send(DUMMY)
     os.close(client.receive_descriptor())

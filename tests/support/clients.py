@@ -1,4 +1,4 @@
-"""Both clients with one face, so that a test written once is true of all of them."""
+"""The blocking and the async client behind one interface, so that one test covers both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scache import AsyncClient, Client, Found
 from tests.support.wire import DEADLINE
 
 KINDS = ("blocking", "asyncio", "trio")
-"""The blocking client, and the async one on each of these."""
+"""The blocking client, and the async client on asyncio and on trio."""
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -24,16 +24,16 @@ _numbers = itertools.count()
 
 
 class Connect(Protocol):
-    """Makes clients, which are closed when the test is over."""
+    """A factory of clients, which are closed at the end of the test."""
 
     def __call__(
         self, path: str | Path, *, timeout: float = DEADLINE, inline: bool = True
     ) -> Client:
-        """Do what the class of a client does."""
+        """Create a client with the arguments of `Client`."""
 
 
-class Face:
-    """An `AsyncClient` that can be used like a `Client`: its loop runs in a thread of its own."""
+class BlockingFacade:
+    """An `AsyncClient` with the methods of `Client`. Its event loop runs in another thread."""
 
     def __init__(self, portal: BlockingPortal, make: Callable[[], AsyncClient]) -> None:
         self._portal = portal
@@ -58,14 +58,14 @@ class Face:
 
 @contextmanager
 def connecting(portal: BlockingPortal | None) -> Iterator[Connect]:
-    """Give what makes clients: async ones in this loop, or else blocking ones."""
+    """Yield a factory of async clients on this event loop, or of blocking ones without a loop."""
     with ExitStack() as clients:
 
         def connect(path: str | Path, *, timeout: float = DEADLINE, inline: bool = True) -> Client:
             if portal is None:
                 return clients.enter_context(Client(path, timeout=timeout, inline=inline))
             make = partial(AsyncClient, path, timeout=timeout, inline=inline)
-            return cast(Client, clients.enter_context(Face(portal, make)))
+            return cast(Client, clients.enter_context(BlockingFacade(portal, make)))
 
         yield connect
 
@@ -76,7 +76,7 @@ def label() -> str:
 
 
 def expect_other_end(found: Found | None, ours: socket.socket) -> None:
-    """Insist on having found the other end of this connection; close it."""
+    """Check that the other end of this connection was found; close it."""
     assert found is not None
     with found.socket() as theirs:
         theirs.sendall(b"hello")

@@ -1,4 +1,4 @@
-"""A cached connection, seen from its peer."""
+"""The peer of a cached connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Parked:
         self.peer.close()
 
     def wait_for_end(self) -> None:
-        """Wait until the daemon closes its end: not before the ttl is over."""
+        """Wait until the daemon closes its end; check that the ttl is over."""
         self.peer.settimeout(DEADLINE)
         assert self.peer.recv(1) == b""
         assert time.monotonic() >= self.earliest

@@ -1,4 +1,4 @@
-"""Clients that play a history to a server, and what the server made of it."""
+"""Clients that send a sequence of requests to a server, and record its replies."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.support.wire import DEADLINE, DUMMY, Wire, encode, message_length
 
 OK = encode([(b"status", b"0")])
 EMPTY = b"\0"
-"""The message of no attributes, and what the byte that carries a descriptor looks like."""
+"""The message without attributes; the byte that carries a descriptor looks the same."""
 
 Identity = tuple[int, int, int]
-"""What tells one open file from all others: device, inode, and which end of a pipe it is."""
+"""The identity of an open file: device, inode, and access mode (which end of a pipe it is)."""
 
 
 def identity_of(descriptor: int) -> Identity:
-    """Return what stays the same when a descriptor is passed on."""
+    """Return the identity of an open file, which is the same for every duplicate."""
     status = os.fstat(descriptor)
     access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
     return status.st_dev, status.st_ino, access
 
 
 class Outcome(NamedTuple):
-    """What a server made of a step."""
+    """The replies and descriptors that a server sends for a step."""
 
     said: bytes
     found: tuple[Identity, ...]
 
     @property
     def replies(self) -> list[bytes]:
-        """What it said, without what the base protocol has around the passing of descriptors."""
+        """The replies, without the messages of the base protocol that pass descriptors."""
         messages, said = [], self.said
         while said:
             length = message_length(said)
@@ -49,27 +49,27 @@ class Outcome(NamedTuple):
 
 
 class Supply:
-    """Something to save, again and again: what has another end keeps it until it is found."""
+    """A source of descriptors to save. It keeps the other end of each until it is found."""
 
     def __init__(self) -> None:
         self._kinds = cycle(("file", "socket", "reading", "writing"))
         self._peers: dict[Identity, int] = {}
 
     def close(self) -> None:
-        """Let go of the other ends."""
+        """Close the other ends."""
         for peer in self._peers.values():
             os.close(peer)
         self._peers.clear()
 
     @contextmanager
     def for_step(self, step: Step) -> Iterator[int | None]:
-        """Open something, one end of it, if the client is to have something in this step."""
+        """Yield a new descriptor if the step saves one, else None; close it afterwards."""
         if not step.with_descriptor or b"save_endp" not in b"".join(step.pieces):
             yield None
             return
         kind = next(self._kinds)
         if kind == "file":
-            descriptor = os.memfd_create("something")
+            descriptor = os.memfd_create("saved")
         else:
             if kind == "socket":
                 one, other = socket.socketpair()
@@ -83,18 +83,18 @@ class Supply:
             os.close(descriptor)
 
     def found(self, identities: Iterable[Identity]) -> None:
-        """Let go of the other ends of these."""
+        """Close the other ends of these."""
         for identity in identities:
             if identity in self._peers:
                 os.close(self._peers.pop(identity))
 
 
 class Player:
-    """A client of a server, in the base protocol.
+    """A client in the base protocol.
 
-    A second client tells when the first has been served: its own request, sent after
-    all that the first has said was read, has been answered. Twice, as a server that waits for
-    several clients may learn of the two at the same time and begin with the wrong one.
+    A second client shows when the server has served the first one. It sends a request after the
+    server has read all bytes of the first client, and waits for the reply. It does so twice,
+    because a server that polls both clients may find both ready and serve the second one first.
     """
 
     _ASKED_BY_OTHER = encode(save_dest(b"other", b"", b"other"))
@@ -118,9 +118,9 @@ class Player:
         self._cleanup.close()
 
     def play(self, step: Step, descriptor: int | None) -> Outcome:
-        """Do a step, up to the point where the server waits for the next one.
+        """Carry out a step until the server waits for the next one.
 
-        If it asks for a descriptor, it gets this one.
+        ``descriptor`` is sent if the server requests one.
         """
         owed, self._owed = self._owed, b""
         for piece in (owed + step.pieces[0], *step.pieces[1:]):
@@ -156,7 +156,7 @@ class Player:
         return select.select([self.client, self._other], [], [], timeout)[0]
 
     def _respond(self, data: bytes, step: Step, descriptor: int | None) -> bool:
-        """Do the client's part of an exchange; return whether there was one to do."""
+        """Send what the exchange expects of the client; return True if that was anything."""
         self._unread += data
         responded = False
         while self._unread:
@@ -182,7 +182,7 @@ class Player:
 
 
 class InlinePlayer(Player):
-    """A client of a server of ours, in inline mode."""
+    """A client in inline mode."""
 
     def __init__(self, path: Path, timeout: float = DEADLINE) -> None:
         super().__init__(path, timeout)
@@ -194,7 +194,7 @@ class InlinePlayer(Player):
             raise
 
     def play(self, step: Step, descriptor: int | None) -> Outcome:
-        """Do a step; the descriptor goes with the first of its bytes."""
+        """Carry out a step; the descriptor is sent with its first byte."""
         descriptors = [] if descriptor is None else [descriptor]
         for piece in filter(None, step.pieces):
             self.client.send(piece, descriptors)
@@ -202,7 +202,7 @@ class InlinePlayer(Player):
         return self._listen(step, descriptor)
 
     def play_ahead(self, steps: Sequence[Step], descriptors: Sequence[int]) -> Outcome:
-        """Send all that is said in these steps, and then listen."""
+        """Send the requests of all steps ahead of the replies; return the outcome of all."""
         self.client.send(b"".join(b"".join(step.pieces) for step in steps), descriptors)
         return self._listen(steps[-1], None)
 

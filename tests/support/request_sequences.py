@@ -1,4 +1,4 @@
-"""Histories: requests good and bad, and how a client behaves that makes them."""
+"""Sequences of valid and malformed requests, and the behaviour of the client that sends them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 from tests.support.wire import DESCRIPTOR_BYTE, DUMMY, encode
 
 TTL_LIMIT = 100_000
-"""Seconds, for the servers: nothing that a history saves expires while a test runs."""
+"""Seconds. With this limit, nothing expires during a test."""
 
 TTLS = (b"1000", b"2000000", b"2147483647", b" 7000", b"+7000", b"007000", b"4294974296")
-"""What both accept; modulo 2**32, as the genuine program has it, the last one is 7,000."""
+"""Values that scache and Postfix's scache(8) accept. The last one is 7,000 modulo 2**32."""
 
 BAD_TTLS = (
     *(b"", b" ", b"0", b"-5", b"-1", b"abc", b"7 ", b"7\n", b"0x10", b"1.5", b"1_0", b"+-7"),
@@ -24,7 +24,7 @@ ODD_TTLS = (
     *(b" 7", b"\t7", b"\n7", b"+7", b"07", b"0" * 3000 + b"7", b"99999999999", b"4294967297"),
     *(b"4294967301", b"-4294967290", b"-18446744073709551615"),
 )
-"""Accepted too, but some are over in seconds."""
+"""Values that both accept. Some of them are a few seconds."""
 
 LABELS = (b"", b"plain", b"two\nlines\n", b"\xff\xfe\x80", b"request", b"x" * 3000, b"label")
 DESTINATIONS = (b"", b"plain", b"request", b"y" * 3000)
@@ -55,7 +55,7 @@ NO_REQUESTS = (
 
 
 def save_endp(label: bytes, prop: bytes, ttl: bytes = b"1000") -> Attributes:
-    """Return the request that comes before a descriptor."""
+    """Return the request that saves a connection."""
     return (b"request", b"save_endp"), (b"ttl", ttl), (b"label", label), (b"property", prop)
 
 
@@ -66,37 +66,37 @@ def save_dest(label: bytes, prop: bytes, endpoint: bytes, ttl: bytes = b"1000") 
 
 
 def find_endp(label: bytes) -> Attributes:
-    """Return the request for a connection of this endpoint."""
+    """Return the request that finds a connection of an endpoint."""
     return (b"request", b"find_endp"), (b"label", label)
 
 
 def find_dest(label: bytes) -> Attributes:
-    """Return the request for a connection to this destination."""
+    """Return the request that finds a connection to a destination."""
     return (b"request", b"find_dest"), (b"label", label)
 
 
 class Step(NamedTuple):
-    """What a client sends, and how it behaves in the exchange that follows."""
+    """A request, and the behaviour of the client in its exchange."""
 
     pieces: tuple[bytes, ...]
-    """Sent one after the other."""
+    """The parts of the request, which are sent one after the other."""
 
     answer: bytes = DESCRIPTOR_BYTE
-    """What it sends when it is asked for a descriptor,"""
+    """The byte that the client sends when the server requests a descriptor."""
 
     with_descriptor: bool = True
-    """and whether that carries one."""
+    """True if that byte carries a descriptor."""
 
     glued: bool = False
-    """Whether its last dummy waits for the next request, to go with it."""
+    """True if the final dummy is held back to be sent with the next request."""
 
 
 SENTINEL = Step((encode(find_endp(NEVER)),))
-"""Its reply is known: what comes before that one is the reply to what came before this."""
+"""A request with a known reply. Replies before that one are replies to earlier steps."""
 
 
 def spoil(request: Attributes) -> Iterator[bytes]:
-    """Return every message that is this request with one thing wrong with it."""
+    """Yield every message that is this request with one change."""
     for at, (name, value) in enumerate(request):
         before, after = request[:at], request[at + 1 :]
         yield encode(before)
@@ -116,9 +116,9 @@ def spoil(request: Attributes) -> Iterator[bytes]:
 
 
 def random_steps(random: Random, count: int) -> Iterator[Step]:
-    """Return requests, good and bad, that fill a cache and use it.
+    """Yield ``count`` or more steps that fill a cache and use it.
 
-    What is bad is followed by the sentinel.
+    A malformed request is followed by SENTINEL.
     """
     made = 0
     while made < count:

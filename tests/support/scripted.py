@@ -1,4 +1,4 @@
-"""Servers that do what a test tells them to, be it against every rule."""
+"""Servers that run a script, which may violate the protocol."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HIT = encode_reply(Status.OK, b"")
 """The reply to a ``find_endp`` that hits."""
 
 MISS = EMPTY_REPLY[FindEndp][Status.FAIL]
-"""The reply to a ``find_endp`` that finds nothing."""
+"""The reply to a ``find_endp`` that misses."""
 
 
 @contextmanager
 def serving(path: Path, script: Script) -> Iterator[list[int]]:
-    """Run a server that does this to each client that connects, one after the other.
+    """Run a server that runs this script for each client, one after the other.
 
-    Gives a list that grows by one for each.
+    Yields a list that grows by one for each client.
     """
     connections: list[int] = []
 
@@ -55,9 +55,9 @@ def serving(path: Path, script: Script) -> Iterator[list[int]]:
 
 
 def saying(*answers: bytes | tuple[bytes, int]) -> Script:
-    """Return a script that says this, the first at once and each other when it is told something.
+    """Return a script that sends the first answer at once, and each other one after a message.
 
-    A number is how many descriptors go with the bytes.
+    A number is the number of descriptors that are sent with the bytes.
     """
 
     def script(client: socket.socket) -> None:
@@ -72,7 +72,7 @@ def saying(*answers: bytes | tuple[bytes, int]) -> Script:
 
 
 def hear(client: socket.socket) -> bytes:
-    """Wait for the client to say something; return it."""
+    """Receive from the client, and close the descriptors; return the bytes."""
     data, descriptors, _ = fdpass.receive(client)
     fdpass.close(descriptors)
     assert data, "the client hung up"
@@ -80,14 +80,14 @@ def hear(client: socket.socket) -> bytes:
 
 
 def hang(client: socket.socket) -> None:
-    """Take what the client says until it leaves."""
+    """Receive until the client hangs up, and send nothing."""
     with suppress(AssertionError):
         while hear(client):
             pass
 
 
 def by_turns(*scripts: Script) -> Script:
-    """Return a script that is another one for each client, and the last one for all that follow."""
+    """Return a script that runs the next one for each client, and the last one for all others."""
     coming = list(scripts)
 
     def script(client: socket.socket) -> None:
@@ -97,7 +97,7 @@ def by_turns(*scripts: Script) -> Script:
 
 
 def then(*scripts: Script) -> Script:
-    """Return a script that is these one after the other."""
+    """Return a script that runs these one after the other."""
 
     def script(client: socket.socket) -> None:
         for each in scripts:

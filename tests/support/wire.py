@@ -1,6 +1,6 @@
-"""A blocking client of the base protocol, raw enough to break its rules.
+"""A blocking client of the base protocol that can violate it.
 
-It shares no code with the package: what it says of the wire is a second opinion.
+It shares no code with the package, so it is an independent implementation of the protocol.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Self
 Attributes = list[tuple[bytes, bytes]]
 
 DEADLINE = 60.0
-"""Seconds after which whatever a test waits for is said not to happen: a machine may be busy."""
+"""Seconds that a test waits for an event before it fails; long enough for a busy machine."""
 
 DUMMY = b"dummy\0\0\0"
-"""The message that asks for a descriptor, or thanks for one."""
+"""The message that requests a descriptor, or acknowledges one."""
 
 DESCRIPTOR_BYTE = b"\0"
 
@@ -30,7 +30,7 @@ _CONTROL_SIZE = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 
 
 def encode(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the message that consists of these attributes."""
+    """Return the message with these attributes."""
     return b"".join(name + b"\0" + value + b"\0" for name, value in pairs) + b"\0"
 
 
@@ -52,10 +52,10 @@ def decode(message: bytes) -> Attributes:
 
 
 class Wire:
-    """One connection to a server; nothing takes longer than ``timeout`` seconds.
+    """One connection to a server.
 
-    Raises TimeoutError when something would, and EOFError when the server
-    hangs up in the middle of a message.
+    Raises TimeoutError after ``timeout`` seconds, and EOFError when the server hangs up in the
+    middle of a message.
     """
 
     def __init__(self, path: str | Path, timeout: float = DEADLINE) -> None:
@@ -77,18 +77,18 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """Hang up, and close the descriptors that nobody took."""
+        """Hang up; close the received descriptors that were not returned."""
         self._socket.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
 
     def fileno(self) -> int:
-        """Return the socket's descriptor, to wait for it."""
+        """Return the descriptor of the socket, for select(2)."""
         return self._socket.fileno()
 
     def all_read(self) -> bool:
-        """Return whether the daemon has read all that was sent (SIOCOUTQ, unix(7))."""
+        """Return True if the daemon has read all sent bytes (SIOCOUTQ, unix(7))."""
         waiting = bytearray(4)
         fcntl.ioctl(self._socket, termios.TIOCOUTQ, waiting)
         return not any(waiting)
@@ -99,13 +99,13 @@ class Wire:
         if fds:
             control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
             data = data[self._socket.sendmsg([data], control) :]
-        if data:  # nothing cannot be sent either to somebody who has left
+        if data:  # sendall fails without data, too, if the server has hung up
             self._socket.sendall(data)
 
     def receive_raw(self, timeout: float | None = None) -> tuple[bytes, list[int]]:
-        """Return what was received and not taken, or else what comes first; no bytes at the end.
+        """Return the received bytes and descriptors, if there are any; else wait for some.
 
-        The descriptors are the caller's to close.
+        No bytes mean that the server has hung up. The caller must close the descriptors.
         """
         if not self._received and not self._descriptors:
             self._receive(time.monotonic() + (self._timeout if timeout is None else timeout))
@@ -114,7 +114,7 @@ class Wire:
         return received, descriptors
 
     def receive_message_bytes(self) -> bytes:
-        """Return one message as it stands on the wire."""
+        """Return the bytes of one message."""
         deadline = time.monotonic() + self._timeout
         while (length := message_length(self._received)) is None:
             self._receive_more(deadline)
@@ -125,7 +125,7 @@ class Wire:
         return decode(self.receive_message_bytes())
 
     def receive_descriptor(self) -> int:
-        """Return the descriptor that comes with one NUL byte; it is the caller's to close."""
+        """Receive a NUL byte; return its descriptor, which the caller must close."""
         deadline = time.monotonic() + self._timeout
         while not self._received:
             self._receive_more(deadline)
@@ -135,15 +135,15 @@ class Wire:
         return self._descriptors.pop(0)
 
     def take_descriptor(self) -> int:
-        """Return the next descriptor that came with what was received; the caller's to close."""
+        """Return the next received descriptor, which the caller must close."""
         return self._descriptors.pop(0)
 
     def announcement(self) -> bytes:
-        """Return what the server says first."""
+        """Return the first message of the server."""
         return self.receive_message_bytes()
 
     def save_endp(self, ttl: int, label: bytes, prop: bytes, fd: int) -> bytes:
-        """Hand a duplicate of a descriptor over; return the reply."""
+        """Save a duplicate of a descriptor; return the reply."""
         request = ((b"request", b"save_endp"), (b"ttl", b"%d" % ttl))
         self.send(encode((*request, (b"label", label), (b"property", prop))))
         reply = self.receive_message_bytes()
@@ -160,11 +160,11 @@ class Wire:
         return self.receive_message_bytes()
 
     def find_endp(self, label: bytes) -> tuple[bytes, int | None]:
-        """Return the reply, and the descriptor if there was one: the caller's to close."""
+        """Return the reply and the descriptor, if any, which the caller must close."""
         return self._find(b"find_endp", label)
 
     def find_dest(self, label: bytes) -> tuple[bytes, int | None]:
-        """Return the reply, and the descriptor if there was one: the caller's to close."""
+        """Return the reply and the descriptor, if any, which the caller must close."""
         return self._find(b"find_dest", label)
 
     def _find(self, name: bytes, label: bytes) -> tuple[bytes, int | None]:
