@@ -46,7 +46,7 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Use the daemon's socket at this path; the arguments are those of `Client`."""
         super().__init__(path, timeout=timeout, inline=inline)
-        self._turn = anyio.Lock()
+        self._lock = anyio.Lock()
         self._loops: dict[str, object] = {}
         """The event loop of the first request, under the key ``loop``."""
 
@@ -62,7 +62,7 @@ class AsyncClient(BaseClient):
         Saved connections stay in the cache. A request of another task that is in progress raises
         `Unavailable`.
         """
-        if self._process != this_process() or not self._turn.locked():
+        if self._process != this_process() or not self._lock.locked():
             self._hang_up()
         elif self._connection is not None:
             self._connection.shut_down()
@@ -130,10 +130,10 @@ class AsyncClient(BaseClient):
     async def _run(self, begin: Begin[T]) -> T:
         """Carry out an exchange after those that were requested before."""
         self._enter_loop()
-        turn = self._turn
+        lock = self._lock
         try:
             with anyio.move_on_after(self._timeout):
-                async with turn:
+                async with lock:
                     return await self._request(begin)
             raise LateError
         except HangupError:
@@ -142,21 +142,21 @@ class AsyncClient(BaseClient):
             raise self._late() from None
         except BaseException:
             with suppress(RuntimeError):  # another task holds the lock, or it is released already
-                turn.release()
+                lock.release()
             raise
 
     def _enter_loop(self) -> None:
         """Bind the client to this event loop; raise ClientInUse if another loop has it."""
         loop = current_token()
         if self._forked():
-            self._turn = anyio.Lock()  # the old one may be held by a task of the parent
+            self._lock = anyio.Lock()  # the old one may be held by a task of the parent
             self._loops = {}
         bound = self._loops.setdefault("loop", loop)  # atomic, so one of two threads is the first
         if bound == loop:
             return
         if type(_native(loop)) is not type(_native(bound)) or not _has_ended(bound):
             raise ClientInUse("this client belongs to another event loop; create one for each loop")
-        self._loops, self._turn = {"loop": loop}, anyio.Lock()
+        self._loops, self._lock = {"loop": loop}, anyio.Lock()
 
     async def _request(self, begin: Begin[T]) -> T:
         """Carry out an exchange; connect again if the daemon has closed the old connection."""
@@ -166,7 +166,7 @@ class AsyncClient(BaseClient):
                 return await self._drive(connection, begin(connection.conversation))
             except HangupError:
                 # Never repeat a request that the daemon may have carried out.
-                if connection.told:
+                if connection.may_have_acted:
                     raise
         connection = await self._connect()
         return await self._drive(connection, begin(connection.conversation))

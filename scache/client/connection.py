@@ -39,10 +39,11 @@ class Connection:
         """Create a non-blocking socket; raise DescriptorLimit at the file descriptor limit."""
         self.at_rest = False
         """True between two requests if the server has answered all requests."""
-        self.told = False
+        self.may_have_acted = False
         """True if the server may have acted on data that was sent for the current request."""
         self.conversation = ClientConversation()
-        self._heard = False
+        self._replied = False
+        """True if the server has sent data since the current request began."""
         self._received: list[fdpass.Received] = []
         self._spares: list[int] = []
         """Placeholder descriptors that reserve room for those to be received."""
@@ -77,7 +78,7 @@ class Connection:
 
     def begin_request(self) -> None:
         """Reset the state for a new request, of which nothing has been sent."""
-        self.told = self._heard = False
+        self.may_have_acted = self._replied = False
 
     def rest(self) -> None:
         """Close the placeholder descriptors and mark the connection as at rest."""
@@ -140,7 +141,7 @@ class Connection:
                 return
             if isinstance(error, ConnectionResetError):
                 # The server closed the connection without reading all data that was sent.
-                self.told = self._heard
+                self.may_have_acted = self._replied
             raise HangupError from error
         received = self._received[-1]
         if received[1]:
@@ -153,18 +154,18 @@ class Connection:
         self.conversation.receive(bytes(buffer[:size]), truncated=fdpass.is_truncated(received))
         if not size:
             raise HangupError
-        self._heard = True
+        self._replied = True
 
     def send(self, data: bytes, descriptors: Sequence[int]) -> bytes:
         """Send as much as fits; return the rest. The descriptors go with the first byte."""
         # A signal handler may raise an exception after the data was sent.
-        before, self.told = self.told, True
+        before, self.may_have_acted = self.may_have_acted, True
         try:
             sent = fdpass.send(self.socket, data, descriptors)
         except OSError as error:
             if not is_raised_by_call(error, fdpass.send):
                 raise
-            self.told = before
+            self.may_have_acted = before
             if isinstance(error, ConnectionError):
                 raise HangupError from error
             raise

@@ -61,7 +61,7 @@ class Client(BaseClient):
         super().__init__(path, timeout=timeout, inline=inline)
         # A lock that cannot be left locked: a Context cannot be entered twice, by any thread, and
         # is always left when the request ends, even by an exception from a signal handler.
-        self._turn = Context()
+        self._lock = Context()
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +171,7 @@ class Client(BaseClient):
         """Carry out an exchange; raise ClientInUse if another one is in progress."""
         self._forked()
         try:
-            return self._turn.run(copy_context().run, self._request, begin)
+            return self._lock.run(copy_context().run, self._request, begin)
         except RuntimeError as error:
             if not _is_taken(error):
                 raise
@@ -191,7 +191,7 @@ class Client(BaseClient):
                 except HangupError:
                     # The daemon may have been restarted. Do not repeat a request that it may have
                     # read: a connection could be saved or taken twice.
-                    if connection.told:
+                    if connection.may_have_acted:
                         raise
             connection = self._connect(deadline)
             return self._drive(connection, begin(connection.conversation), deadline)
@@ -208,7 +208,7 @@ class Client(BaseClient):
         """
         self._forked()
         try:
-            self._turn.run(self._hang_up)
+            self._lock.run(self._hang_up)
         except RuntimeError as error:
             if not _is_taken(error):
                 raise
@@ -218,7 +218,7 @@ class Client(BaseClient):
     def _forked(self) -> bool:
         if not super()._forked():
             return False
-        self._turn = Context()  # a thread of the parent may have entered the old one
+        self._lock = Context()  # a thread of the parent may have entered the old one
         return True
 
     def _connect(self, deadline: float) -> Connection:

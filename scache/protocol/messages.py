@@ -52,7 +52,7 @@ class FindDest(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Ask for inline mode, our extension; Postfix's scache(8) calls it malformed."""
+    """Request inline mode, our extension. For Postfix's scache(8) it is malformed."""
 
     features: frozenset[bytes] | None = None
     """The extensions that the client understands in replies; None if it sends no list."""

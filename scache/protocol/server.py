@@ -76,7 +76,7 @@ class Delivered(NamedTuple):
 
 
 class Abandoned(NamedTuple):
-    """The client did something else before the descriptor of its hit was sent."""
+    """The client sent something other than a dummy, so its hit was not delivered."""
 
 
 Event = Save | SaveDest | FindEndp | FindDest | Admin | Malformed | Deliver | Delivered | Abandoned
@@ -298,7 +298,7 @@ class ServerConversation:
         return Save(request, None, lost)
 
     def _take_dummy(self) -> Event | NeedData | None:
-        """Read the expected dummy; return None after other input, such as a request to be kept."""
+        """Take the expected dummy; return None after other input, such as a request sent ahead."""
         parser = self._parser
         if parser.skipping:
             return parser.skip_rest()

@@ -48,8 +48,8 @@ HELLO_REPLY = b"status\x000\0version\x001\0server\0scache %b\0\0" % __version__.
 class Turn(NamedTuple):
     """The bytes and the number of descriptors that the client sends, and that it receives."""
 
-    says: bytes
-    hears: bytes
+    request: bytes
+    reply: bytes
     sent: int = 0
     received: int = 0
 
@@ -115,24 +115,24 @@ def test_daemon_sends_a_client_without_features_the_bytes_of_the_old_daemon(
         client.settimeout(20)
         client.connect(str(path))
         for turn in dialogue:
-            if turn.says:
-                fdpass.send(client, turn.says, [something.fileno()] * turn.sent)
-            assert receive(client, len(turn.hears)) == (turn.hears, turn.received)
+            if turn.request:
+                fdpass.send(client, turn.request, [something.fileno()] * turn.sent)
+            assert receive(client, len(turn.reply)) == (turn.reply, turn.received)
 
 
-def old_daemon(dialogue: list[Turn], heard: list[bytes]) -> Script:
+def old_daemon(dialogue: list[Turn], received: list[bytes]) -> Script:
     """Return a server that replies as the old daemon did, and appends what it receives."""
 
     def script(client: socket.socket) -> None:
         with open(os.devnull) as something:  # noqa: PTH123
             for turn in dialogue:
-                if turn.says:
-                    size = len(HELLO_WITH_FEATURES) if turn.says == HELLO else len(turn.says)
+                if turn.request:
+                    size = len(HELLO_WITH_FEATURES) if turn.request == HELLO else len(turn.request)
                     data, count = receive(client, size)
-                    heard.append(data)
+                    received.append(data)
                     assert count == turn.sent
-                fdpass.send(client, turn.hears, [something.fileno()] * turn.received)
-            heard.append(receive(client, 1)[0])
+                fdpass.send(client, turn.reply, [something.fileno()] * turn.received)
+            received.append(receive(client, 1)[0])
 
     return script
 
@@ -166,8 +166,8 @@ def test_client_sends_a_daemon_without_features_the_bytes_of_the_old_client(
 ) -> None:
     """The only difference is the list of features in hello, which that daemon ignores."""
     dialogue = INLINE if inline else BASE
-    heard: list[bytes] = []
-    with serving(path, old_daemon(dialogue, heard)):
+    received: list[bytes] = []
+    with serving(path, old_daemon(dialogue, received)):
         client = connect(path, inline=inline)
         assert use(client, inline=inline) == [
             *(None, True, True, (b"p", b"q"), True, True, (b"1", b""), (b"2", b""), None, None),
@@ -177,8 +177,8 @@ def test_client_sends_a_daemon_without_features_the_bytes_of_the_old_client(
             with pytest.raises(TooOld):
                 client.purge(["e"], ids=[1])
         client.close()
-    expected = [HELLO_WITH_FEATURES if turn.says == HELLO else turn.says for turn in dialogue]
-    assert heard == [*filter(None, expected), b""]
+    expected = [HELLO_WITH_FEATURES if turn.request == HELLO else turn.request for turn in dialogue]
+    assert received == [*filter(None, expected), b""]
 
 
 HELLOS = {
