@@ -14,6 +14,7 @@ import pytest
 
 from scache import Client, errors
 from scache.cli.commands.purge import EPILOG
+from scache.cli.daemon_socket import given_socket
 from scache.cli.main import EXIT_INTERRUPTED, execute
 from scache.cli.target import Target
 from scache.escape import shown
@@ -75,7 +76,7 @@ def socket(client: Client, path: Path) -> str:
 
 def left(socket: str) -> tuple[list[bytes], list[bytes]]:
     """Return the endpoints of the connections, and the destinations of the bindings."""
-    with Target(Path(socket), database=None).image() as image:
+    with Target(given_socket(socket, None)).image() as image:
         endpoints, destinations = (
             [label for (label,) in image.execute(sql).rows]
             for sql in (

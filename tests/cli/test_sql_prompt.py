@@ -65,7 +65,7 @@ def prompt(file: Path, capsys: Capture) -> Iterator[Prompt]:
 
         def prompt(typed: str, layout: Format = "csv") -> list[str]:
             keyboard.send_text(typed)
-            sql_prompt.run_prompt(Target(Path("nowhere"), str(file)), layout, {"one": 1})
+            sql_prompt.run_prompt(Target(str(file)), layout, {"one": 1})
             output = capsys.readouterr()
             first, *rest = (output.out + output.err).splitlines()
             assert first == f"A copy of the database {file}, as it is now. Type .help for help."

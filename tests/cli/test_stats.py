@@ -118,9 +118,9 @@ def test_stats_screen_fits_24_lines(filled: Path) -> None:
         cached.setting(**{f"max_{name}": "1000" for name in limits}, open_files_limit="10")
         cached.count(**{f"{kind}_ok": 5 for kind in REQUESTS if kind.endswith("p")})
         cached.count(connections_expired=7, limit_clients=5)
-    meter = Meter(Target(Path("s"), str(filled)))
+    meter = Meter(Target(str(filled)))
     meter.read()
-    text = screen(Target(Path("s"), str(filled)), meter.read(), 60, 24).plain
+    text = screen(Target(str(filled)), meter.read(), 60, 24).plain
     assert len(text.splitlines()) <= 24
     assert all(word in text for word in ("open_files_limit", "limits reached", "expired", "/s"))
 

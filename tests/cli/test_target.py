@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from scache import ProtocolError, Refused, Unavailable, errors
-from scache.client.sync import Client
 from scache.settings.declarations import default_socket
 from tests.support.as_user import as_user
 from tests.support.commands import run_command
@@ -54,16 +53,6 @@ def test_target_error_of_daemon_is_one_line(
     assert (ended, str(error) in sentence) == (code, True)
 
 
-def test_target_without_daemon_says_how_to_start_one(tmp_path: Path, capsys: Capture) -> None:
-    """A missing socket is told apart from a daemon that refuses."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "snapshot", lambda client: client.find_endp("x"), raising=False)
-        code, sentence = failure(capsys, "stats", "--socket", tmp_path / "none")
-    assert code == errors.EXIT_SOCKET
-    assert sentence.startswith("cannot connect to the daemon at ")
-    assert sentence.endswith("; start `scache serve`, or name another --socket")
-
-
 @pytest.mark.parametrize(
     ("directory_mode", "who_may"),
     [(0o755, "its owner"), (0o700, "a user who may enter its directory")],
@@ -80,7 +69,7 @@ def test_target_without_permission_names_users_who_have_it(
         path.chmod(0o600)
         path.parent.chmod(directory_mode)
         message = (
-            f"cannot connect to the daemon at {path}: permission denied; "
+            f"cannot connect to the daemon at {path} (from --socket): permission denied; "
             f"run the command as root or as {who_may}"
         )
         refusal = (errors.EXIT_REFUSED, message)
@@ -89,12 +78,12 @@ def test_target_without_permission_names_users_who_have_it(
 
 @pytest.mark.parametrize("command", ["dump", "sql x", "stats", "events"])
 def test_target_is_a_socket_or_a_file(file: Path, capsys: Capture, command: str) -> None:
-    """``--socket`` and ``--database`` exclude each other."""
-    options = ("--socket", "s", "--database", file)
-    assert failure(capsys, *command.split(), *options) == (
-        errors.EXIT_SETTINGS,
-        "--socket and --database exclude each other",
-    )
+    """``--socket`` and ``--timeout`` are for a daemon, not for a file."""
+    for option in ("--socket", "--timeout"):
+        assert failure(capsys, *command.split(), option, "1", "--database", file) == (
+            errors.EXIT_SETTINGS,
+            f"{option} and --database exclude each other",
+        )
 
 
 @pytest.mark.parametrize("option", ["--socket", "--database"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from scache.cli.daemon_socket import given_socket
 from scache.cli.target import Target
 from scache.store import MEMORY
 from tests.support.commands import clean_environment
@@ -43,7 +44,7 @@ Query = Callable[[str], list[tuple[Any, ...]]]
 @contextmanager
 def looking(socket: Path, database: str) -> Iterator[Query]:
     """Yield a query function for one image: of the daemon, or of the file."""
-    target = Target(socket, None if database == MEMORY else database)
+    target = Target(given_socket(str(socket), None) if database == MEMORY else database)
     with target.image() as image:
         yield lambda sql: list(image.execute(sql).rows)
 

@@ -33,7 +33,7 @@ def check(*, target: Target, layout: Format) -> None:
     from scache.inspection.checks import check as look_at
 
     with target.image(sound=False) as image:
-        report = look_at(image, live=target.database is None)
+        report = look_at(image, live=target.is_live)
         write(report.result, layout)
     if report.broken:
         checks = "check" if report.broken == 1 else "checks"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.naming import LARGEST_ID, PATTERNS, Named, field_option, give_hints, id_option
+from scache.cli.option_types import seconds
 from scache.cli.render.formats import (
     Format,
     format_option,
@@ -48,6 +49,9 @@ Examples:
 FOLLOWED = 10
 """Earlier events that ``--follow`` begins with by default."""
 
+INTERVAL = 1.0
+"""Seconds between two looks of ``--follow`` by default."""
+
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -79,10 +83,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Time between two looks of --follow.",
+    callback=seconds,
+    help=f"Time between two looks of --follow.  [default: {INTERVAL:g}]",
 )
 def events(
     *,
@@ -97,7 +99,7 @@ def events(
     since: str | None,
     limit: int | None,
     follow: bool,
-    interval: float,
+    interval: float | None,
 ) -> None:
     """Print the events of the audit log, the oldest first.
 
@@ -107,6 +109,8 @@ def events(
     """
     from scache.inspection.reports import Filter
 
+    if interval is not None and not follow:
+        raise click.UsageError("--interval is for --follow: give both")
     named = Named(endpoint, destination, fields, ids)
     pid = None if client is None else _pid(client)
     wanted = Filter(
@@ -120,6 +124,7 @@ def events(
         since=None if since is None else moment(since),
     )
     if follow:
+        interval = INTERVAL if interval is None else interval
         if limit is None and since is None:
             limit = FOLLOWED
         _Follower(target, layout, wanted, interval).run(limit, named)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from scache.cli.daemon_socket import announced, connect, given_socket, socket_options
 from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
 from scache.cli.streams import accept_any_text
-from scache.cli.target import Target, connect, socket_option
+from scache.cli.target import image_through
 from scache.errors import TooOld
 from scache.escape import one_line, shown
 
@@ -40,7 +40,7 @@ _SHOWN_BEFORE_A_QUESTION = 20
 
 
 @click.command(epilog=EPILOG)
-@socket_option
+@socket_options
 @click.option("--endpoint", metavar="GLOB", help="Purge what belongs to endpoints that match.")
 @click.option(
     "--destination", metavar="GLOB", help="Purge what belongs to destinations that match."
@@ -52,7 +52,8 @@ _SHOWN_BEFORE_A_QUESTION = 20
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge(
     *,
-    socket: Path,
+    socket: str | None,
+    timeout: float | None,
     endpoint: str | None,
     destination: str | None,
     fields: Sequence[str],
@@ -76,8 +77,9 @@ def purge(
     named = Named(endpoint, destination, fields, ids)
     # The image is searched in this process, and the daemon closes the ids that were found. Both go
     # over one connection to the daemon: after a restart the ids may name other connections.
-    with connect(socket) as client:
-        with Target(socket, database=None).image_for(client) as image:
+    daemon = given_socket(socket, timeout)
+    with connect(daemon) as client:
+        with image_through(client, daemon) as image:
             chosen = _chosen(image, named)
         if dry_run:
             accept_any_text()
@@ -86,10 +88,12 @@ def purge(
             return
         if not yes and any(chosen) and sys.stdin.isatty():
             what = "everything" if everything else f"what matches {named}"
-            if not _agreed(chosen, f"Purge {what}", f"from the daemon at {one_line(str(socket))}?"):
+            where = f"from the daemon at {one_line(str(daemon.path))}"
+            if not _agreed(chosen, f"Purge {what}", f"{where}?"):
                 click.echo("nothing was purged")
                 return
-        purged = _purge(client, chosen, labels_may_do=not ids)
+        with announced(daemon):
+            purged = _purge(client, chosen, labels_may_do=not ids)
     click.echo(
         f"{_number(purged.connections, 'connection')} closed, "
         f"{_number(purged.bindings, 'binding')} removed"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scache.cli.option_types import seconds
 from scache.cli.render.formats import Format, flat, format_option, write_csv, write_csv_rows
 from scache.cli.target import Target, repeated, target_options
 
@@ -30,7 +31,7 @@ Examples:
 @click.option(
     "--watch",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    callback=seconds,
     help="Repeat at this interval, with rates per second, until Ctrl-C.",
 )
 def stats(*, target: Target, layout: Format, watch: float | None) -> None:
@@ -65,7 +66,7 @@ class Meter:
         from scache.clock import wall_time
         from scache.inspection.reports import statistics
 
-        live = self._target.database is None
+        live = self._target.is_live
         with self._target.image() as image:
             read_at = time.monotonic()
             now = wall_time()
