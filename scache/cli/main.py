@@ -53,6 +53,17 @@ class Commands(click.Group):
             return None
         return cast(click.Command, getattr(import_module(f"scache.cli.commands.{name}"), name))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the subcommand that the first argument names; raise UsageError for none."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            from scache.cli.naming import no_such
+
+            raise no_such("command", name, COMMANDS)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(
     cls=Commands,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from scache.escape import one_line, shown
+from scache.settings.loading import did_you_mean
 
 if TYPE_CHECKING:
     from scache.inspection.image import Image
@@ -111,6 +112,13 @@ def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> Non
     fields = list(map(os.fsencode, named.fields))
     if fields and nothing and not any_has_fields(image, fields, trail=trail):
         say(*_nothing_hint(image, "field", " and ".join(named.fields), trail=trail))
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> click.UsageError:
+    """Return the error for a name that does not exist; it lists those that do."""
+    known = list(known)
+    hint = did_you_mean(name, known).replace(", ", "; ", 1)
+    return click.UsageError(f"there is no {what} {name}: there are {', '.join(known)}{hint}")
 
 
 def say(*sentences: str) -> None:

@@ -18,20 +18,27 @@ from scache.cli.interrupts import Interrupts, terminal_restored
 from scache.cli.render.formats import Format
 from scache.cli.statements import execute
 from scache.cli.target import Target
-from scache.errors import ScacheError
+from scache.errors import QueryError, ScacheError
 from scache.escape import one_line
-from scache.inspection.image import Image, Value, is_complete
+from scache.inspection.image import Image, Value
+from scache.inspection.sql_text import is_complete
+from scache.settings.loading import did_you_mean
 
 HELP = """\
 A statement ends with a semicolon and may have many lines. It works on a private copy
 of the cache: nothing that it does reaches the cache itself.
-  .tables   list the tables and views, with their columns
-  .refresh  take a new copy of the cache as it is now
-  .help     show this text
-  .quit     leave the prompt; Ctrl-D does the same
+  .tables         list the tables and views, with their columns
+  .schema [NAME]  show the SQL that made them, or one of them
+  .refresh        take a new copy of the cache as it is now
+  .help           show this text
+  .quit           leave the prompt; Ctrl-D does the same
+The words help, exit and quit work without the point, too.
 Tab completes names and SQL; the arrow keys bring back earlier statements."""
 
-COMMANDS = (".tables", ".refresh", ".help", ".quit")
+COMMANDS = (".tables", ".schema", ".refresh", ".help", ".quit")
+
+WORDS = {"help": ".help", "exit": ".quit", "quit": ".quit", ".exit": ".quit"}
+"""Other words for commands."""
 
 SQL = """
     ALL AND AS ASC AVG BETWEEN BY CASE CAST COUNT CREATE CROSS DELETE DESC DISTINCT DROP ELSE END
@@ -64,8 +71,8 @@ def run_prompt(target: Target, layout: Format, parameters: Mapping[str, Value | 
                 try:
                     with terminal_restored():
                         text = session.prompt(PROMPT, completer=SqlCompleter(image)).strip()
-                    match text.rstrip(";"):
-                        case ".quit" | ".exit":
+                    match as_command(text) or text:
+                        case ".quit":
                             break
                         case ".refresh":
                             with interrupts.ending():
@@ -100,18 +107,38 @@ def make_session() -> PromptSession[str]:
 def is_whole(text: str) -> bool:
     """Return True if Enter ends the input: it is a complete statement, a command, or empty."""
     text = text.strip()
-    return not text or text.startswith(".") or is_complete(text)
+    return not text or as_command(text) is not None or is_complete(text)
+
+
+def as_command(text: str) -> str | None:
+    """Return the command that a text stands for; None if it is SQL."""
+    command = text.rstrip("; ").lower() if text[:1] != "." else text.rstrip("; ")
+    command = WORDS.get(command, command)
+    return command if command.startswith(".") else None
 
 
 def _run_command(image: Image, command: str) -> None:
-    match command:
-        case ".help":
+    match command.split():
+        case [".help"]:
             click.echo(HELP)
-        case ".tables":
+        case [".tables"]:
             for relation in image.relations():
                 click.echo(one_line(f"{relation.name}({', '.join(relation.columns)})"))
-        case _:
-            click.echo(one_line(f"there is no command {command}: .help lists the commands"))
+        case [".schema"]:
+            for relation in image.relations():
+                _show_schema(image, relation.name)
+        case [".schema", name]:
+            known = [relation.name for relation in image.relations()]
+            if name not in known:
+                raise QueryError(f"there is no table or view {name}{did_you_mean(name, known)}")
+            _show_schema(image, name)
+        case [name, *_]:
+            hint = did_you_mean(name, COMMANDS) or ": .help lists the commands"
+            click.echo(one_line(f"there is no command {command}{hint}"))
+
+
+def _show_schema(image: Image, name: str) -> None:
+    click.echo("\n".join(map(one_line, f"{image.schema_of(name)};".splitlines())))
 
 
 class SqlCompleter(Completer):

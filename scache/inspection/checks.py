@@ -6,6 +6,7 @@ that it needs were trimmed, dropped or not recorded.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, NamedTuple
 
 from scache.errors import DatabaseError, QueryError
@@ -301,16 +302,20 @@ class Report(NamedTuple):
 
     result: Result
     """One row for each rule."""
+    rules: int
+    """The number of rules."""
     broken: int
     """The number of rules that are violated."""
+    skipped: int
+    """The number of rules for which the image does not have the data."""
 
 
 def check(image: Image, *, live: bool) -> Report:
     """Check all rules; ``live`` is true for an image of a running daemon, false for a file."""
     rows = [_by(image, CHECKS[0], live=live), _schema(image)]
     rows += [_by(image, each, live=live) for each in CHECKS[1:]]
-    broken = sum(result == WRONG for _, result, _, _ in rows)
-    return Report(Result(COLUMNS, iter(rows), -1), broken)
+    results = Counter(result for _, result, _, _ in rows)
+    return Report(Result(COLUMNS, iter(rows), -1), len(rows), results[WRONG], results[SKIPPED])
 
 
 def _by(image: Image, rule: Check, *, live: bool) -> tuple[Value, ...]:

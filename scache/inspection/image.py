@@ -40,6 +40,7 @@ _RELATIONS = """
     WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
     ORDER BY type, rowid
 """
+_SCHEMA = "SELECT sql FROM sqlite_schema WHERE name = CAST(:name AS TEXT)"
 _COLUMNS = "SELECT name FROM pragma_table_info(CAST(:name AS TEXT))"
 
 _WITHOUT_VALUE = re.compile(r"binding (?:parameter )?[:@$](\w+)")
@@ -190,15 +191,24 @@ class Image:
             found.append(Relation(_name(name), kind == b"view", columns))
         return found
 
-    def all_of(self, relation: str) -> Result:
-        """Return the rows of a table or view. Raises QueryError, also if its name is not UTF-8."""
-        try:
-            relation.encode()
-        except UnicodeEncodeError:
-            raise QueryError(
-                f"the name {relation} is not UTF-8 and cannot be asked for: name others"
-            ) from None
-        return self.execute('SELECT * FROM "{}"'.format(relation.replace('"', '""')))
+    def schema_of(self, relation: str) -> str:
+        """Return the SQL that created a table or view."""
+        ((sql,),) = self.execute(_SCHEMA, {"name": os.fsencode(relation)}).rows
+        assert isinstance(sql, bytes)
+        return sql.decode(errors="backslashreplace")
+
+    def all_of(self, relation: str, limit: int = -1) -> Result:
+        """Return the rows of a table or view, at most ``limit`` if it is not negative.
+
+        Raises QueryError, also if the name is not UTF-8.
+        """
+        return self.execute(f"SELECT * FROM {_quoted(relation)} LIMIT {limit}")
+
+    def count(self, relation: str) -> int:
+        """Return the number of rows of a table or view. Raises the exceptions of `all_of`."""
+        ((number,),) = self.execute(f"SELECT count(*) FROM {_quoted(relation)}").rows
+        assert isinstance(number, int)
+        return number
 
     def write_to(self, path: Path) -> None:
         """Write the image to a database file that only its owner can read.
@@ -253,28 +263,19 @@ def _sentence(error: Exception) -> str:
     return text
 
 
+def _quoted(relation: str) -> str:
+    """Return a name of a table or view in the form of SQL."""
+    try:
+        relation.encode()
+    except UnicodeEncodeError:
+        raise QueryError(
+            f"the name {relation} is not UTF-8 and cannot be asked for: name others"
+        ) from None
+    return '"{}"'.format(relation.replace('"', '""'))
+
+
 def _name(value: bytes) -> str:
     return value.decode(errors="surrogateescape")
-
-
-def is_complete(sql: str) -> bool:
-    """Return True if the text ends with a complete statement, including its semicolon."""
-    try:
-        return sqlite3.complete_statement(sql)
-    except ValueError:  # invalid UTF-8 and NUL are refused when the text is executed
-        return True
-
-
-def statements(sql: str) -> Iterator[str]:
-    """Yield the statements of a text. The last one may have no semicolon."""
-    begin = end = 0
-    while (end := sql.find(";", end) + 1) > 0:
-        if is_complete(sql[begin:end]):
-            if sql[begin:end].strip(" \t\r\n;"):
-                yield sql[begin:end]
-            begin = end
-    if sql[begin:].strip():
-        yield sql[begin:]
 
 
 def _readable(path: Path, what: str) -> Path:

@@ -92,6 +92,58 @@ def test_sql_parameter_that_is_not_utf8_is_a_blob(filled: Path, capsys: Capture)
     ]
 
 
+@pytest.mark.parametrize(
+    ("sql", "given", "sentence"),
+    [
+        ("SELECT 1", ["unused=1"], "-p unused=...: no statement has the parameter :unused"),
+        ("SELECT ':unused', \"a :unused\" FROM t", ["unused=1"], "has the parameter :unused"),
+        ("SELECT 1 -- :unused\n/* :unused */", ["unused=1"], "has the parameter :unused"),
+        ("SELECT :a", ["a=1", "b=2"], "has the parameter :b"),
+        ("SELECT :a", ["a=1", ":a=2"], "-p gives :a twice"),
+    ],
+)
+def test_sql_refuses_parameter_that_has_no_effect(
+    file: Path, capsys: Capture, sql: str, given: list[str], sentence: str
+) -> None:
+    """It may be misspelled."""
+    options = [word for each in given for word in ("-p", each)]
+    code, said = failure(capsys, "sql", "--database", file, sql, *options)
+    assert (code, sentence in said) == (errors.EXIT_SETTINGS, True)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT 'it''s :b', :a AS a", "SELECT @a AS a", "SELECT $a AS a", "SELECT 1; SELECT :a AS a"],
+)
+def test_sql_parameter_is_used_by_one_of_the_statements(
+    file: Path, capsys: Capture, sql: str
+) -> None:
+    """Each form of a parameter is recognized, also beside strings."""
+    assert '"a": 5' in run(capsys, "sql", "--database", file, sql, "-p", "a=5")
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT 1 AS a; SELECT 2 AS b", [[{"a": 1}], [{"b": 2}]]),
+        ("SELECT 1 AS a; SELECT 2 AS b WHERE 0; SELECT 3 AS c;", [[{"a": 1}], [], [{"c": 3}]]),
+        ("CREATE TABLE t (x); INSERT INTO t VALUES (1); SELECT x FROM t", [{"x": 1}]),
+        ("SELECT 1 AS a;", [{"a": 1}]),
+    ],
+)
+def test_sql_results_of_several_statements_are_one_json_value(
+    file: Path, capsys: Capture, sql: str, expected: object
+) -> None:
+    """It is an array of arrays if several statements return rows."""
+    assert json.loads(run(capsys, "sql", "--database", file, sql)) == expected
+
+
+def test_sql_writes_empty_line_between_results_in_csv(file: Path, capsys: Capture) -> None:
+    """A reader can tell the results apart."""
+    out = run(capsys, "sql", "--database", file, "--format", "csv", "SELECT 1 AS a; SELECT 2 AS b")
+    assert out == '"a"\n1\n\n"b"\n2\n'
+
+
 @pytest.mark.parametrize("given", ["x", "=5"])
 def test_sql_parameter_needs_name_and_value(file: Path, capsys: Capture, given: str) -> None:
     """``-p`` takes NAME=VALUE."""

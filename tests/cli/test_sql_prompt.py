@@ -98,7 +98,9 @@ def test_ctrl_c_drops_what_was_typed(prompt: Prompt) -> None:
     assert prompt(f"SELECT nonsense\r{CTRL_C}SELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
 
 
-@pytest.mark.parametrize("end", [CTRL_D, ".quit\r", ".exit;\r"])
+@pytest.mark.parametrize(
+    "end", [CTRL_D, ".quit\r", ".exit;\r", "quit\r", "exit\r", "EXIT;\r", "quit ;\r"]
+)
 def test_ends(prompt: Prompt, end: str) -> None:
     """Ctrl-D ends it, and so does saying so; an empty line does not."""
     assert prompt(f"\r;\r{end}") == []
@@ -109,6 +111,27 @@ def test_tables_are_listed(prompt: Prompt) -> None:
     said = prompt(f".tables\r{CTRL_D}")
     assert "counter(name, value)" in said
     assert any(line.startswith("saved_never_found(endpoint, saved, found, ") for line in said)
+
+
+def test_prompt_schema_shows_sql_of_tables_and_views(prompt: Prompt) -> None:
+    """With a name it is the SQL of one table; an unknown name is answered with a similar one."""
+    said = prompt(f".schema\r.schema counter\r.schema countr\r.schema\t{CTRL_C}{CTRL_D}")
+    created = [line for line in said if line.startswith("CREATE ")]
+    assert any(line.startswith("CREATE VIEW lifetime") for line in created)
+    assert sum(line.startswith("CREATE TABLE counter") for line in created) == 2
+    assert said[-1] == "there is no table or view countr, did you mean counter?"
+
+
+@pytest.mark.parametrize("word", ["help", "HELP;", ".help"])
+def test_prompt_help_works_without_point(prompt: Prompt, word: str) -> None:
+    """A user who does not know the commands types this word."""
+    assert prompt(f"{word}\r{CTRL_D}") == sql_prompt.HELP.splitlines()
+
+
+def test_prompt_suggests_a_similar_command(prompt: Prompt) -> None:
+    """A command that does not exist is never executed as SQL."""
+    said = prompt(f".tabels\r{CTRL_D}")
+    assert said == ["there is no command .tabels, did you mean .tables?"]
 
 
 def test_help_is_there(prompt: Prompt) -> None:
@@ -176,7 +199,7 @@ def test_history_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sel", "SELECT"),
         ("SELECT descriptor.tcp", "SELECT descriptor.tcp_state"),
         (".ta", ".tables"),
-        (".", ".tables .refresh .help .quit"),
+        (".", ".tables .schema .refresh .help .quit"),
         ("SELECT connection.ref", ""),
         ("SELECT connection.", ""),
     ],

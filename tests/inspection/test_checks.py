@@ -291,11 +291,15 @@ def test_output(layout: str, file: Path, capsys: Capture) -> None:
     assert "overdue" in output.out
     if layout == "json":
         assert len(json.loads(output.out)) == len(CHECKS) + 1
+    summary = re.compile(rf"\d+ rules hold(, \d+ (was|were) skipped)?: database {file}")
+    assert (summary.fullmatch(output.out.splitlines()[-1]) is not None) == (layout == "table")
     with filling(file) as cached:
         cached.client(1_000_001)
     assert execute(command) == EXIT_FINDINGS
     output = capsys.readouterr()
     assert "client 1000001" in output.out
+    last = output.out.splitlines()[-1]
+    assert (", 1 is broken" in last) == (layout == "table")
     assert output.err == (f"scache: 1 check found something wrong in the database {file}\n")
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from scache.errors import DatabaseError, QueryError
 from scache.inspection import image as module
-from scache.inspection.image import Image, Result, is_complete, statements
+from scache.inspection.image import Image, Result
+from scache.inspection.sql_text import is_complete, statements
 from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
 from tests.support.sample_database import ODD, filling

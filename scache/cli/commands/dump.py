@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scache.cli.naming import no_such
 from scache.cli.render.formats import Format, format_option, json_array, json_objects, write
 from scache.cli.target import Target, target_options
 from scache.escape import one_line
@@ -53,6 +54,7 @@ def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence
     with target.image() as image:
         if output is not None:
             image.write_to(output)
+            click.echo(_written(image, output))
             return
         chosen = _chosen(image, names)
         match layout:
@@ -78,10 +80,16 @@ def _chosen(image: Image, names: Sequence[str]) -> list[str]:
     known = [relation.name for relation in relations]
     for name in names:
         if name not in known:
-            raise click.UsageError(
-                f"there is no table or view {name}: there are {', '.join(known)}"
-            )
+            raise no_such("table or view", name, known)
     return list(dict.fromkeys(names))
+
+
+def _written(image: Image, output: Path) -> str:
+    """Return what was written to a file, in words."""
+    names = [relation.name for relation in image.relations() if not relation.is_view]
+    rows = sum(image.count(name) for name in names)
+    size = output.stat().st_size / 1e6
+    return one_line(f"wrote {output}: {len(names)} tables, {rows:,} rows, {size:,.1f} MB")
 
 
 def _json(image: Image, names: Sequence[str]) -> Iterator[str]:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.naming import LARGEST_ID, PATTERNS, Named, field_option, give_hints, id_option
+from scache.cli.naming import (
+    LARGEST_ID,
+    PATTERNS,
+    Named,
+    field_option,
+    give_hints,
+    id_option,
+    no_such,
+)
 from scache.cli.option_types import seconds
 from scache.cli.render.formats import (
     Format,
@@ -219,7 +227,7 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
 
     for kind in kinds:
         if kind not in KINDS:
-            raise click.UsageError(f"there is no kind {kind!r}: there are {', '.join(KINDS)}")
+            raise no_such("kind", repr(kind), KINDS)
     return kinds
 
 

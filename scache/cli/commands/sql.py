@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +15,7 @@ from scache.cli.render.formats import Format, format_option
 from scache.cli.statements import execute
 from scache.cli.target import Target, target_options
 from scache.errors import QueryError
+from scache.settings.loading import did_you_mean
 
 if TYPE_CHECKING:
     from scache.inspection.image import Value
@@ -56,15 +57,20 @@ def sql(
     The copy is private and ends with the command: no statement changes the cache,
     its database or any file. Without STATEMENT there is a prompt on a terminal;
     elsewhere statements are read from standard input. The results of several
-    statements are written one after another.
+    statements are written one after another; JSON is one array of them then.
     """
-    bound = dict(map(_parameter, parameters))
+    bound: dict[str, Value | str] = {}
+    for name, value in map(_parameter, parameters):
+        if name in bound:
+            raise click.UsageError(f"-p gives :{name} twice")
+        bound[name] = value
     if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
         from scache.cli.sql_prompt import run_prompt
 
         run_prompt(target, layout, bound)
         return
     text = _standard_input() if statement is None else statement
+    _check_used(bound, text)
     with target.image() as image:
         execute(image, text, layout, bound)
 
@@ -74,6 +80,17 @@ def _parameter(given: str) -> tuple[str, Value | str]:
     if not equals or not name:
         raise click.UsageError(f"-p takes NAME=VALUE, not {given!r}")
     return name.lstrip(":@$"), _value(value)
+
+
+def _check_used(bound: Mapping[str, object], text: str) -> None:
+    """Raise UsageError for a parameter that no statement has: it may be misspelled."""
+    from scache.inspection.sql_text import parameters
+
+    used = parameters(text)
+    for name in bound:
+        if name not in used:
+            hint = did_you_mean(name, used)
+            raise click.UsageError(f"-p {name}=...: no statement has the parameter :{name}{hint}")
 
 
 def _value(text: str) -> Value | str:

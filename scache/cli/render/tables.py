@@ -28,6 +28,8 @@ _GAP = "  "
 ELLIPSIS = "…"
 _SHORTEST_TEXT = 16
 """Characters that a column of text keeps at least; with less room, rows become blocks."""
+_EXACT = 9.995
+"""Seconds below which a duration is shown with hundredths."""
 _WHOLE = 24
 """Characters of the longest text that is not shortened, the length of a time."""
 
@@ -51,18 +53,22 @@ def shortened_inside(text: str, width: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration as text: 0.25s, 59s, 2m 03s, 5h 00m, 12d 04h."""
-    if seconds < 10:
-        return f"{seconds:.2f}s"
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours}h {minutes:02}m"
-    return f"{hours // 24}d {hours % 24:02}h"
+    """Return a duration as text with at most two units: 0.25s, 2s, 1m, 2m 03s, 5h, 12d 04h."""
+    if seconds < _EXACT:
+        return f"{seconds:.2f}".removesuffix(".00") + "s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 60 * 60:
+        return _two_units(whole, 60, "m", "s")
+    if whole < 24 * 60 * 60:
+        return _two_units(whole // 60, 60, "h", "m")
+    return _two_units(whole // (60 * 60), 24, "d", "h")
+
+
+def _two_units(amount: int, size: int, larger: str, smaller: str) -> str:
+    many, rest = divmod(amount, size)
+    return f"{many}{larger} {rest:02}{smaller}" if rest else f"{many}{larger}"
 
 
 def make_console(kind: type[Console] = Console) -> Console:
