@@ -28,7 +28,7 @@ class Bindings:
         deadline: Deadline,
     ) -> None:
         """Take over the bindings that the database has from an earlier run."""
-        self._limits = limits
+        self.limits = limits
         self._rows = rows
         self._statistics = statistics
         self._audit_log = audit_log
@@ -42,7 +42,7 @@ class Bindings:
         ``ttl`` is the granted time to live, for the audit log.
         """
         destination = row.destination
-        limits, statistics = self._limits, self._statistics
+        limits, statistics = self.limits, self._statistics
         limit: Limit | None = None
         if limits.bindings and statistics.bindings >= limits.bindings:
             limit = "bindings"

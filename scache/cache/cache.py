@@ -60,6 +60,10 @@ class Cache:
         self.connections = Connections(self._descriptors, *shared)
         self._bindings = Bindings(limits, *shared)
 
+    def change_limits(self, limits: Limits) -> None:
+        """Apply other limits to the requests from now on."""
+        self._limits = self._bindings.limits = limits
+
     def save_endp(
         self,
         ttl: float,

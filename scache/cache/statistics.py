@@ -52,6 +52,16 @@ class Statistics:
         _decrease(self._endpoints, endpoint)
         self._connections -= 1
 
+    @property
+    def connections(self) -> int:
+        """The number of parked connections."""
+        return self._connections
+
+    @property
+    def endpoints(self) -> int:
+        """The number of endpoints that have a parked connection."""
+        return len(self._endpoints)
+
     def connections_of(self, endpoint: bytes) -> int:
         """Return the number of parked connections of an endpoint."""
         return self._endpoints.get(endpoint, 0)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import select
+from collections.abc import Mapping
 
 from scache.escape import one_line
 
@@ -15,6 +16,14 @@ _LIMIT = 10
 """Warnings about clients from one place in the code that are logged in one period."""
 _PERIOD = 10
 """Length of a period in seconds."""
+
+_SEVERITIES = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 _REMARK = "remark"
 """Attribute of a record: the remark of `FloodFilter` about suppressed messages."""
@@ -28,9 +37,13 @@ class LineFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one line without the newline; at debug, a traceback follows."""
+        """Return the line without its final newline."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        line = f"scache[{record.process}]: {level}{one_line(record.getMessage())}"
+        return f"scache[{record.process}]: {level}{self.text(record)}"
+
+    def text(self, record: logging.LogRecord) -> str:
+        """Return the message with its remark and exception."""
+        line = one_line(record.getMessage())
         if remark := getattr(record, _REMARK, ""):
             line += f" ({remark})"
         if not record.exc_info or record.exc_info[1] is None:
@@ -40,6 +53,28 @@ class LineFormatter(logging.Formatter):
         if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+class JournalFormatter(LineFormatter):
+    """``<PRIORITY>message``: systemd's journal adds the name, the pid and the time itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its final newline (sd-daemon(3))."""
+        return f"<{syslog_severity(record.levelno)}>{self.text(record)}"
+
+
+def syslog_severity(level: int) -> int:
+    """Return the severity of a level of `logging` (syslog(3))."""
+    return _SEVERITIES.get(level, 6)
+
+
+def under_journal(environment: Mapping[str, str]) -> bool:
+    """Return True if stderr is connected to systemd's journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(STDERR)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class FloodFilter(logging.Filter):
@@ -90,14 +125,21 @@ class StderrHandler(logging.Handler):
 
 
 def start_logging(level: str) -> None:
-    """Log to stderr: messages of scache from ``level`` on, and warnings of other libraries."""
+    """Log messages of scache from this level on, and warnings of libraries, to stderr."""
     occupy_standard_descriptors()
-    logging.raiseExceptions = False
     handler = StderrHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    handler.setFormatter(JournalFormatter() if under_journal(os.environ) else LineFormatter())
+    log_to(handler, level)
+
+
+def log_to(handler: logging.Handler, level: str) -> None:
+    """Log messages of scache from this level on, and warnings of libraries, to a handler."""
+    logging.raiseExceptions = False
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("scache").setLevel(level.upper())
-    logging.getLogger("scache.clients").addFilter(FloodFilter())
+    clients = logging.getLogger("scache.clients")
+    if not clients.filters:
+        clients.addFilter(FloodFilter())
 
 
 def occupy_standard_descriptors() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scache.daemon.launch import Launch
 from scache.daemon.main import run
+from scache.daemon.supervisor import Supervisor
 
-__all__ = ["run"]
+__all__ = ["Launch", "Supervisor", "run"]

@@ -36,8 +36,12 @@ class AccessControl:
 
     def __init__(self, also: Principals, snapshots: Snapshots) -> None:
         """Permit the principals ``also``, besides root and the daemon's user."""
-        self._principals = also._replace(uids={ROOT, os.geteuid(), *also.uids})
         self._snapshots = snapshots
+        self.change(also)
+
+    def change(self, also: Principals) -> None:
+        """Permit these principals from now on, besides root and the daemon's user."""
+        self._principals = also._replace(uids={ROOT, os.geteuid(), *also.uids})
 
     def permits(self, peer: Peer, groups: Collection[int]) -> bool:
         """Return True if a peer with these supplementary groups may send these requests."""

@@ -26,9 +26,7 @@ class Admission:
 
         ``remedy`` is the end of the log message when that limit is reached.
         """
-        self._allowed = allowed
-        self._max_clients = max_clients
-        self._remedy = remedy
+        self.change(allowed, max_clients, remedy)
         self._audit_log = audit_log
         self._admitted: set[Session] = set()
         """Sessions being served."""
@@ -38,6 +36,12 @@ class Admission:
         """Sessions that access control refuses, oldest first."""
         self._at_limit = False
         """True while the client limit is reached; the log has a message about it."""
+
+    def change(self, allowed: Principals, max_clients: int, remedy: str) -> None:
+        """Apply other limits to the clients that connect from now on."""
+        self._allowed = allowed
+        self._max_clients = max_clients
+        self._remedy = remedy
 
     @property
     def admitted(self) -> int:

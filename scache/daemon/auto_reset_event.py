@@ -17,12 +17,14 @@ class AutoResetEvent:
         """Wake the waiting task, or let the next wait return at once."""
         self._event.set()
 
-    async def wait(self, at_most: float = math.inf) -> None:
-        """Return once the event is set, or after ``at_most`` seconds."""
+    async def wait(self, at_most: float = math.inf) -> bool:
+        """Return True once the event is set, or False after ``at_most`` seconds."""
         if at_most == math.inf:
             await self._event.wait()
         else:
             with anyio.move_on_after(at_most):
                 await self._event.wait()
-        if self._event.is_set():
-            self._event = anyio.Event()
+        if not self._event.is_set():
+            return False
+        self._event = anyio.Event()
+        return True

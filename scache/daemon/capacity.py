@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from scache.cache.limits import Limits
 from scache.errors import SettingsError
 from scache.settings.declarations import Settings
 
@@ -57,3 +58,23 @@ def client_limit_remedy(settings: Settings, clients: int) -> str:
     if clients < settings.max_clients:
         return f"raise the limit on open files ({_RAISE_OPEN_FILES})"
     return "raise max_clients"
+
+
+def limits(settings: Settings, room: Capacity) -> Limits:
+    """Return the limits of the cache for this capacity."""
+    return Limits(
+        settings.ttl_limit,
+        room.connections,
+        settings.max_connections_per_endpoint,
+        settings.max_bindings_per_destination,
+        settings.max_bindings,
+    )
+
+
+def in_force(settings: Settings, room: Capacity, open_files: int) -> dict[str, str]:
+    """Return the settings as text, with the limits in force, for the table ``setting``."""
+    return settings.as_text() | {
+        "max_clients": str(room.clients),
+        "max_connections": str(room.connections),
+        "open_files_limit": str(open_files),
+    }

@@ -16,6 +16,11 @@ class IdleTimer:
         self._clients = 0
         self._changed = anyio.Event()
 
+    def change_limit(self, max_idle: float) -> None:
+        """Wait for another number of seconds from now on; the timer starts over."""
+        self._max_idle = max_idle
+        self._change()
+
     def connected(self) -> None:
         """Count a client."""
         self._clients += 1

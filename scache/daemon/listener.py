@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from scache.daemon.listening_socket import ListeningSocket
+from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.poller import READABLE, Poller
 from scache.unix.closing import Closer
 
@@ -27,7 +27,7 @@ class Listener:
 
     def __init__(
         self,
-        sock: ListeningSocket,
+        sock: ListeningSocket | InheritedSocket,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
         on_client: Callable[[socket.socket], None],

@@ -125,6 +125,27 @@ class ListeningSocket:
             logger.info("the socket %s is left behind: %s", self.path, error.strerror)
 
 
+class InheritedSocket:
+    """A listening socket that a supervisor has made and keeps, so its path is never removed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take over this listening socket; its path may be relative to the working directory."""
+        self.socket = sock
+        name = sock.getsockname()
+        # A name in the abstract namespace begins with a zero byte (unix(7)).
+        text = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else name
+        self.path = Path(text) if text.startswith("@") else Path(text).absolute()
+
+    def close(self, closer: Closer | None = None) -> None:
+        """Stop accepting clients; the supervisor goes on listening.
+
+        ``closer`` does this without blocking the caller.
+        """
+        if closer is not None and self.socket.fileno() >= 0:
+            closer.close((self.socket.detach(),))
+        self.socket.close()
+
+
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:
     """Bind the socket with its final mode, so that access is never wider than the setting."""
     umask = os.umask(0o777 & ~mode)

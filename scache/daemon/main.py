@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import replace
 
 import anyio
 
 from scache.cache import Cache
-from scache.cache.limits import Limits
 from scache.clock import Clock
-from scache.daemon.capacity import Capacity, capacity, check_open_files, shortage
-from scache.daemon.listening_socket import ListeningSocket, make_directory
+from scache.daemon.capacity import Capacity, capacity, check_open_files, in_force, limits, shortage
+from scache.daemon.launch import Launch
+from scache.daemon.listening_socket import InheritedSocket, ListeningSocket, make_directory
 from scache.daemon.ownership import left_out
 from scache.daemon.server import SIGNALS, Server
 from scache.errors import EXIT_OK, DatabaseError, DatabaseFault
 from scache.settings.declarations import Settings
-from scache.store import Database, Start, open_database
+from scache.store import MEMORY, Database, Start, open_database
+from scache.store.migrations import migrations
 from scache.unix.namespace import ROOT
 from scache.unix.process import become, raise_open_files, reap_children
 from scache.version import __version__
@@ -28,7 +31,7 @@ CLOSE_TIMEOUT = 1.0
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, launch: Launch | None = None) -> int:
     """Run the daemon in the foreground; return its exit code.
 
     SIGNALS are blocked until the daemon is ready to handle them. Raises StartupError, with a
@@ -38,13 +41,13 @@ def run(settings: Settings) -> int:
     check_open_files(open_files)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        anyio.run(_run, settings, open_files, backend="asyncio")
+        anyio.run(_run, settings, launch or Launch(), open_files, backend="asyncio")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return EXIT_OK
 
 
-async def _run(settings: Settings, open_files: int) -> None:
+async def _run(settings: Settings, launch: Launch, open_files: int) -> None:
     """Run the daemon until it is asked to stop or has been idle for long enough.
 
     ``open_files`` is the limit on open files in force. Raises StartupError if the daemon cannot
@@ -53,16 +56,18 @@ async def _run(settings: Settings, open_files: int) -> None:
     reap_children()
     room = capacity(settings, open_files)
     # Bind before opening the database: a second daemon must fail without touching it.
-    with closing(_listen(settings)) as sock:
+    with closing(_listen(settings, launch)) as sock:
         if too_little := shortage(settings, room, open_files):
             logger.warning("%s", too_little)
+        migrations()  # read before the daemon gives up root, which may be needed for that
         become(*settings.user_ids)
         clock = Clock()
+        settings = replace(settings, socket=sock.path)
         start = _start(settings, room, open_files, clock)
-        async with open_database(settings.database, start) as database:
+        async with _database(settings, start, launch) as database:
             cache = _cache(settings, room, clock, database)
             try:
-                server = Server(settings, room.clients, clock, database, cache)
+                server = Server(settings, open_files, clock, database, cache, launch)
                 await server.serve(sock)
             finally:
                 cache.close()
@@ -75,7 +80,9 @@ async def _run(settings: Settings, open_files: int) -> None:
                     )
 
 
-def _listen(settings: Settings) -> ListeningSocket:
+def _listen(settings: Settings, launch: Launch) -> ListeningSocket | InheritedSocket:
+    if launch.listening is not None:
+        return InheritedSocket(launch.listening)
     if settings.socket_is_default:
         make_directory(settings.socket.parent)
     owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
@@ -85,32 +92,36 @@ def _listen(settings: Settings) -> ListeningSocket:
     return sock
 
 
+@asynccontextmanager
+async def _database(settings: Settings, start: Start, launch: Launch) -> AsyncIterator[Database]:
+    """Open the database of the settings, or one in memory if it is unusable and that is allowed."""
+    async with AsyncExitStack() as stack:
+        try:
+            database = await stack.enter_async_context(open_database(settings.database, start))
+        except DatabaseError as error:
+            if not launch.memory_on_fault:
+                raise
+            logger.warning("%s; the database is kept in memory until the next start", error)
+            database = await stack.enter_async_context(open_database(MEMORY, start))
+        yield database
+
+
 def _start(settings: Settings, room: Capacity, open_files: int, clock: Clock) -> Start:
-    in_force = {
-        "max_clients": str(room.clients),
-        "max_connections": str(room.connections),
-        "open_files_limit": str(open_files),
-    }
     return Start(
         clock,
         __version__,
         settings.ttl_limit,
         settings.audit_rows,
-        settings.as_text() | in_force,
+        in_force(settings, room, open_files),
         set_aside=settings.on_corrupt == "set-aside",
     )
 
 
 def _cache(settings: Settings, room: Capacity, clock: Clock, database: Database) -> Cache:
-    limits = Limits(
-        settings.ttl_limit,
-        room.connections,
-        settings.max_connections_per_endpoint,
-        settings.max_bindings_per_destination,
-        settings.max_bindings,
-    )
     try:
-        return Cache(database, clock, limits, close_on_data=settings.on_data == "close")
+        return Cache(
+            database, clock, limits(settings, room), close_on_data=settings.on_data == "close"
+        )
     except DatabaseFault as error:
         raise DatabaseError(
             f"the database {settings.database} cannot be read ({error}): try again"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 
 import anyio
 import anyio.lowlevel
@@ -174,8 +175,11 @@ def log_statistics(cache: Cache) -> None:
         logger.info("%s", line)
 
 
-async def report(cache: Cache, interval: float) -> None:
-    """Log the statistics every ``interval`` seconds; never if it is 0."""
-    while interval:
-        await anyio.sleep(interval)
-        log_statistics(cache)
+async def report(cache: Cache, interval: Callable[[], float], changed: AutoResetEvent) -> None:
+    """Log the statistics at this interval, in seconds; never while it is 0.
+
+    The interval begins anew when ``changed`` is set.
+    """
+    while True:
+        if not await changed.wait(interval() or math.inf):
+            log_statistics(cache)

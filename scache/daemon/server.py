@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from scache.cache import Cache
@@ -19,20 +20,23 @@ from scache.daemon import maintenance
 from scache.daemon.access import AccessControl, Principals
 from scache.daemon.admission import Admission
 from scache.daemon.auto_reset_event import AutoResetEvent
-from scache.daemon.capacity import client_limit_remedy
+from scache.daemon.capacity import capacity, client_limit_remedy, in_force, limits
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
+from scache.daemon.launch import Launch
 from scache.daemon.listener import Listener
-from scache.daemon.listening_socket import ListeningSocket
+from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
 from scache.daemon.transport import Transport, client_logger
 from scache.daemon.watchdog import Watchdog
+from scache.errors import ScacheError
 from scache.model import Connection
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
+from scache.settings.reloading import reloaded
 from scache.store import CLIENTS_SERVED, Database
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
@@ -44,7 +48,7 @@ _STOP_INTERVALS = 10
 """Parts of STOP_TIMEOUT that are waited for one by one. A pause of the process (SIGSTOP) of any
 length counts as one of them, so data that clients sent meanwhile is still read."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that the daemon handles."""
 
 logger = logging.getLogger(__name__)
@@ -56,12 +60,16 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        max_clients: int,
+        open_files: int,
         clock: Clock,
         database: Database,
         cache: Cache,
+        launch: Launch,
     ) -> None:
         self._settings = settings
+        self._open_files = open_files
+        self._launch = launch
+        self._supervisor = launch.supervisor
         self._clock = clock
         self._database = database
         self._cache = cache
@@ -79,22 +87,25 @@ class Server:
             lambda: [session.fileno() for session in self._sessions],
             lambda: {CLIENTS_SERVED: str(self._admission.admitted)},
         )
-        unmapped_ids = unmapped("uid"), unmapped("gid")
-        if notice := described(*unmapped_ids):
+        self._unmapped = unmapped("uid"), unmapped("gid")
+        if notice := described(*self._unmapped):
             logger.warning("%s", notice)
-        self._access = AccessControl(
-            Principals(*settings.admin_ids, *unmapped_ids), self._snapshots
-        )
+        admins = Principals(*settings.admin_ids, *self._unmapped)
+        self._access = AccessControl(admins, self._snapshots)
+        max_clients = capacity(settings, open_files).clients
         self._admission = Admission(
-            Principals(*settings.allowed_ids, *unmapped_ids),
+            Principals(*settings.allowed_ids, *self._unmapped),
             max_clients,
             client_limit_remedy(settings, max_clients),
             cache.audit_log,
         )
+        self._watchdog: Watchdog[Session] = Watchdog(settings.exchange_timeout)
+        self._report = AutoResetEvent()
+        """Set when the interval between two logs of the statistics has changed."""
         self._stop = anyio.Event()
         self._all_gone = anyio.Event()
 
-    async def serve(self, sock: ListeningSocket) -> None:
+    async def serve(self, sock: ListeningSocket | InheritedSocket) -> None:
         """Serve clients of this listening socket until a signal or idle exit stops the daemon."""
         listener = Listener(
             sock,
@@ -122,7 +133,9 @@ class Server:
                 logger.info(
                     "listening on %s, database %s", self._settings.socket, self._database.path
                 )
+                self._supervisor.ready()
                 await self._stop.wait()
+                self._supervisor.stopping()
                 listener.close()
                 await self._finish_sessions()
                 tasks.cancel_scope.cancel()
@@ -143,37 +156,94 @@ class Server:
         tasks.start_soon(maintenance.commit, self._database, committed)
         tasks.start_soon(maintenance.checkpoint, self._database, self._poller, committed)
         tasks.start_soon(maintenance.watch_files, self._database)
-        watchdog: Watchdog[Session] = Watchdog(self._settings.exchange_timeout)
-        tasks.start_soon(maintenance.drop_overdue, watchdog, self._sessions, self._client_connected)
-        tasks.start_soon(maintenance.report, self._cache, self._settings.status_interval)
+        tasks.start_soon(
+            maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected
+        )
+        tasks.start_soon(
+            maintenance.report, self._cache, lambda: self._settings.status_interval, self._report
+        )
+        tasks.start_soon(self._supervisor.run, self._status, self._end)
         tasks.start_soon(self._snapshots.run)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Handle SIGNALS: SIGHUP logs the statistics, SIGTERM and SIGINT stop the daemon.
+        """Handle SIGNALS: SIGHUP reloads, SIGUSR1 logs statistics, SIGTERM and SIGINT stop.
 
         A second SIGTERM or SIGINT ends the process at once.
         """
+        stopping = False
         try:
             with anyio.open_signal_receiver(*SIGNALS) as signals:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 task_status.started()
                 async for number in signals:
-                    if number == signal.SIGHUP:
+                    if number == signal.SIGUSR1:
                         maintenance.log_statistics(self._cache)
-                    elif self._stop.is_set():
+                    elif number == signal.SIGHUP:
+                        await self._reload()
+                    elif stopping:
                         signal.signal(number, signal.SIG_DFL)
                         signal.raise_signal(number)
                     else:
-                        logger.info("stopping: received %s", signal.Signals(number).name)
-                        self._stop.set()
+                        stopping = True
+                        self._end(f"received {signal.Signals(number).name}")
         finally:
             # asyncio leaves a handler that raises KeyboardInterrupt.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    async def _watch_idleness(self, sock: ListeningSocket) -> None:
+    def _end(self, why: str) -> None:
+        """Stop the daemon, unless it stops already."""
+        if not self._stop.is_set():
+            logger.info("stopping: %s", why)
+            self._stop.set()
+
+    def _status(self) -> str:
+        """Return one line about the state of the daemon, for a supervisor."""
+        statistics = self._cache.statistics
+        line = (
+            f"{statistics.connections} connections of {statistics.endpoints} endpoints, "
+            f"{self._admission.admitted} clients"
+        )
+        fault = self._database.fault
+        return f"{line}; database: {fault}" if fault else line
+
+    async def _reload(self) -> None:
+        """Read the settings again; keep the old ones if they cannot be read."""
+        if self._launch.reread is None:
+            logger.info("SIGHUP is ignored: the settings of this daemon cannot change")
+            return
+        self._supervisor.reloading()
+        try:
+            # In a thread, because a file or a user database may be on a server that is away.
+            settings = await anyio.to_thread.run_sync(self._launch.reread)
+            self._apply(settings)
+        except ScacheError as error:
+            logger.error("the settings stay as they are: %s", error)  # noqa: TRY400
+        self._supervisor.ready()
+
+    def _apply(self, wanted: Settings) -> None:
+        """Apply the settings that can change, and log what has changed."""
+        settings, changed, postponed = reloaded(self._settings, wanted)
+        self._settings = settings
+        room = capacity(settings, self._open_files)
+        self._cache.change_limits(limits(settings, room))
+        self._idle.change_limit(settings.max_idle)
+        self._watchdog.change_timeout(settings.exchange_timeout)
+        self._report.set()
+        self._access.change(Principals(*settings.admin_ids, *self._unmapped))
+        self._admission.change(
+            Principals(*settings.allowed_ids, *self._unmapped),
+            room.clients,
+            client_limit_remedy(settings, room.clients),
+        )
+        logging.getLogger("scache").setLevel(settings.log_level.upper())
+        self._database.record_settings(in_force(settings, room, self._open_files))
+        logger.info("settings reloaded, changed: %s", ", ".join(changed) or "none")
+        if postponed:
+            logger.warning("these settings change at the next start: %s", ", ".join(postponed))
+
+    async def _watch_idleness(self, sock: ListeningSocket | InheritedSocket) -> None:
         await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))
-        logger.info("stopping: no client for %g seconds", self._settings.max_idle)
-        self._stop.set()
+        self._end(f"no client for {self._settings.max_idle:g} seconds")
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings
@@ -200,6 +270,7 @@ class Server:
         self._sessions.add(session)
         self._idle.connected()
         self._client_connected.set()
+        self._supervisor.client_connected()
         try:
             session.start()
         except OSError as error:

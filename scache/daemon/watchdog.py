@@ -54,10 +54,14 @@ class Watchdog(Generic[W]):
 
     def __init__(self, timeout: float) -> None:
         """Allow each client ``timeout`` seconds for its next step."""
+        self._sights: dict[W, _Sight] = {}
+        self.change_timeout(timeout)
+
+    def change_timeout(self, timeout: float) -> None:
+        """Allow each client this number of seconds from the next poll on."""
         self._looks = max(_MIN_LOOKS, math.ceil(timeout / _MAX_INTERVAL))
         self.interval = timeout / self._looks
         """Polling interval in seconds; a client is dropped 1 or 2 intervals after its timeout."""
-        self._sights: dict[W, _Sight] = {}
 
     def look(self, clients: Iterable[W]) -> list[W]:
         """Poll all clients; return the ones that have exceeded the timeout."""

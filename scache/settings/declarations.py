@@ -39,12 +39,15 @@ from scache.settings.values import (
     user_id,
 )
 
+ROOT_SOCKET: Final = Path("/run/scache/scache.sock")
+"""The default socket path for root, and for a service that root has started."""
+
 
 def default_socket() -> Path:
     """Return the default socket path, which is different for root and for each user."""
     uid = os.geteuid()
     if uid == 0:
-        return Path("/run/scache/scache.sock")
+        return ROOT_SOCKET
     runtime_directory = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime_directory.startswith("/"):  # XDG requires that a relative path is ignored
         return Path(runtime_directory, "scache.sock")

@@ -98,6 +98,7 @@ _FORGET_SETTINGS = "DELETE FROM setting"
 # A database restored from a dump contains the descriptors of the dumped daemon.
 _FORGET_DESCRIPTORS = "DELETE FROM descriptor"
 _RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
+_CHANGE_SETTING = "UPDATE setting SET value = ? WHERE name = ?"
 _START = """
     INSERT INTO instance (started_at, version, pid, last_id, boot, booted_at)
     VALUES (?, ?, ?, ?, ?, ?)
@@ -220,6 +221,12 @@ class Database:
         if self._starved:
             faults.append(_STARVED)
         return "; ".join(faults) or None
+
+    def record_settings(self, settings: Mapping[str, str]) -> None:
+        """Record the settings after a reload in the table ``setting``."""
+        for name, value in settings.items():
+            self.batch.execute_eventually(_CHANGE_SETTING, (value, name))
+        self.batch.on_pending()
 
     async def commit(self) -> bool:
         """Commit the batch once no task holds the database still; see `Batch.commit`."""

@@ -48,9 +48,9 @@ def followed(path: str) -> str:
     """
     try:
         real = paths.followed(path)
+        return real if Path(path).is_symlink() else path
     except OSError as error:
         raise DatabaseError(f"cannot open the database {path}: {_reason(error, path)}") from error
-    return real if Path(path).is_symlink() else path
 
 
 def claim(path: str) -> int:

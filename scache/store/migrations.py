@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,15 +22,16 @@ def _directory() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def migrations() -> list[Migration]:
-    """Return all migrations in the order of their versions."""
-    return [
+@cache
+def migrations() -> Sequence[Migration]:
+    """Return all migrations in the order of their versions; the files are read once."""
+    return tuple(
         Migration(int(path.name[:4]), path.read_text(encoding="utf-8"))
         for path in sorted(_directory().glob("[0-9][0-9][0-9][0-9]_*.sql"))
-    ]
+    )
 
 
-def pending_script(version: int, known: list[Migration]) -> str:
+def pending_script(version: int, known: Sequence[Migration]) -> str:
     """Return the SQL that brings a database of this version up to date.
 
     Each migration sets its version (``PRAGMA user_version``) in the same transaction.

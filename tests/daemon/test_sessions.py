@@ -278,8 +278,8 @@ def expect_statistics(daemon: Daemon, *expected: str) -> None:
 
 
 def report(daemon: Daemon) -> None:
-    """Make the daemon log its statistics (SIGHUP)."""
-    os.kill(daemon.pid, signal.SIGHUP)
+    """Make the daemon log its statistics (SIGUSR1)."""
+    os.kill(daemon.pid, signal.SIGUSR1)
 
 
 def test_sighup_logs_statistics(path: Path, database: str) -> None:

@@ -195,7 +195,7 @@ def traffic() -> Iterator[Traffic]:
             return saved == total and events[b"expired", None] == 2
 
         eventually(is_quiet)
-        os.kill(daemon.pid, signal.SIGHUP)
+        os.kill(daemon.pid, signal.SIGUSR1)
         daemon.wait_for_log("max simultaneous")
         yield Traffic(
             database,

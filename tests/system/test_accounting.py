@@ -279,7 +279,7 @@ def test_audit_log_agrees_with_clients_that_die(
             return bool(connected == clients and len(descriptors_of(daemon.pid)) == constant + live)
 
         eventually(quiet)
-        os.kill(daemon.pid, signal.SIGHUP)
+        os.kill(daemon.pid, signal.SIGUSR1)
         daemon.wait_for_log("statistics: max")
         log = daemon.log()
         with looking(path, database) as query:

@@ -62,14 +62,15 @@ class TestDatabase:
         line = refused(path, file, EXIT_DATABASE, *UNPRIVILEGED)
         assert "permission denied" in line
 
-    def test_daemon_refuses_a_directory_without_write_permission(
-        self, path: Path, tmp_path: Path
+    @pytest.mark.parametrize("mode", [0o555, 0o600, 0o000])
+    def test_daemon_refuses_a_directory_without_permissions(
+        self, mode: int, path: Path, tmp_path: Path
     ) -> None:
-        """SQLite must be able to make files beside the database."""
+        """SQLite must be able to make files beside the database, and to find them."""
         file = tmp_path / "data" / "cache.db"
         file.parent.mkdir()
         make_database(file)
-        file.parent.chmod(0o555)
+        file.parent.chmod(mode)
         with unchanged(tmp_path):
             line = refused(path, file, EXIT_DATABASE, *UNPRIVILEGED)
         assert "its directory" in line

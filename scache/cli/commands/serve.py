@@ -24,6 +24,7 @@ from scache.settings.loading import (
     from_file,
     gather,
 )
+from scache.settings.reloading import AT_START
 from scache.settings.values import COUNT, POSITIVE_COUNT, SWITCH
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
@@ -86,11 +87,15 @@ def serve(
 
     It stops at SIGTERM and SIGINT, and after --max-idle seconds without a client.
     """
-    sourced = gather(
-        from_file(config),
-        from_environment(os.environ),
-        from_command_line(options),
-    )
+
+    def read() -> Sourced:
+        return gather(
+            from_file(config),
+            from_environment(os.environ),
+            from_command_line(options),
+        )
+
+    sourced = read()
     retired = "ignoring %s: this setting was removed; take it out"
     named = ", ".join(map(one_line, sourced.retired))
     if show_config:
@@ -104,13 +109,23 @@ def serve(
         logger.warning(retired, named)
     gc.disable()  # faster start; the daemon enables it when it serves
 
-    from scache.daemon import run
+    from scache.daemon import Launch, Supervisor, run
+    from scache.daemon.systemd import systemd
+    from scache.unix.activation import activated_socket
 
-    context.exit(run(sourced.settings))
+    launch = Launch(
+        systemd(os.environ) or Supervisor(),
+        activated_socket(os.environ),
+        reread=lambda: read().settings,
+    )
+    context.exit(run(sourced.settings, launch))
 
 
 def describe(sourced: Sourced) -> str:
-    """Return the settings as a configuration file, with the source of each in a comment."""
+    """Return the settings as a configuration file, with the source of each in a comment.
+
+    The comment also says which settings SIGHUP does not change.
+    """
     import json
 
     lines = {}
@@ -119,6 +134,9 @@ def describe(sourced: Sourced) -> str:
         text = setting.kind.write(value)
         if not isinstance(value, bool | float) and setting.kind not in _NUMBERS:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
-        lines[f"{setting.name} = {text}"] = one_line(sourced.origins[setting.name])
+        source = one_line(sourced.origins[setting.name])
+        if setting.name in AT_START:
+            source += "; read at the start only"
+        lines[f"{setting.name} = {text}"] = source
     width = max(map(len, lines))
     return "\n".join(f"{line:{width}}  # {source}" for line, source in lines.items())
