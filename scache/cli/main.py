@@ -36,7 +36,7 @@ Examples:
 `scache help` lists the pages of the manual, and `scache help TOPIC` shows one.
 """
 
-COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge", "help")
+COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge", "unit", "help")
 """Names of the subcommands, each a function in the module of the same name."""
 
 

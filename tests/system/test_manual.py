@@ -27,6 +27,8 @@ LANGUAGES = {"python", "sh", "sql", "console", "ini", "text"}
 
 RUN_BY = {
     "postfix": {"sh": "test_recipe", "ini": "test_recipe", "text": "test_manual"},
+    "master": {"sh": "test_master"},
+    "systemd": {"sh": "test_systemd"},
     "datasette": {"sh": "test_questions"},
     "architecture": {"text": "a diagram"},
     "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},

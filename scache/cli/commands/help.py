@@ -13,6 +13,8 @@ from scache.settings.loading import did_you_mean
 
 TOPICS = (
     "postfix",
+    "master",
+    "systemd",
     "python",
     "commands",
     "sql",
