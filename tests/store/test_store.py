@@ -27,8 +27,8 @@ from scache.store import (
     Database,
     Gone,
     LiveRows,
-    audit,
     batch,
+    event_writer,
     ids,
     live_rows,
     migrations,
@@ -144,19 +144,19 @@ class TestMigrations:
         directory = (package if installed else tmp_path) / "migrations"
         (directory / "0001_first.sql").write_text("-- found")
         monkeypatch.setattr(migrations, "__file__", str(package / "store" / "migrations.py"))
-        assert migrations.migrations() == [migrations.Migration(1, "-- found")]
+        assert migrations.migrations.__wrapped__() == (migrations.Migration(1, "-- found"),)
 
 
 STATEMENTS = {
     f"{module.__name__}.{name}": sql
-    for module in (live_rows, batch, ids, audit)
+    for module in (live_rows, batch, ids, event_writer)
     for name, sql in vars(module).items()
     if isinstance(sql, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", sql)
 }
 AT_THE_START = {
     "scache.store.live_rows._DESTINATIONS",
     "scache.store.live_rows._COUNT_DISCONNECTED",
-    "scache.store.audit._LONG_SIZE",
+    "scache.store.event_writer._LONG_SIZE",
 }
 """Done once, before the daemon listens: these may read all of something."""
 

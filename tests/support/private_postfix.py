@@ -43,7 +43,7 @@ postlog_service_name = {log}
 _MASTER_CF = """\
 smtpd     unix  n  -  n  -  -  smtpd
 cleanup   unix  n  -  n  -  0  cleanup
-qmgr      unix  n  -  n  -  1  qmgr
+qmgr      unix  n  -  n  300  1  qmgr
 rewrite   unix  -  -  n  -  -  trivial-rewrite
 bounce    unix  -  -  n  -  0  bounce
 defer     unix  -  -  n  -  0  bounce
@@ -57,7 +57,7 @@ postlog   unix-dgram n - n  -  1  postlogd
 """
 
 _SCACHE = """\
-scache    unix  -  -  n  -  1  scache
+scache    unix  -  -  n  -  {limit}  {command}
 """
 
 _QUEUES = (
@@ -91,17 +91,22 @@ class PrivatePostfix:
     """A running instance of Postfix, as a context manager.
 
     Unless it runs ``with_scache``, the test must provide a connection cache on `cache_socket`.
+    ``scache_command`` is the command in master.cf with its arguments, and ``scache_limit`` is the
+    process limit there.
     """
 
     def __init__(
         self,
         *,
         with_scache: bool = False,
+        scache_command: str = "scache",
+        scache_limit: str = "1",
         concurrency: int = 20,
         cache_time_limit: int = 60,
         routes: Mapping[str, Route] | None = None,
         timeout: float = DEADLINE,
     ) -> None:
+        self._scache = _SCACHE.format(command=scache_command, limit=scache_limit)
         self._with_scache = with_scache
         self._concurrency = concurrency
         self.cache_time_limit = cache_time_limit
@@ -221,7 +226,7 @@ class PrivatePostfix:
             cache_time_limit=self.cache_time_limit,
             log=_LOG,
         )
-        master_cf = _MASTER_CF + (_SCACHE if self._with_scache else "")
+        master_cf = _MASTER_CF + (self._scache if self._with_scache else "")
         self._configuration = write_configuration(directory, main_cf, master_cf)
         cleanup.enter_context(self._master(daemons / "master"))
 

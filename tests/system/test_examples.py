@@ -28,8 +28,8 @@ DEMO_SOCKET = "/tmp/demo.sock"
 DEMO_PORT = "8025"
 DEMO_DATABASE = "/var/lib/postfix/scache.db"
 
-TESTED_WITH_POSTFIX = ("README", "postfix")
-"""Documents with a recipe, which test_recipe.py runs."""
+TESTED_ELSEWHERE = ("README", "postfix", "master", "systemd")
+"""Documents with recipes, which test_recipe.py, test_master.py and test_systemd.py run."""
 
 PYTHON = [
     pytest.param(block.text, id=f"{name}-{number}")
@@ -39,7 +39,7 @@ PYTHON = [
 SHELL = [
     pytest.param(words, id=f"{name}: {' '.join(words)}")
     for name, text in DOCUMENTS.items()
-    if name not in TESTED_WITH_POSTFIX
+    if name not in TESTED_ELSEWHERE
     for block in blocks(text, "sh")
     for words in commands(block.text)
     if words[0] == "scache"
@@ -85,9 +85,9 @@ def test_command_of_a_page_works(
 
 
 def test_commands_page_shows_every_command_that_looks_inside() -> None:
-    """But for the daemon's own, and the manual's."""
+    """The commands of the daemon, of systemd's units and of the manual have pages of their own."""
     script = "".join(block.text for block in blocks(PAGES["commands"], "sh"))
-    assert {words[1] for words in commands(script)} == {*COMMANDS} - {"serve", "help"}
+    assert {words[1] for words in commands(script)} == {*COMMANDS} - {"serve", "unit", "help"}
 
 
 @pytest.mark.root
