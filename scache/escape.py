@@ -15,3 +15,11 @@ def shown(value: float | bytes | str | None) -> str:
     if isinstance(value, bytes):
         return one_line(value.decode(errors="backslashreplace"))
     return "" if value is None else one_line(str(value))
+
+
+def joined(label: bytes) -> str:
+    """Return a label as one line of text, its fields with a space between them.
+
+    The labels of Postfix consist of fields, each followed by a newline; empty fields are left out.
+    """
+    return " ".join(shown(field) for field in label.split(b"\n") if field) or shown(label)

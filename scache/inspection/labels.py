@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scache.escape import shown
+from scache.escape import joined, shown
 from scache.inspection.image import Image, Value
 
 _NEWLINE = b"\n"
 _BACKSLASH = b"\\"
+_SPACE = b" "
 
 _CONNECTIONS = "SELECT id, endpoint FROM connection WHERE {0} ORDER BY endpoint, id"
 _BINDINGS = "SELECT id, destination, endpoint FROM binding WHERE {0} ORDER BY destination, id"
@@ -52,7 +53,8 @@ def fits(column: str, parameter: str, pattern: bytes) -> str:
     """Return an SQL condition that a label matches the pattern or is equal to it.
 
     The pattern is one of SQLite's GLOB. If it has a backslash, it is also compared with the printed
-    form of the label. Pass the pattern as this parameter to an image on which `prepare` was called.
+    form of the label, and if it has a space, with the joined fields of the label. Pass the pattern
+    as this parameter to an image on which `prepare` was called.
     """
     text = f"CAST(:{parameter} AS TEXT)"
     readings = _readings(column, pattern)
@@ -60,7 +62,7 @@ def fits(column: str, parameter: str, pattern: bytes) -> str:
 
 
 def is_exactly(column: str, parameter: str, pattern: bytes) -> str:
-    """Return an SQL condition that a label, or its printed form, is equal to the pattern."""
+    """Return an SQL condition that a label, or another form of it, is equal to the pattern."""
     readings = _readings(column, pattern)
     return "(" + " OR ".join(f"{each} = CAST(:{parameter} AS TEXT)" for each in readings) + ")"
 
@@ -84,6 +86,7 @@ def is_one_of(column: str, ids: Sequence[int]) -> str:
 def prepare(image: Image) -> None:
     """Define the SQL functions that the conditions of this module use in an image."""
     image.define("printed", _printed)
+    image.define("joined", _joined)
     image.define("printed_fields", _printed_fields)
 
 
@@ -179,12 +182,20 @@ def near(image: Image, word: bytes, limit: int, *, trail: bool) -> list[bytes]:
 
 
 def _readings(column: str, pattern: bytes) -> list[str]:
-    printed = f"printed(CAST({column} AS BLOB))"
-    return [column, printed] if _BACKSLASH in pattern else [column]
+    readings = [column]
+    if _BACKSLASH in pattern:
+        readings.append(f"printed(CAST({column} AS BLOB))")
+    if _SPACE in pattern:
+        readings.append(f"joined(CAST({column} AS BLOB))")
+    return readings
 
 
 def _printed(label: bytes | None) -> str | None:
     return None if label is None else shown(label)
+
+
+def _joined(label: bytes | None) -> str | None:
+    return None if label is None else joined(label)
 
 
 def _printed_fields(label: bytes | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -61,6 +61,16 @@ class Instance(NamedTuple):
     """Seconds from the boot to the start of the daemon; setting the clock does not change it."""
 
 
+_Condition = tuple[str, Mapping[str, Value | str]]
+"""A condition in SQL, and its parameters."""
+
+_HITS = """
+    SELECT connection_id FROM event
+    WHERE kind IN ('find_endp', 'find_dest') AND status = 0 AND connection_id IS NOT NULL
+"""
+"""The connections that finds hit, in the events that are kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """The criteria of events to report. An event must meet all criteria that are given.
@@ -76,14 +86,20 @@ class Filter:
     """Whole fields of a label. The endpoint has all of them, or the destination has all of them."""
     ids: Sequence[int] = ()
     """Ids of connections and bindings; the event has any of them."""
+    connections: Sequence[int] = ()
+    """Ids of connections; the event has any of them."""
     pid: int | None = None
     """The process id of the client."""
     program: bytes | None = None
     """A pattern for the name of the client's program."""
     kinds: Sequence[str] = ()
     """Kinds of events. If empty, all events except successful `snapshot` requests are reported."""
+    outcomes: Sequence[str] = ()
+    """Outcomes of requests. If empty, all events are reported, also those that are no requests."""
     since: float | None = None
     """Seconds since the epoch."""
+    one_for_a_hit: bool = False
+    """True to leave out `found` events without ``kinds``: the find that hit is reported already."""
 
 
 def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None) -> Result:
@@ -93,34 +109,12 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
     writing, which differs from the order of time within one write.
     """
     labels.prepare(image)
-    conditions = ["id > :after"]
-    parameters: dict[str, Value | str] = {"after": after}
-    for name in ("endpoint", "destination", "program"):
-        pattern = getattr(wanted, name)
-        if pattern is not None:
-            conditions.append(labels.fits(name, name, pattern))
-            parameters[name] = pattern
-    if wanted.fields:
-        columns = ("endpoint", "destination")
-        either = " OR ".join(labels.has_fields(each, wanted.fields) for each in columns)
-        conditions.append(f"({either})")
-        parameters |= labels.field_parameters(wanted.fields)
-    if wanted.ids:
-        columns = ("connection_id", "binding_id")
-        either = " OR ".join(labels.is_one_of(each, wanted.ids) for each in columns)
-        conditions.append(f"({either})")
-    if wanted.pid is not None:
-        conditions.append("pid = :pid")
-        parameters["pid"] = wanted.pid
-    if wanted.since is not None:
-        conditions.append("at >= strftime('%Y-%m-%dT%H:%M:%fZ', :since, 'unixepoch')")
-        parameters["since"] = wanted.since
-    if wanted.kinds:
-        names = {f"kind{number}": kind for number, kind in enumerate(wanted.kinds)}
-        conditions.append(f"kind IN ({', '.join(f':{name}' for name in names)})")
-        parameters |= names
-    else:
-        conditions.append("(kind <> 'snapshot' OR outcome IS NOT 'ok')")
+    conditions, parameters = _of_labels(wanted)
+    for condition, more in (*_of_ids(wanted), *_of_kinds(wanted)):
+        conditions.append(condition)
+        parameters |= more
+    conditions.append("id > :after")
+    parameters["after"] = after
     fits = " AND ".join(conditions)
     if last is not None:
         fits = f"""
@@ -131,6 +125,48 @@ def events(image: Image, wanted: Filter, after: int = 0, last: int | None = None
         parameters["last"] = last
     sql = f"SELECT * FROM event_log WHERE {fits} ORDER BY {_MOMENT}, id"
     return image.execute(sql, parameters)
+
+
+def _of_labels(wanted: Filter) -> tuple[list[str], dict[str, Value | str]]:
+    """Return the SQL conditions for labels and programs, and their parameters."""
+    conditions: list[str] = []
+    parameters: dict[str, Value | str] = {}
+    for name in ("endpoint", "destination", "program"):
+        pattern = getattr(wanted, name)
+        if pattern is not None:
+            conditions.append(labels.fits(name, name, pattern))
+            parameters[name] = pattern
+    if wanted.fields:
+        columns = ("endpoint", "destination")
+        either = " OR ".join(labels.has_fields(each, wanted.fields) for each in columns)
+        conditions.append(f"({either})")
+        parameters |= labels.field_parameters(wanted.fields)
+    return conditions, parameters
+
+
+def _of_ids(wanted: Filter) -> Iterator[_Condition]:
+    if wanted.ids:
+        columns = ("connection_id", "binding_id")
+        either = " OR ".join(labels.is_one_of(each, wanted.ids) for each in columns)
+        yield f"({either})", {}
+    if wanted.connections:
+        yield labels.is_one_of("connection_id", wanted.connections), {}
+    if wanted.pid is not None:
+        yield "pid = :pid", {"pid": wanted.pid}
+
+
+def _of_kinds(wanted: Filter) -> Iterator[_Condition]:
+    for column, values in (("kind", wanted.kinds), ("outcome", wanted.outcomes)):
+        if values:
+            names = {f"{column}{number}": value for number, value in enumerate(values)}
+            yield f"{column} IN ({', '.join(f':{name}' for name in names)})", names
+    if not wanted.kinds:
+        yield "(kind <> 'snapshot' OR outcome IS NOT 'ok')", {}
+        if wanted.one_for_a_hit:
+            yield f"(kind <> 'found' OR connection_id NOT IN ({_HITS}))", {}
+    if wanted.since is not None:
+        since = {"since": wanted.since}
+        yield "at >= strftime('%Y-%m-%dT%H:%M:%fZ', :since, 'unixepoch')", since
 
 
 def instance(image: Image) -> Instance | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,87 @@ def test_events_are_told_of_the_labels_that_are_named(
 ) -> None:
     """By a pattern in the form that tables print, by whole fields of one label, or by ids."""
     assert events(capsys, file, *options)[0] == expected
+
+
+def test_events_accepts_label_with_joined_fields(capsys: Capture, file: str) -> None:
+    """The form in which lines show a label can be pasted into a filter."""
+    assert events(capsys, file, "--endpoint", "smtp 203.0.113.5 587 0") == ([1, 2, 4, 5], "")
+    assert events(capsys, file, "--endpoint", "smtp 203.0.113.5? *") == ([3, 6], "")
+    assert events(capsys, file, "--destination", "smtp [mx1.example.org]:587")[0] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--connection", "8"], [2, 4, 5]),
+        (["--connection", "8", "--connection", "9"], [2, 3, 4, 5, 6]),
+        (["--connection", "7"], []),
+        (["--outcome", "fail"], [7]),
+        (["--outcome", "ok"], [1, 2, 3, 4]),
+        (["--outcome", "ok", "--outcome", "fail"], [1, 2, 3, 4, 7]),
+        (["--outcome", "bad"], []),
+        (["--connection", "8", "--outcome", "ok", "--kind", "find_dest"], [4]),
+    ],
+)
+def test_events_filters_by_connection_and_outcome(
+    capsys: Capture, file: str, options: list[str], expected: list[int]
+) -> None:
+    """Close reasons have no outcome, and the id of a binding is not that of a connection."""
+    assert events(capsys, file, *options) == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ([], ["save_dest", "save_endp", "save_endp", "find_dest", "find_endp", "expired"]),
+        (["--limit", "3"], ["find_dest", "find_endp", "expired"]),
+        (["--connection", "8"], ["save_endp", "find_dest"]),
+        (["--kind", "found"], ["found"]),
+        (["--kind", "found", "--kind", "find_dest"], ["find_dest", "found"]),
+    ],
+)
+def test_events_lines_have_one_line_for_a_hit(
+    capsys: Capture, file: str, options: list[str], kinds: list[str]
+) -> None:
+    """The find stands for the event `found`, unless its kind is asked for."""
+    arguments = ["events", "--database", file, "--format", "table", *options]
+    assert execute(arguments) == errors.EXIT_OK
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in lines] == kinds
+
+
+def test_events_lines_keep_found_without_its_find(capsys: Capture, file: str) -> None:
+    """The find may have been trimmed from the audit log."""
+    with filling(Path(file)) as cached:
+        cached.run("DELETE FROM event WHERE kind = 'find_dest'")
+    assert execute(["events", "--database", file, "--format", "table"]) == errors.EXIT_OK
+    assert " found " in capsys.readouterr().out
+
+
+def test_events_local_shows_times_of_this_time_zone(
+    capsys: Capture, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines and JSON have the offset, and ``--since`` is in that zone too."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        command = ["events", "--database", file, "--local"]
+        assert execute([*command, "--format", "table", "--limit", "1"]) == errors.EXIT_OK
+        day, line = capsys.readouterr().out.splitlines()
+        assert day == "2023-11-15 +05:30"
+        assert line.startswith("03:44:20.000 expired ")
+        assert execute([*command, "--since", "2023-11-15T03:44:20"]) == errors.EXIT_OK
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["id"], row["at"]) == (6, "2023-11-15T03:44:20.000+05:30")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_events_interval_needs_follow(capsys: Capture, file: str) -> None:
+    """Without it nothing is repeated."""
+    assert execute(["events", "--database", file, "--interval", "5"]) == errors.EXIT_SETTINGS
+    assert "--interval is for --follow: give both" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("label", [*ODD.values(), rb"a\nb", b"\xa0", "\xa0".encode()])

@@ -12,7 +12,6 @@ import pytest
 from rich.cells import cell_len
 
 from scache.cli.render import tables
-from scache.cli.render.event_lines import line as event_line
 from scache.cli.render.formats import csv_line, flat, json_array, json_objects, json_value
 from scache.cli.render.tables import shortened, shortened_inside, span
 from scache.escape import shown
@@ -70,69 +69,6 @@ class TestShown:
         text = shortened_inside(shown(label), width)
         assert cell_len(text) <= width
         assert text == shown(label) or "…" in text
-
-    @pytest.mark.parametrize(
-        ("destination", "endpoint", "expected"),
-        [
-            (r"smtp\n\nexample.org\n\n", r"smtp\n192.0.2.17\n25\n", "…example.org… > …192.0.2.17…"),
-            (r"", r"smtp\nmx1.example.org\n25\n", r"smtp\nmx1.example.org\n25\n"),
-            ("d.org", "mx1.one.example.org:25", "d.org > mx1.one.example.org:25"),
-            ("d.org", "mx1.one.two.three.example.org:25", "d.org > mx1.one.two…mple.org:25"),
-        ],
-    )
-    def test_labels_of_an_event_keep_what_tells_them_apart(
-        self, destination: str, endpoint: str, expected: str
-    ) -> None:
-        """In 60 columns one sees which destination and which endpoint it was."""
-        event = {"ttl": "60", "age": "", "pid": "7", "program": "smtp", "detail": ""} | {
-            "kind": "find_dest",
-            "outcome": "ok",
-            "destination": destination,
-            "endpoint": endpoint,
-        }
-        assert expected in event_line("22:22:20.000", event, 60)
-
-    @pytest.mark.parametrize(
-        ("width", "destination", "detail", "expected"),
-        [
-            (60, "", "no descriptor", "smtp mx1…e.org:25  no descriptor"),
-            (60, "", "limit: connections per endpoint", "limit: connect"),
-            (60, "smtp example.org", "no descriptor", "smt…org > smt…:25  no descriptor"),
-            (60, "smtp example.org", "limit: bindings per destination", "limit: bindi"),
-            (
-                80,
-                "",
-                "limit: connections per endpoint",
-                " mx1.…le.org:25  limit: connections per endpoint",
-            ),
-            (80, "smtp example.org", "limit: bindings", " > smtp mx…org:25  limit: bindings  s…"),
-            (
-                80,
-                "smtp example.org",
-                "limit: bindings per destination",
-                "  limit: bindings per destination",
-            ),
-        ],
-    )
-    def test_why_a_request_failed_is_seen(
-        self, width: int, destination: str, detail: str, expected: str
-    ) -> None:
-        """Labels and the client give way to the detail, and no ttl was granted."""
-        event = {
-            "kind": "save_dest" if destination else "save_endp",
-            "outcome": "fail",
-            "destination": destination,
-            "endpoint": "smtp mx1.example.org:25",
-            "detail": detail,
-            "ttl": "60.0",
-            "age": "",
-            "pid": "12345",
-            "program": "smtp",
-        }
-        text = event_line("22:22:20.000", event, width)
-        assert cell_len(text) <= width
-        assert expected in text
-        assert "ttl" not in text
 
     @pytest.mark.parametrize(
         ("seconds", "text"),

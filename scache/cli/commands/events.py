@@ -31,9 +31,10 @@ from scache.cli.render.formats import (
     write_csv_rows,
 )
 from scache.cli.target import Target, repeated, target_options
+from scache.vocabulary import OUTCOMES
 
 if TYPE_CHECKING:
-    from scache.inspection.image import Image, Result
+    from scache.inspection.image import Image, Result, Value
     from scache.inspection.reports import Filter, Instance
 
 EPILOG = f"""Events are printed in the order of time. Ids are in the order of writing, which
@@ -50,7 +51,8 @@ Examples:
   scache events --kind find_dest --since 10m
   scache events --field example.org --follow
   scache events --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
-  scache events --id 4711
+  scache events --connection 4711
+  scache events --outcome fail --since 1h --local
   scache events --client smtp --format jsonl
 """
 
@@ -72,16 +74,32 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @field_option("Only of labels with this field; repeatable.")
 @id_option("Only of the connection or binding with this id; repeatable.")
 @click.option(
+    "--connection",
+    "connections",
+    metavar="N",
+    type=click.IntRange(1, LARGEST_ID),
+    multiple=True,
+    help="Only of the connection with this id; repeatable.",
+)
+@click.option(
     "--client", metavar="PID|GLOB", help="Only of this process, or of programs whose name matches."
 )
 @click.option(
     "--kind", "kinds", metavar="KIND", multiple=True, help="Only of this kind; repeatable."
 )
 @click.option(
+    "--outcome",
+    "outcomes",
+    type=click.Choice(OUTCOMES),
+    multiple=True,
+    help="Only requests with this outcome; repeatable.",
+)
+@click.option(
     "--since",
     metavar="TIME",
     help="Only since this time: ISO 8601, by default in UTC, or a span such as 90s, 10m, 1d.",
 )
+@click.option("--local", is_flag=True, help="Times in the local time zone, also that of --since.")
 @click.option("--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="Only the last N.")
 @click.option(
     "--follow",
@@ -102,9 +120,12 @@ def events(
     destination: str | None,
     fields: Sequence[str],
     ids: Sequence[int],
+    connections: Sequence[int],
     client: str | None,
     kinds: Sequence[str],
+    outcomes: Sequence[str],
     since: str | None,
+    local: bool,
     limit: int | None,
     follow: bool,
     interval: float | None,
@@ -112,8 +133,9 @@ def events(
     """Print the events of the audit log, the oldest first.
 
     An event is a request with its outcome, or a connection or binding that left.
-    On a terminal each is one line, with labels in their printed form; in a pipe or
-    a file the output is JSON (see --format).
+    On a terminal each is one line, with the fields of a label joined by spaces, and
+    a find that hit is one line with the `found` event of its connection. In a pipe
+    or a file the output is JSON, with all events and exact labels (see --format).
     """
     from scache.inspection.reports import Filter
 
@@ -126,19 +148,22 @@ def events(
         destination=None if destination is None else os.fsencode(destination),
         fields=list(map(os.fsencode, fields)),
         ids=ids,
+        connections=connections,
         pid=pid,
         program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
-        since=None if since is None else moment(since),
+        outcomes=outcomes,
+        since=None if since is None else moment(since, local=local),
+        one_for_a_hit=layout == "table",
     )
     if follow:
         interval = INTERVAL if interval is None else interval
         if limit is None and since is None:
             limit = FOLLOWED
-        _Follower(target, layout, wanted, interval).run(limit, named)
+        _Follower(target, layout, wanted, interval, local=local).run(limit, named)
         return
     with target.image() as image:
-        found = _write(image, wanted, layout, limit)
+        found = _write(image, wanted, layout, limit, local=local)
         give_hints(image, named, trail=True, nothing=not found)
         _warn(image)
 
@@ -150,11 +175,11 @@ def _warn(image: Image) -> None:
         click.echo("scache: no event is recorded while audit_rows is 0", err=True)
 
 
-def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> bool:
+def _write(image: Image, wanted: Filter, layout: Format, limit: int | None, *, local: bool) -> bool:
     """Write the events that match; return True if there was one."""
     from scache.inspection.reports import events as ask
 
-    result = ask(image, wanted, last=limit)
+    result = _in_zone(ask(image, wanted, last=limit), local=local)
     first = list(islice(result.rows, 1))
     result = result._replace(rows=chain(first, result.rows))
     if layout == "table":
@@ -170,13 +195,16 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None) -> b
 class _Follower:
     """Writes the last events, and new ones as they are recorded."""
 
-    def __init__(self, target: Target, layout: Format, wanted: Filter, interval: float) -> None:
+    def __init__(
+        self, target: Target, layout: Format, wanted: Filter, interval: float, *, local: bool
+    ) -> None:
         from scache.cli.render.event_lines import EventLines
 
         self._target = target
         self._layout = layout
         self._wanted = wanted
         self._interval = interval
+        self._local = local
         self._lines = EventLines()
         self._seen = 0
         """Highest id of an event in the images so far."""
@@ -204,7 +232,7 @@ class _Follower:
             self._seen = 0  # another database, with ids of its own
         self._instance = instance(image)
         latest = latest_event(image)
-        self._write(ask(image, self._wanted, self._seen, limit))
+        self._write(_in_zone(ask(image, self._wanted, self._seen, limit), local=self._local))
         self._seen = latest
         sys.stdout.flush()
 
@@ -220,6 +248,21 @@ class _Follower:
                 self._has_header = True
             case _:  # also for json: an array would never end
                 sys.stdout.writelines(f"{row}\n" for row in json_objects(result))
+
+
+def _in_zone(result: Result, *, local: bool) -> Result:
+    """Return events with the times in the local time zone if ``local`` is true."""
+    if not local:
+        return result
+    place = result.columns.index("at")
+    rows = ((*row[:place], _in_local_zone(row[place]), *row[place + 1 :]) for row in result.rows)
+    return result._replace(rows=rows)
+
+
+def _in_local_zone(at: Value) -> Value:
+    if not isinstance(at, bytes):  # strftime(3) of SQLite gives NULL for an impossible time
+        return at
+    return datetime.fromisoformat(at.decode()).astimezone().isoformat("T", "milliseconds").encode()
 
 
 def _known(kinds: Sequence[str]) -> Sequence[str]:
@@ -239,10 +282,11 @@ def _pid(client: str) -> int | None:
     return int(client)
 
 
-def moment(text: str) -> float:
+def moment(text: str, *, local: bool = False) -> float:
     """Return an ISO 8601 time, or the time a span ago, in seconds since the epoch.
 
-    A time before the epoch becomes the epoch: no event is older, and SQLite has a limit.
+    A time without a zone is in UTC, or in the local zone if ``local`` is true. A time before the
+    epoch becomes the epoch: no event is older, and SQLite has a limit.
     """
     from scache.clock import wall_time
 
@@ -254,6 +298,6 @@ def moment(text: str) -> float:
         raise click.UsageError(
             f"--since takes a time such as 2026-11-24T20:45:00Z or a span such as 10m, not {text!r}"
         ) from None
-    if time.tzinfo is None:
+    if time.tzinfo is None and not local:
         time = time.replace(tzinfo=UTC)
     return max(time.timestamp(), 0)
