@@ -53,7 +53,13 @@ PROMPT = "scache> "
 CONTINUATION = "   ...> "
 
 
-def run_prompt(target: Target, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+def run_prompt(
+    target: Target,
+    layout: Format,
+    parameters: Mapping[str, Value | str],
+    *,
+    all_columns: bool = False,
+) -> None:
     """Execute statements as they are typed, until Ctrl-D; an error is one line.
 
     Ctrl-C drops the line that is being typed, or interrupts a statement. While an image is taken,
@@ -83,7 +89,7 @@ def run_prompt(target: Target, layout: Format, parameters: Mapping[str, Value | 
                         case command if command.startswith("."):
                             _run_command(image, command)
                         case _:
-                            execute(image, text, layout, parameters)
+                            execute(image, text, layout, parameters, all_columns=all_columns)
                 except EOFError:
                     break
                 except KeyboardInterrupt:

@@ -21,7 +21,14 @@ _ABSENT = re.compile(r"no such (table|column): (?:\w+\.)*(\w+)")
 """The errors of SQLite for a name that does not exist."""
 
 
-def execute(image: Image, text: str, layout: Format, parameters: Mapping[str, Value | str]) -> None:
+def execute(
+    image: Image,
+    text: str,
+    layout: Format,
+    parameters: Mapping[str, Value | str],
+    *,
+    all_columns: bool = False,
+) -> None:
     """Execute the statements of a text in order; write the result of each.
 
     JSON is one value: the array of rows if one statement returns rows, and an array of these
@@ -43,7 +50,7 @@ def execute(image: Image, text: str, layout: Format, parameters: Mapping[str, Va
             arrays.append(list(json_array(result)))
         else:
             sys.stdout.write(separator)
-            write(result, layout)
+            write(result, layout, all_columns=all_columns)
             separator = "\n" if layout == "csv" else ""
     if arrays:
         sys.stdout.writelines(_joined(arrays))

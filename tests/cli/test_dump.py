@@ -13,8 +13,10 @@ import pytest
 
 from scache import errors
 from scache.cli.main import execute
+from tests.support.commands import SCACHE
 from tests.support.looking import Capture, failure, run
 from tests.support.sample_database import ODD, filling
+from tests.support.terminal import on_terminal
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -63,6 +65,41 @@ def test_dump_writes_title_above_each_table(filled: Path, capsys: Capture) -> No
     out = run(capsys, "dump", "--database", filled, "--format", "table")
     assert re.findall(r"^(\w+):$", out, re.MULTILINE) == TABLES
     assert max(map(len, out.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("layout", ["table", "json", "jsonl"])
+def test_dump_writes_few_rows_to_a_terminal(file: Path, layout: str) -> None:
+    """A line says how many there are, and how to see them."""
+    with filling(file) as cached:
+        for number in range(1, 2001):
+            cached.event("lost", id=number)
+    command = [*SCACHE, "dump", "event", "--database", str(file), "--format", layout]
+    with on_terminal(*command, columns=200) as terminal:
+        lines = terminal.read_to_end().splitlines()
+    assert len(lines) < 60
+    assert lines[-1].startswith("scache: only the first 50 rows are shown of: event 2,000; use ")
+    with on_terminal(*command, "--limit", "60", columns=200) as terminal:
+        lines = terminal.read_to_end().splitlines()
+    assert 60 <= len(lines) <= 64
+
+
+def test_dump_limit_is_the_number_of_rows_of_each_table(filled: Path, capsys: Capture) -> None:
+    """In a pipe there is no limit by default."""
+    dumped = json.loads(run(capsys, "dump", "--database", filled, "--limit", "3"))
+    longer = [name for name, rows in dumped.items() if len(rows) > 2]
+    assert longer == ["connection", "binding", "counter", "event", "setting"]
+    assert max(map(len, dumped.values())) == 3
+
+
+@pytest.mark.parametrize("command", ["dump event", "sql TABLE"])
+def test_wide_rows_are_one_line_each(filled: Path, capsys: Capture, command: str) -> None:
+    """``--all-columns`` shows what a narrow table leaves out."""
+    words = [word.replace("TABLE", "SELECT * FROM event") for word in command.split()]
+    arguments = [*words, "--database", str(filled), "--format", "table"]
+    lines = run(capsys, *arguments).splitlines()
+    assert len(lines) == 2 + 11 + 1
+    assert lines[-1].startswith("(--all-columns shows ")
+    assert "detail" in run(capsys, *arguments, "--all-columns")
 
 
 def test_dump_csv_is_exact(filled: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -144,6 +181,7 @@ def test_dump_output_does_not_overwrite_other_files(
     ("more", "sentence"),
     [
         (["event"], "--output writes all tables: name no tables with it"),
+        (["--limit", "5"], "--output writes all rows: it takes no --limit"),
         (["--format", "csv"], "--output writes a database file: it takes no --format"),
         (["--format", "json"], "--output writes a database file: it takes no --format"),
     ],

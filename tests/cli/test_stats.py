@@ -16,10 +16,12 @@ from scache.cli.commands.stats import Meter
 from scache.cli.main import EXIT_INTERRUPTED, execute
 from scache.cli.render.stats_screen import screen
 from scache.cli.target import Target
-from scache.vocabulary import REQUESTS
+from scache.vocabulary import COUNTERS, REQUESTS
+from tests.support.commands import SCACHE
 from tests.support.daemon import Daemon
 from tests.support.looking import Capture, FakeSleep, StubDaemon, run
 from tests.support.sample_database import NOW, ODD, filling
+from tests.support.terminal import on_terminal
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -123,6 +125,20 @@ def test_stats_screen_fits_24_lines(filled: Path) -> None:
     text = screen(Target(str(filled)), meter.read(), 60, 24).plain
     assert len(text.splitlines()) <= 24
     assert all(word in text for word in ("open_files_limit", "limits reached", "expired", "/s"))
+
+
+def test_stats_fits_terminal_even_if_everything_is_used(filled: Path) -> None:
+    """The last line says how many lines are missing, and the prompt of the shell is below it."""
+    with filling(filled) as cached:
+        names = [name.removeprefix("limit_") for name in COUNTERS if name.startswith("limit_")]
+        cached.setting(**{f"max_{name}": "1000" for name in names}, open_files_limit="10")
+        cached.count(**dict.fromkeys(COUNTERS, 5))
+    with on_terminal(*SCACHE, "stats", "--database", str(filled), columns=80) as terminal:
+        text = re.sub(r"\x1b\[[\d;]*m", "", terminal.read_to_end())
+    lines = text.splitlines()
+    assert len(lines) == 23
+    assert all(len(line) <= 80 for line in lines)
+    assert re.fullmatch(r"\(\d+ more lines; scache stats --format table \| cat\)", lines[-1])
 
 
 def test_stats_shows_how_long_stopped_daemon_ran(file: Path, capsys: Capture) -> None:

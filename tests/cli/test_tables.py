@@ -26,9 +26,16 @@ def result(columns: list[str], *rows: tuple[Value, ...]) -> Result:
     return Result(columns, iter(rows), -1)
 
 
-def table(columns: list[str], rows: Sequence[Sequence[Value]], width: int | None) -> str:
+def table(
+    columns: list[str],
+    rows: Sequence[Sequence[Value]],
+    width: int | None,
+    *,
+    all_columns: bool = False,
+) -> str:
     """Return a table as text."""
-    return "\n".join(piece.plain for piece in tables.tables(columns, rows, width))
+    pieces = tables.tables(columns, rows, width, all_columns=all_columns)
+    return "\n".join(piece.plain for piece in pieces)
 
 
 class TestShown:
@@ -119,11 +126,12 @@ class TestTables:
         text = table(["id", "endpoint", "at"], [[123456789, b"x" * 3000, at]], 60)
         assert text.splitlines()[-1] == f"123456789  {'x' * 22}…  {at.decode()}"
 
-    def test_a_wide_table_becomes_blocks(self) -> None:
-        """Where columns do not fit beside each other, a row is a block of lines."""
+    def test_wide_table_with_all_columns_becomes_blocks(self) -> None:
+        """A row is a block of lines if its columns do not fit beside each other."""
         columns = ["id", "saved_at", "expires_at", "label"]
         at = b"2023-11-14T22:13:20.000Z"
-        text = table(columns, [[7, at, at, b"x" * 90], [8, at, at, b"y"]], 40)
+        rows: list[list[Value]] = [[7, at, at, b"x" * 90], [8, at, at, b"y"]]
+        text = table(columns, rows, 40, all_columns=True)
         block = text.split("\n\n")[0].splitlines()
         assert block == [
             "id          7",
@@ -131,6 +139,19 @@ class TestTables:
             "expires_at  2023-11-14T22:13:20.000Z",
             f"label       {'x' * 27}…",
         ]
+
+    @pytest.mark.parametrize("width", [20, 40, 60, 80])
+    def test_wide_table_keeps_one_line_for_each_row(self, width: int) -> None:
+        """Columns that do not fit are left out, and a line at the end says which."""
+        at = b"2023-11-14T22:13:20.000Z"
+        columns = ["id", "saved_at", "expires_at", "label"]
+        rows: list[list[Value]] = [[number, at, at, b"x" * 90] for number in range(30)]
+        lines = table(columns, rows, width).splitlines()
+        assert len(lines) == 2 + len(rows) + (width < 80)
+        assert all(cell_len(line) <= width for line in lines)
+        assert [line.split()[0] for line in lines[2:32]] == list(map(str, range(30)))
+        if width == 60:
+            assert lines[-1] == "(--all-columns shows 1 more: label)"
 
     def test_later_rows_keep_the_columns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Rows are laid out as they come, and stand under the header of the first."""

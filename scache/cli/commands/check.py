@@ -41,7 +41,7 @@ def check(*, target: Target, layout: Format) -> None:
 
     with target.image(sound=False) as image:
         report = look_at(image, live=target.is_live)
-        write(report.result, layout)
+        write(report.result, layout, all_columns=True)
     if layout == "table":
         click.echo(f"\n{_summary(report)}: {one_line(str(target))}")
     if report.broken:

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.naming import no_such
-from scache.cli.render.formats import Format, format_option, json_array, json_objects, write
+from scache.cli.naming import LARGEST_ID, no_such, say
+from scache.cli.render.formats import (
+    Format,
+    all_columns_option,
+    format_option,
+    json_array,
+    json_objects,
+    write,
+)
 from scache.cli.target import Target, target_options
 from scache.escape import one_line
 
 if TYPE_CHECKING:
-    from scache.inspection.image import Image
+    from scache.inspection.image import Image, Result
 
 EPILOG = """\b
 Examples:
@@ -26,10 +33,20 @@ Examples:
   scache dump --output /tmp/cache.db
 """
 
+ROWS = 50
+"""Rows of each table that are written to a terminal by default."""
+
 
 @click.command(epilog=EPILOG)
 @target_options
 @format_option
+@all_columns_option
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(0, LARGEST_ID),
+    help=f"Only the first N rows of each table.  [default: {ROWS} on a terminal, else all]",
+)
 @click.option(
     "--output",
     metavar="FILE",
@@ -37,19 +54,25 @@ Examples:
     help="Write all tables to a database file instead; it may replace an earlier dump.",
 )
 @click.argument("names", nargs=-1, metavar="[TABLE_OR_VIEW]...")
-def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence[str]) -> None:
+def dump(
+    *,
+    target: Target,
+    layout: Format,
+    all_columns: bool,
+    limit: int | None,
+    output: Path | None,
+    names: Sequence[str],
+) -> None:
     """Write the tables and views that are named, or all tables.
 
     JSON is one object with an array for each name. In JSON lines, if there are
     several names, each line begins with the name of its table. CSV takes exactly
-    one name.
+    one name. On a terminal only the first rows of each table are written; a line
+    says so.
     """
-    if output is not None and names:
-        raise click.UsageError("--output writes all tables: name no tables with it")
-    source = click.get_current_context().get_parameter_source("layout")
-    if output is not None and source is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--output writes a database file: it takes no --format")
-    if output is None and layout == "csv" and len(names) != 1:
+    if output is not None:
+        _check_alone(names, limit)
+    elif layout == "csv" and len(names) != 1:
         raise click.UsageError("CSV holds one table: name exactly one, or choose another --format")
     with target.image() as image:
         if output is not None:
@@ -57,19 +80,59 @@ def dump(*, target: Target, layout: Format, output: Path | None, names: Sequence
             click.echo(_written(image, output))
             return
         chosen = _chosen(image, names)
+        most = ROWS if limit is None and sys.stdout.isatty() else limit
+        rows = _Rows(image, most)
         match layout:
             case "json":
-                sys.stdout.writelines(_json(image, chosen))
+                sys.stdout.writelines(_json(rows, chosen))
             case "jsonl" if len(chosen) > 1:
-                sys.stdout.writelines(_json_lines(image, chosen))
+                sys.stdout.writelines(_json_lines(rows, chosen))
             case "table" if len(chosen) > 1:
                 for name in chosen:
                     sys.stdout.write(f"{one_line(name)}:\n")
-                    write(image.all_of(name), layout)
+                    write(rows.of(name), layout, all_columns=all_columns)
                     sys.stdout.write("\n")
             case _:
-                write(image.all_of(chosen[0]), layout)
+                write(rows.of(chosen[0]), layout, all_columns=all_columns)
         sys.stdout.flush()
+        if limit is None:
+            rows.say_what_is_missing(chosen)
+
+
+def _check_alone(names: Sequence[str], limit: int | None) -> None:
+    """Raise UsageError for options and arguments that have no effect with ``--output``."""
+    if names:
+        raise click.UsageError("--output writes all tables: name no tables with it")
+    source = click.get_current_context().get_parameter_source("layout")
+    if source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--output writes a database file: it takes no --format")
+    if limit is not None:
+        raise click.UsageError("--output writes all rows: it takes no --limit")
+
+
+class _Rows:
+    """The first rows of the tables and views of an image."""
+
+    def __init__(self, image: Image, most: int | None) -> None:
+        """Use at most ``most`` rows of each; all of them if it is None."""
+        self._image = image
+        self._most = most
+
+    def of(self, name: str) -> Result:
+        """Return the rows of a table or view."""
+        return self._image.all_of(name, -1 if self._most is None else self._most)
+
+    def say_what_is_missing(self, names: Sequence[str]) -> None:
+        """Write a line to stderr if some of these tables and views have further rows."""
+        if self._most is None:
+            return
+        counts = {name: self._image.count(name) for name in names}
+        longer = [f"{name} {count:,}" for name, count in counts.items() if count > self._most]
+        if longer:
+            say(
+                f"only the first {self._most} rows are shown of: {', '.join(longer)}; "
+                "use --limit N, or a pipe (| less) for all"
+            )
 
 
 def _chosen(image: Image, names: Sequence[str]) -> list[str]:
@@ -92,16 +155,16 @@ def _written(image: Image, output: Path) -> str:
     return one_line(f"wrote {output}: {len(names)} tables, {rows:,} rows, {size:,.1f} MB")
 
 
-def _json(image: Image, names: Sequence[str]) -> Iterator[str]:
+def _json(rows: _Rows, names: Sequence[str]) -> Iterator[str]:
     begin = "{"
     for name in names:
         yield f"{begin}\n  {json.dumps(name)}: "
-        yield from json_array(image.all_of(name), "  ")
+        yield from json_array(rows.of(name), "  ")
         begin = ","
     yield "\n}\n"
 
 
-def _json_lines(image: Image, names: Sequence[str]) -> Iterator[str]:
+def _json_lines(rows: _Rows, names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        for row in json_objects(image.all_of(name), table=name):
+        for row in json_objects(rows.of(name), table=name):
             yield f"{row}\n"

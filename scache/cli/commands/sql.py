@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.render.formats import Format, format_option
+from scache.cli.render.formats import Format, all_columns_option, format_option
 from scache.cli.statements import execute
 from scache.cli.target import Target, target_options
 from scache.errors import QueryError
@@ -40,6 +40,7 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
 @click.command(epilog=EPILOG)
 @target_options
 @format_option
+@all_columns_option
 @click.option(
     "-p",
     "--parameter",
@@ -50,7 +51,12 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
 )
 @click.argument("statement", required=False)
 def sql(
-    *, target: Target, layout: Format, parameters: Sequence[str], statement: str | None
+    *,
+    target: Target,
+    layout: Format,
+    all_columns: bool,
+    parameters: Sequence[str],
+    statement: str | None,
 ) -> None:
     """Execute SQL on a copy of the cache as it is now.
 
@@ -67,12 +73,12 @@ def sql(
     if statement is None and sys.stdin.isatty() and sys.stdout.isatty():
         from scache.cli.sql_prompt import run_prompt
 
-        run_prompt(target, layout, bound)
+        run_prompt(target, layout, bound, all_columns=all_columns)
         return
     text = _standard_input() if statement is None else statement
     _check_used(bound, text)
     with target.image() as image:
-        execute(image, text, layout, bound)
+        execute(image, text, layout, bound, all_columns=all_columns)
 
 
 def _parameter(given: str) -> tuple[str, Value | str]:

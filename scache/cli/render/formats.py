@@ -41,13 +41,26 @@ def _format(_: click.Context, __: click.Parameter, value: Format | None) -> Form
     return value
 
 
-def write(result: Result, layout: Format) -> None:
-    """Write the rows of a result to standard output as they are read."""
+def all_columns_option(command: Command) -> Command:
+    """Add the option ``--all-columns`` to a command."""
+    option = click.option(
+        "--all-columns",
+        is_flag=True,
+        help="Show every column of a table that is wider than the terminal, one on a line.",
+    )
+    return option(command)
+
+
+def write(result: Result, layout: Format, *, all_columns: bool = False) -> None:
+    """Write the rows of a result to standard output as they are read.
+
+    A table that is wider than the terminal leaves out columns, unless ``all_columns`` is true.
+    """
     match layout:
         case "table":
             from scache.cli.render.tables import write_table
 
-            write_table(result.columns, result.rows)
+            write_table(result.columns, result.rows, all_columns=all_columns)
         case "json":
             sys.stdout.writelines(json_array(result))
             sys.stdout.write("\n")

@@ -31,7 +31,8 @@ _Row = tuple[str, ...]
 def show(target: Target, figures: dict[str, Any]) -> None:
     """Write the screen to standard output."""
     console = make_console()
-    console.print(screen(target, figures, width_of(console) or 80), soft_wrap=True)
+    height = console.height - 1 if console.is_terminal else None  # the shell's prompt needs a line
+    console.print(screen(target, figures, width_of(console) or 80, height), soft_wrap=True)
 
 
 class _Console(Console):
@@ -59,7 +60,8 @@ def screen(target: Target, figures: dict[str, Any], width: int, height: int | No
     """Return the figures as text, no line of which is wider than ``width``.
 
     If they do not fit into ``height`` lines, close reasons with 0 are left out first, then blank
-    lines, and then the limits that are least used.
+    lines, and then the limits that are least used. If that is not enough, the last line says how
+    many are left out.
     """
     fault = figures["database"]["fault"]
     alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
@@ -74,6 +76,10 @@ def screen(target: Target, figures: dict[str, Any], width: int, height: int | No
     if room is not None and len(lines) > room:
         most = max(len(figures["limits"]) - (len(lines) - room), _FEWEST_LIMITS)
         lines = _joined(_sections(target, figures, brief=True, limits=most), blank=False)
+    if room is not None and len(lines) > max(room, 1):
+        kept = max(room - 1, 0)
+        missing = len(lines) - kept
+        lines = [*lines[:kept], f"({missing} more lines; scache stats --format table | cat)"]
     text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
     if not alarm:
         return text

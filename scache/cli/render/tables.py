@@ -27,7 +27,7 @@ WIDE = 200
 _GAP = "  "
 ELLIPSIS = "…"
 _SHORTEST_TEXT = 16
-"""Characters that a column of text keeps at least; with less room, rows become blocks."""
+"""Characters that a column of text keeps at least; with less room, columns are left out."""
 _EXACT = 9.995
 """Seconds below which a duration is shown with hundredths."""
 _WHOLE = 24
@@ -84,22 +84,29 @@ def width_of(console: Console) -> int | None:
     return None
 
 
-def write_table(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
+def write_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Value]], *, all_columns: bool = False
+) -> None:
     """Write rows to standard output as they are read; without rows, write that there are none."""
     if not columns:
         return
     console = make_console()
-    for text in tables(columns, rows, width_of(console)):
+    for text in tables(columns, rows, width_of(console), all_columns=all_columns):
         console.print(text, soft_wrap=True)
 
 
 def tables(
-    columns: Sequence[str], rows: Iterable[Sequence[Value]], width: int | None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Value]],
+    width: int | None,
+    *,
+    all_columns: bool = False,
 ) -> Iterator[Text]:
     """Yield a table no wider than ``width`` in pieces of some rows each.
 
     The header is repeated when later rows need wider columns. If the columns do not fit beside
-    each other, each row becomes a block of lines.
+    each other, the last ones are left out, and a line at the end says so. If ``all_columns`` is
+    true, each row becomes a block of lines instead.
     """
     headers = [shown(column) for column in columns]
     seen = Seen(headers)
@@ -109,19 +116,22 @@ def tables(
         cells = [[shown(value) for value in row] for row in chunk]
         seen.add(chunk, cells)
         before, layout = layout, seen.lay_out(width)
-        if layout is None:
+        if all_columns and len(layout.widths) < len(headers):
             yield Text("\n".join(_block(headers, row, width) for row in cells))
             continue
         if layout != before:
             yield layout.header(headers)
         yield Text("\n".join(map(layout.line, cells)))
-    if not seen.any_row:
+    if layout is None:
         yield Text("(no rows)")
+    elif not all_columns and (missing := headers[len(layout.widths) :]):
+        note = f"(--all-columns shows {len(missing)} more: {', '.join(missing)})"
+        yield Text(note if width is None else shortened(note, width))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Widths and alignment of columns."""
+    """Widths and alignment of columns, without those that are left out at the end."""
 
     widths: Sequence[int]
     """Characters of each column."""
@@ -133,10 +143,11 @@ class Layout:
         text = Text(self.line(names), style="bold")
         return text.append("\n" + _GAP.join("─" * width for width in self.widths), "dim")
 
-    def line(self, cells: Iterable[str]) -> str:
+    def line(self, cells: Sequence[str]) -> str:
         """Return a row as a line."""
         placed = []
-        for cell, width, right in zip(cells, self.widths, self.right, strict=True):
+        shown_cells = cells[: len(self.widths)]
+        for cell, width, right in zip(shown_cells, self.widths, self.right, strict=True):
             text = shortened(cell, width)
             padding = " " * (width - cell_len(text))
             placed.append(padding + text if right else text + padding)
@@ -147,8 +158,6 @@ class Seen:
     """The widths of the cells in all rows so far."""
 
     def __init__(self, headers: Sequence[str]) -> None:
-        self.any_row = False
-        """True if there was a row."""
         self._headers = list(map(cell_len, headers))
         self._cells = [0] * len(headers)
         self._numbers = [0] * len(headers)
@@ -158,7 +167,6 @@ class Seen:
 
     def add(self, rows: Sequence[Sequence[Value]], cells: Sequence[Sequence[str]]) -> None:
         """Measure the cells of these rows."""
-        self.any_row = True
         columns = zip(zip(*rows, strict=True), zip(*cells, strict=True), strict=True)
         for index, (values, column) in enumerate(columns):
             widths = list(map(cell_len, column))
@@ -168,28 +176,29 @@ class Seen:
             self._numbers[index] = max(self._numbers[index], *numbers, 0)
             self._right[index] = self._right[index] and not any(is_text)
 
-    def lay_out(self, width: int | None) -> Layout | None:
-        """Return a layout; None if the columns do not fit beside each other.
+    def lay_out(self, width: int | None) -> Layout:
+        """Return a layout of the columns that fit beside each other, at least of the first one.
 
         Numbers and times are never shortened: part of a number would be wrong.
         """
         natural = list(map(max, self._cells, self._headers))
         if width is None:
-            return Layout([min(wanted, WIDE) for wanted in natural], tuple(self._right))
+            return Layout([min(wanted, WIDE) for wanted in natural], list(self._right))
         least = [
             max(number, min(wanted, _WHOLE if body <= _WHOLE else _SHORTEST_TEXT))
             for body, wanted, number in zip(self._cells, natural, self._numbers, strict=True)
         ]
-        room = width - len(_GAP) * (len(least) - 1) - sum(least)
+        while (room := width - len(_GAP) * (len(least) - 1) - sum(least)) < 0 and len(least) > 1:
+            least.pop()
         if room < 0:
-            return None
+            return Layout([width], [False])
         # Columns that need the least extra room get it first.
         for index in sorted(range(len(least)), key=lambda each: natural[each] - least[each]):
-            hungry = sum(wanted > has for wanted, has in zip(natural, least, strict=True))
+            hungry = sum(wanted > has for wanted, has in zip(natural, least, strict=False))
             more = min(natural[index] - least[index], room // max(hungry, 1))
             least[index] += more
             room -= more
-        return Layout(least, tuple(self._right))
+        return Layout(least, self._right[: len(least)])
 
 
 def _block(headers: Sequence[str], cells: Sequence[str], width: int | None) -> str:
