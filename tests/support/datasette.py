@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from tests.support.commands import clean_environment
 from tests.support.wire import DEADLINE
@@ -28,26 +28,33 @@ class Datasette:
         self._database = database
         self._timeout = timeout
 
-    def rows(self, relation: str) -> list[dict[str, Any]]:
-        """Return the rows of a table or view, of which there are few."""
-        rows = self._fetch(f"/{quote(self._database)}/{relation}.json", _size="max")
+    def rows(self, relation: str, **parameters: object) -> list[dict[str, Any]]:
+        """Return the few rows of a table, a view or a query of the metadata."""
+        rows = self._fetch(f"/{self._database}/{relation}.json", _size="max", **parameters)
         assert isinstance(rows, list)
         return rows
 
+    def page(self, path: str) -> str:
+        """Return a page as HTML."""
+        return self._get(f"/{self._database}/{path}").decode()
+
     def query(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
         """Return what a statement with named parameters gives."""
-        rows = self._fetch(f"/{quote(self._database)}.json", sql=sql, **parameters)
+        rows = self._fetch(f"/{self._database}.json", sql=sql, **parameters)
         assert isinstance(rows, list), rows
         return rows
 
     def _fetch(self, path: str, **query: object) -> Any:  # noqa: ANN401 - whatever it answers
+        return json.loads(self._get(f"{path}?{urlencode({**query, '_shape': 'array'})}"))
+
+    def _get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
         try:
-            connection.request("GET", f"{path}?{urlencode({**query, '_shape': 'array'})}")
+            connection.request("GET", path)
             with connection.getresponse() as response:
                 body = response.read()
             assert response.status == http.HTTPStatus.OK, body
-            return json.loads(body)
+            return body
         finally:
             connection.close()
 
@@ -69,11 +76,20 @@ def datasette(command: Sequence[str], path: Path, timeout: float = DEADLINE) -> 
     assert process.stderr is not None
     log = _Log(process.stderr)
     try:
-        yield Datasette(log.wait_for_port(timeout), path.stem, timeout)
+        yield Datasette(log.wait_for_port(timeout), _encoded(path.stem), timeout)
     finally:
         process.kill()
         process.wait()
         log.close()
+
+
+def _encoded(name: str) -> str:
+    """Return the name of a database as it is in an address."""
+    return re.sub(
+        r"[^A-Za-z0-9_+-]",
+        lambda found: "".join(f"~{byte:02X}" for byte in found[0].encode()),
+        name.replace(" ", "+"),
+    )
 
 
 class _Log:

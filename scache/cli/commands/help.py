@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import click
 
@@ -36,21 +37,45 @@ Examples:
   scache help
   scache help postfix
   scache help sql | less
+  scache help datasette --metadata > metadata.json
 """
+
+DATABASE = "scache.db"
+"""The file for which the metadata is by default."""
 
 WIDEST = 100
 """Most columns of a page on a terminal: longer lines are hard to read."""
 
 
 @click.command(epilog=EPILOG)
+@click.option(
+    "--metadata",
+    is_flag=True,
+    help="With the topic datasette: write a metadata file for Datasette instead.",
+)
+@click.option(
+    "--database",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"With --metadata: the file that Datasette serves.  [default: {DATABASE}]",
+)
 @click.argument("topic", required=False)
 @click.pass_context
-def help(context: click.Context, /, *, topic: str | None) -> None:  # noqa: A001 - name of the command
+def help(  # noqa: A001 - name of the command
+    context: click.Context, /, *, topic: str | None, metadata: bool, database: Path | None
+) -> None:
     """Show a page of the manual; without TOPIC, list the pages.
 
     A page is shown in a pager (PAGER) on a terminal, and is Markdown elsewhere.
     """
+    if metadata and topic != "datasette":
+        raise click.UsageError("--metadata is for the topic datasette: give both")
+    if database is not None and not metadata:
+        raise click.UsageError("--database is for --metadata: give both")
     accept_any_text()
+    if metadata:
+        click.echo(_metadata(database or Path(DATABASE)))
+        return
     if topic is None:
         click.echo(_contents())
         return
@@ -68,6 +93,19 @@ def page(topic: str) -> str:
     from importlib.resources import files
 
     return files("scache").joinpath("manual", f"{topic}.md").read_text(encoding="utf-8")
+
+
+def _metadata(database: Path) -> str:
+    """Return the metadata for a database file as JSON; the file need not exist."""
+    import json
+
+    from scache.cli.datasette_metadata import metadata
+    from scache.inspection.empty import empty_image
+
+    with empty_image() as image:
+        columns = {relation.name: relation.columns for relation in image.relations()}
+    # Datasette takes the name of a database from that of its file, as pathlib does.
+    return json.dumps(metadata(page("sql"), database.stem, columns), indent=2)
 
 
 def summary(text: str) -> str:
