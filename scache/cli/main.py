@@ -61,7 +61,7 @@ class Commands(click.Group):
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             from scache.cli.naming import no_such
 
-            raise no_such("command", name, COMMANDS)
+            raise no_such("command", repr(name), COMMANDS)
         return super().resolve_command(ctx, args)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -29,33 +29,43 @@ def execute(
     *,
     all_columns: bool = False,
 ) -> None:
-    """Execute the statements of a text in order; write the result of each.
+    """Execute the statements of a text in order; write the result of each as it is read.
 
-    JSON is one value: the array of rows if one statement returns rows, and an array of these
-    arrays if several do. Raises QueryError at the first statement that fails; the rest is not
-    executed.
+    JSON is one value: the array of rows, or an array of these arrays if several statements may
+    return rows. Raises QueryError at the first statement that fails; the rest is not executed.
     """
-    from scache.inspection.sql_text import statements
+    from scache.inspection.sql_text import may_return_rows, statements
 
     given = list(statements(text))
-    arrays = []
+    if layout == "json" and sum(map(may_return_rows, given)) > 1:
+        _write_arrays(image, given, parameters)
+        return
     separator = ""
     for statement in given:
         result = _execute(image, statement, parameters)
-        if not result.columns:
-            if layout == "table" and result.changed >= 0:
-                rows = "row" if result.changed == 1 else "rows"
-                click.echo(f"{result.changed} {rows} changed, in this copy alone")
-        elif layout == "json" and len(given) > 1:
-            arrays.append(list(json_array(result)))
-        else:
+        if result.columns:
             sys.stdout.write(separator)
             write(result, layout, all_columns=all_columns)
             separator = "\n" if layout == "csv" else ""
-    if arrays:
-        sys.stdout.writelines(_joined(arrays))
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        elif layout == "table" and result.changed >= 0:
+            rows = "row" if result.changed == 1 else "rows"
+            click.echo(f"{result.changed} {rows} changed, in this copy alone")
+
+
+def _write_arrays(
+    image: Image, given: Iterable[str], parameters: Mapping[str, Value | str]
+) -> None:
+    """Execute statements; write an array with the array of rows of each that returns rows."""
+    begin = "[\n"
+    for statement in given:
+        result = _execute(image, statement, parameters)
+        if result.columns:
+            sys.stdout.write(begin)
+            sys.stdout.writelines(json_array(result))
+            sys.stdout.flush()
+            begin = ",\n"
+    sys.stdout.write("[]\n" if begin == "[\n" else "\n]\n")
+    sys.stdout.flush()
 
 
 def _execute(image: Image, statement: str, parameters: Mapping[str, Value | str]) -> Result:
@@ -71,13 +81,3 @@ def _execute(image: Image, statement: str, parameters: Mapping[str, Value | str]
         if absent[1] == "column":
             known = list(chain.from_iterable(relation.columns for relation in relations))
         raise QueryError(f"{error}{did_you_mean(absent[2], known)}") from error
-
-
-def _joined(arrays: Sequence[Sequence[str]]) -> Sequence[str]:
-    """Return the pieces of an array of these arrays; of the only array as it is."""
-    if len(arrays) == 1:
-        return arrays[0]
-    joined = ["["]
-    for array in arrays:
-        joined += [",\n" if len(joined) > 1 else "\n", *array]
-    return [*joined, "\n]"]

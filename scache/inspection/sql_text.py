@@ -9,9 +9,13 @@ from collections.abc import Iterator
 _TOKEN = re.compile(
     r"""'[^']*' | "[^"]*" | `[^`]*` | \[[^\]]*\]  # strings and quoted names
     | --[^\n]* | /\*.*?\*/  # comments
-    | [:@$?](?P<parameter>\w+)""",
+    | [:@$?](?P<parameter>\w+)
+    | (?P<word>\w+)""",
     re.DOTALL | re.VERBOSE,
 )
+
+_QUERIES = ("SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA")
+"""The words with which statements begin that may return rows."""
 
 
 def is_complete(sql: str) -> bool:
@@ -38,3 +42,10 @@ def parameters(sql: str) -> set[str]:
     """Return the names of the parameters in a text, without their prefix (``:``, ``@``, ``$``)."""
     found = (token["parameter"] for token in _TOKEN.finditer(sql))
     return {name for name in found if name is not None}
+
+
+def may_return_rows(statement: str) -> bool:
+    """Return True if a statement is a query, or a change with a RETURNING clause."""
+    words = (token["word"] for token in _TOKEN.finditer(statement))
+    first, *others = [word.upper() for word in words if word is not None] or [""]
+    return first in _QUERIES or "RETURNING" in others

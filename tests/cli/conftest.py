@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import scache.daemon
 from scache import errors
 from scache.client.sync import Client
 from scache.settings.declarations import Settings
@@ -60,8 +59,9 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> FakeSleep:
 
 @pytest.fixture(autouse=True)
 def own_log_level(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Restore the log level after each test."""
+    """Keep the handlers of pytest in each test, and restore the log level after it."""
     monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     logger = logging.getLogger("scache")
     level = logger.level
     yield
@@ -73,9 +73,7 @@ def replace_daemon(monkeypatch: pytest.MonkeyPatch) -> ReplaceDaemon:
     """Return a function that replaces ``scache.daemon.run``."""
 
     def replace(run: Callable[[Settings], int]) -> None:
-        module = types.ModuleType("scache.daemon")
-        module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "scache.daemon", module)
+        monkeypatch.setattr(scache.daemon, "run", lambda settings, _: run(settings))
 
     return replace
 

@@ -13,9 +13,9 @@ from tests.support.looking import Capture, failure
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["evnts"], "there is no command evnts: there are serve, "),
+        (["evnts"], "there is no command 'evnts': there are serve, "),
         (["evnts"], "; did you mean events?"),
-        (["statistics-of-all"], "there is no command statistics-of-all: there are serve, "),
+        (["statistics-of-all"], "there is no command 'statistics-of-all': there are serve, "),
         (["events", "--kind", "find_dst"], "; did you mean find_dest?"),
         (["dump", "live_conection"], "; did you mean live_connection?"),
         (["sql", "SELECT * FROM live_conection"], "no such table: live_conection, did you mean"),

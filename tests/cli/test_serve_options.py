@@ -112,7 +112,7 @@ def test_show_config_names_source_of_each_value(
     assert origins["max_idle = 20"] == f"file {file}"
     assert origins['log_level = "debug"'] == "command line"
     assert origins["announce = false"] == "command line"
-    assert origins['database = ":memory:"'] == "default"
+    assert origins['database = ":memory:"'] == "default; read at the start only"
     assert len(origins) == len(SETTINGS)
 
 

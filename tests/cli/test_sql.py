@@ -129,6 +129,10 @@ def test_sql_parameter_is_used_by_one_of_the_statements(
         ("SELECT 1 AS a; SELECT 2 AS b WHERE 0; SELECT 3 AS c;", [[{"a": 1}], [], [{"c": 3}]]),
         ("CREATE TABLE t (x); INSERT INTO t VALUES (1); SELECT x FROM t", [{"x": 1}]),
         ("SELECT 1 AS a;", [{"a": 1}]),
+        ("/* SELECT */ DELETE FROM event; -- SELECT\nVALUES (1)", [{"column1": 1}]),
+        ("SELECT 1 AS a; DELETE FROM counter; SELECT 2 AS a", [[{"a": 1}], [{"a": 2}]]),
+        ("DELETE FROM counter RETURNING name; SELECT 1 AS a", [[], [{"a": 1}]]),
+        ("WITH n AS (SELECT 1) DELETE FROM counter; SELECT 1 AS a", [[{"a": 1}]]),
     ],
 )
 def test_sql_results_of_several_statements_are_one_json_value(

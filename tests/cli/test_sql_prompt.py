@@ -259,10 +259,10 @@ def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
 ) -> None:
     """A signal that comes between Enter and the statement is not forgotten."""
 
-    def execute(*arguments: Any) -> None:  # noqa: ANN401 - those of the original
+    def execute(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - those of the original
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
-        statements.execute(*arguments)
+        statements.execute(*arguments, **options)
 
     monkeypatch.setattr(sql_prompt, "execute", execute)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

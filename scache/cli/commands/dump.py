@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from scache.cli.render.formats import (
     json_objects,
     write,
 )
+from scache.cli.streams import OutputError
 from scache.cli.target import Target, target_options
 from scache.escape import one_line
 
@@ -77,7 +79,8 @@ def dump(
     with target.image() as image:
         if output is not None:
             image.write_to(output)
-            click.echo(_written(image, output))
+            with suppress(OutputError):  # the file is there, even if no output is
+                click.echo(_written(image, output))
             return
         chosen = _chosen(image, names)
         most = ROWS if limit is None and sys.stdout.isatty() else limit
