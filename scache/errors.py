@@ -31,10 +31,16 @@ EXIT_DATABASE = 4
 """The database cannot be opened, is not a database of scache, or cannot be written."""
 
 EXIT_REFUSED = 5
-"""The daemon does not permit this user to inspect or purge the cache."""
+"""The daemon does not permit this user to make the request, or is too old for it."""
 
 EXIT_FINDINGS = 6
 """``scache check`` found a problem."""
+
+EXIT_NOTHING_FOUND = 7
+"""Reserved for a command that finds no connection; no command uses it yet."""
+
+EXIT_NOT_NOW = 8
+"""The daemon or the command is out of resources or time; the same command may succeed later."""
 
 
 class ScacheError(Exception):
@@ -103,7 +109,7 @@ class DescriptorLimit(ScacheError, OSError):
     A client does not request connections for which it has no room, so they stay in the cache.
     """
 
-    exit_code = EXIT_SETTINGS
+    exit_code = EXIT_NOT_NOW
     found: Sequence[Found | None] = ()
     """The results of `find_many` or `find_dest_many` for the first labels, before the error.
 
@@ -117,10 +123,27 @@ class Unavailable(ScacheError):
     exit_code = EXIT_SOCKET
 
 
+class TimedOut(Unavailable):
+    """The daemon did not answer in time."""
+
+    exit_code = EXIT_NOT_NOW
+
+
 class Refused(ScacheError):
     """The daemon does not permit this user to make the request."""
 
     exit_code = EXIT_REFUSED
+
+
+class NotNow(Refused):
+    """The daemon permits the request, but is out of resources or time. It may succeed later."""
+
+    exit_code = EXIT_NOT_NOW
+
+    def __init__(self, reason: str, shortage: str) -> None:
+        super().__init__(reason)
+        self.shortage = shortage
+        """One word for what the daemon is short of, such as ``memory``; part of the protocol."""
 
 
 class TooOld(Refused):

@@ -57,14 +57,17 @@ class DaemonSocket(NamedTuple):
         return f"{self.path} ({self.origin})"
 
 
-def socket_options(command: Command) -> Command:
-    """Add ``--socket`` and ``--timeout`` to a command; `given_socket` makes one of both."""
+def socket_options(command: Command, timeout: float = TIMEOUT) -> Command:
+    """Add ``--socket`` and ``--timeout`` to a command; `given_socket` makes one of both.
+
+    The help names ``timeout`` as the default of that option.
+    """
     for option in (
         click.option(
             "--timeout",
             metavar="SECONDS",
             callback=seconds,
-            help=f"Time that the daemon has for each answer.  [default: {TIMEOUT:g}]",
+            help=f"Time that the daemon has for each answer.  [default: {timeout:g}]",
         ),
         click.option(
             "--socket",

@@ -18,7 +18,7 @@ from typing import cast
 import click
 
 from scache.cli.streams import OutputError, guard
-from scache.errors import EXIT_FAILURE, EXIT_OK, EXIT_SETTINGS, ScacheError
+from scache.errors import EXIT_FAILURE, EXIT_NOT_NOW, EXIT_OK, EXIT_SETTINGS, ScacheError
 from scache.escape import one_line
 from scache.version import __version__
 
@@ -36,7 +36,7 @@ Examples:
 `scache help` lists the pages of the manual, and `scache help TOPIC` shows one.
 """
 
-COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "purge", "unit", "help")
+COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "ping", "purge", "unit", "help")
 """Names of the subcommands, each a function in the module of the same name."""
 
 
@@ -111,6 +111,8 @@ def _fail_with(error: Exception) -> int:
         error = error.exceptions[0]  # a task group has wrapped it
     if isinstance(error, ScacheError):
         return _fail(str(error), error.exit_code)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory", EXIT_NOT_NOW)
     code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
     if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)

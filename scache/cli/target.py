@@ -17,7 +17,7 @@ from scache.cli.daemon_socket import (
     given_socket,
     socket_options,
 )
-from scache.errors import SettingsError, Unavailable
+from scache.errors import NotNow, SettingsError, Unavailable
 from scache.escape import one_line
 
 if TYPE_CHECKING:
@@ -70,16 +70,20 @@ def image_through(client: Client, daemon: DaemonSocket) -> Image:
 
 
 def repeated(look: Callable[[], T], interval: float) -> Iterator[T]:
-    """Yield the result of ``look`` every ``interval`` seconds; wait while no daemon answers."""
+    """Yield the result of ``look`` every ``interval`` seconds.
+
+    Wait while no daemon answers, or while it cannot take a snapshot.
+    """
     answers = True
     while True:
         time.sleep(interval)
         try:
             yield look()
             answers = True
-        except Unavailable as error:
+        except (Unavailable, NotNow) as error:
             if answers:
-                click.echo(f"scache: {one_line(str(error))}; waiting for it", err=True)
+                doing = "trying again" if isinstance(error, NotNow) else "waiting for it"
+                click.echo(f"scache: {one_line(str(error))}; {doing}", err=True)
             answers = False
 
 

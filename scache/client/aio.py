@@ -109,6 +109,10 @@ class AsyncClient(BaseClient):
         """Return the descriptor of a snapshot; see `Client.snapshot`."""
         return (await self._run(exchanges.snapshot())).detach()
 
+    async def ping(self) -> None:
+        """Check that the daemon answers; see `Client.ping`."""
+        await self._run(exchanges.ping())
+
     async def purge(
         self,
         endpoints: Iterable[Text] = (),
@@ -202,6 +206,7 @@ class AsyncClient(BaseClient):
                 else:
                     await self._receive(connection)
         except BaseException:
+            exchange.close()  # it may own a descriptor
             if not connection.at_rest:
                 self._hang_up()
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from scache.client.connection import Connection
-from scache.errors import Unavailable
+from scache.errors import TimedOut, Unavailable
 from scache.unix import fdpass
 
 DEFAULT_TIMEOUT = 5.0
@@ -88,7 +88,7 @@ class BaseClient:
             "have been carried out"
         )
 
-    def _late(self) -> Unavailable:
-        return Unavailable(
+    def _late(self) -> TimedOut:
+        return TimedOut(
             f"the daemon at {self._path} did not answer within {self._timeout:g} seconds"
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import operator
+import os
+import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -190,6 +193,44 @@ def snapshot() -> Begin[Found]:
         return Found.take(conversation.descriptors, b"")
 
     return exchange
+
+
+def ping() -> Begin[None]:
+    """Check that the server answers, and that a descriptor passes to it and back.
+
+    A server that does not know ``ping`` gets a request that changes nothing: a second ``hello`` in
+    inline mode, else a find of a label that no client can have saved.
+    """
+    unused = of_endpoints([b"scache ping " + os.urandom(16).hex().encode()])
+
+    def exchange(conversation: ClientConversation) -> Exchange[None]:
+        if conversation.supports_ping():
+            yield Room(1)
+            with _token() as token:
+                yield from conversation.ping(token.fileno())
+                with Found.take(conversation.descriptors, b"") as returned:
+                    if not os.path.sameopenfile(returned.descriptor, token.fileno()):
+                        raise ProtocolError("the daemon sent back another descriptor than it got")
+        elif conversation.inline:
+            yield from conversation.hello()
+        else:
+            yield from find(unused, [])(conversation)
+
+    return exchange
+
+
+def _token() -> socket.socket:
+    """Return a new socket, whose inode number no other open file has."""
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise DescriptorLimit(
+            error.errno,
+            "cannot open a descriptor to send: the limit on open files is reached; close files or "
+            "raise the limit (ulimit -n)",
+        ) from error
 
 
 def purge(

@@ -142,6 +142,15 @@ class Client(BaseClient):
         """
         return self._run(exchanges.snapshot()).detach()
 
+    def ping(self) -> None:
+        """Check that the daemon answers, and that a descriptor passes to it and back.
+
+        The daemon touches neither its cache nor its audit log. To a server that does not know the
+        request (Postfix's scache(8), an older daemon) another request that changes nothing is sent.
+        Raises `Refused` if the daemon does not serve this client.
+        """
+        self._run(exchanges.ping())
+
     def purge(
         self,
         endpoints: Iterable[Text] = (),
@@ -252,6 +261,7 @@ class Client(BaseClient):
                 else:
                     self._receive(connection, deadline)
         except BaseException:
+            exchange.close()  # it may own a descriptor
             if not connection.at_rest:
                 self._hang_up()
             raise

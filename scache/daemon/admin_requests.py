@@ -59,7 +59,9 @@ class AdminRequests:
             return 0
         count = self._purge(request)
         if count is None:
-            self._conversation.reply_refusal("the database cannot be written now: try again")
+            self._conversation.reply_refusal(
+                "the database cannot be written now: try again", "database"
+            )
             return 0
         self._conversation.reply_purged(count)
         return count

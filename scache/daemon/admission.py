@@ -16,6 +16,10 @@ client limit and clients that access control refuses are counted separately, so 
 not disconnect the other."""
 
 
+NOT_ALLOWED = "not allowed: see allow_uids and allow_gids"
+"""The reason for refusing a client that access control does not permit."""
+
+
 class Admission:
     """The admitted and the refused sessions; a refused client stays connected."""
 
@@ -57,7 +61,7 @@ class Admission:
         """Admit a session, or return why its requests are refused for now."""
         if not session.allowed:
             self._not_allowed.setdefault(session)
-            return "not allowed: see allow_uids and allow_gids"
+            return NOT_ALLOWED
         if len(self._admitted) >= self._max_clients:
             if session not in self._over_limit:
                 self._over_limit[session] = None

@@ -8,7 +8,9 @@ from typing import Any
 from scache.cache import Cache
 from scache.daemon.admin_requests import AdminRequests
 from scache.daemon.deliveries import Deliveries
+from scache.daemon.descriptor_reply import DescriptorReply
 from scache.daemon.refusals import Refusals
+from scache.daemon.shortages import Refusal
 from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
     Admin,
@@ -26,9 +28,12 @@ from scache.protocol.server import (
     Deliver,
     Delivered,
     Event,
+    Pinged,
     Save,
     ServerConversation,
 )
+
+_CANNOT_PASS = Refusal("the daemon is out of descriptors (ulimit -n): try again", "descriptors")
 
 
 class ClientRequests:
@@ -42,6 +47,7 @@ class ClientRequests:
         deliveries: Deliveries,
         refusals: Refusals,
         admin_requests: AdminRequests,
+        descriptor_reply: DescriptorReply,
     ) -> None:
         self._cache = cache
         self._conversation = conversation
@@ -49,6 +55,7 @@ class ClientRequests:
         self._deliveries = deliveries
         self._refusals = refusals
         self._admin_requests = admin_requests
+        self._descriptor_reply = descriptor_reply
         self.progress = 0
         """Number of steps that this client has made; an exchange takes one to three steps."""
 
@@ -94,6 +101,16 @@ class ClientRequests:
         purged = self._admin_requests.answer(request)
         self.progress += purged  # each is as much work as a request
 
+    def ping(self, event: Pinged) -> None:
+        """Send the descriptor of a ping back; nothing is counted or recorded."""
+        descriptor, lost = event
+        if descriptor is None and not lost:
+            self._conversation.reply_refusal("no descriptor came with the ping")
+            return
+        if self._conversation.output:
+            self._deliveries.flush()  # a message of its own: the descriptor is no delivery
+        self._descriptor_reply.give(descriptor, _CANNOT_PASS)
+
     def malformed(self, event: Malformed) -> None:
         """Record a malformed request."""
         self._refusals.malformed(event)
@@ -101,6 +118,10 @@ class ClientRequests:
     def refuse(self, event: Save | SaveDest | FindEndp | FindDest) -> None:
         """Refuse a save or a find of a client that is not admitted."""
         self._refusals.answer(event)
+
+    def refuse_ping(self, event: Pinged) -> None:
+        """Refuse a ping of a client that is not admitted."""
+        self._refusals.answer_ping(event)
 
 
 Answers = dict[type[Event], Callable[[ClientRequests, Any], None]]
@@ -117,6 +138,7 @@ ANSWERS: Answers = {
     PurgeEndp: ClientRequests.administer,
     PurgeDest: ClientRequests.administer,
     PurgeId: ClientRequests.administer,
+    Pinged: ClientRequests.ping,
     Malformed: ClientRequests.malformed,
 }
 """The answer to each event of the conversation with an admitted client."""
@@ -126,5 +148,6 @@ REFUSALS: Answers = ANSWERS | {
     SaveDest: ClientRequests.refuse,
     FindEndp: ClientRequests.refuse,
     FindDest: ClientRequests.refuse,
+    Pinged: ClientRequests.refuse_ping,
 }
 """The answer to each event of the conversation with a client that is not admitted."""

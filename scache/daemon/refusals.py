@@ -6,9 +6,18 @@ from scache.cache import Cache
 from scache.daemon.transport import client_logger
 from scache.errors import ProtocolError
 from scache.model import Peer, Status
-from scache.protocol.messages import GRAMMAR, NAMES, FindDest, FindEndp, Hello, SaveDest, SaveEndp
+from scache.protocol.messages import (
+    GRAMMAR,
+    NAMES,
+    FindDest,
+    FindEndp,
+    Hello,
+    Ping,
+    SaveDest,
+    SaveEndp,
+)
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import Save, ServerConversation
+from scache.protocol.server import Pinged, Save, ServerConversation
 
 
 class Refusals:
@@ -53,12 +62,18 @@ class Refusals:
         else:
             self._conversation.reply_miss(request)
 
+    def answer_ping(self, event: Pinged) -> None:
+        """Refuse a ping; it is not recorded."""
+        if event.descriptor is not None:
+            self._closer.close((event.descriptor,))
+        self._conversation.reply_refusal(f"the daemon does not serve this client: {self.reason}")
+
     def malformed(self, event: Malformed) -> None:
         """Record a malformed request, to which the conversation has replied."""
         if event.descriptor is not None:
             self._closer.close((event.descriptor,))
-        # A hello has no outcome to record.
-        known = event.name in GRAMMAR and event.name != NAMES[Hello]
+        # A hello and a ping have no outcome to record.
+        known = event.name in GRAMMAR and event.name not in (NAMES[Hello], NAMES[Ping])
         kind = event.name.decode() if known else "unknown"
         if event.too_long:
             self._audit_log.limit_reached("message_size")

@@ -18,7 +18,7 @@ from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon import maintenance
 from scache.daemon.access import AccessControl, Principals
-from scache.daemon.admission import Admission
+from scache.daemon.admission import NOT_ALLOWED, Admission
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.capacity import capacity, client_limit_remedy, in_force, limits
 from scache.daemon.identity import OwnSockets
@@ -257,7 +257,11 @@ class Server:
             self._access,
             ServerConversation(
                 announce=settings.announce,
-                offer_inline=allowed or self._access.permits(peer, groups),
+                not_offered=(
+                    None
+                    if allowed or self._access.permits(peer, groups)
+                    else f"the daemon does not serve this client: {NOT_ALLOWED}"
+                ),
                 max_message_size=settings.max_message_size,
                 max_ahead_size=settings.max_ahead_size,
             ),

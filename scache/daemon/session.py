@@ -13,7 +13,7 @@
                the client disconnects                         end deliveries, close     ENDED
                                                               its descriptors
 
-`ClientRequests` answers the requests. `Deliveries` and `SnapshotReply` have states of their own.
+`ClientRequests` answers the requests. `Deliveries` and `DescriptorReply` have states of their own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from scache.daemon.access import AccessControl
 from scache.daemon.admin_requests import AdminRequests
 from scache.daemon.client_requests import ANSWERS, REFUSALS, Answers, ClientRequests
 from scache.daemon.deliveries import Deliveries
+from scache.daemon.descriptor_reply import DescriptorReply
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.refusals import Refusals
-from scache.daemon.snapshot_reply import AWAITED, SENDING, SnapshotReply
+from scache.daemon.snapshot_reply import SnapshotReply
 from scache.daemon.transport import Transport, client_logger
 from scache.errors import ProtocolError
 from scache.model import Delivery, Peer
@@ -92,14 +93,26 @@ class Session:
         self._state = _SERVING
         self._refusals = Refusals(cache, conversation, client_id, peer, allowed=allowed)
         self._deliveries = Deliveries(cache, transport, conversation, probe)
+        self._descriptor_reply = DescriptorReply(cache.closer, transport, conversation)
         self._snapshot_reply = SnapshotReply(
-            cache, transport, conversation, client_id, self._serve, self.abort
+            cache.audit_log,
+            transport,
+            client_id,
+            self._descriptor_reply,
+            self._serve,
+            self.abort,
         )
         admin_requests = AdminRequests(
             cache, access, transport, conversation, client_id, peer, self._snapshot_reply
         )
         self._requests = ClientRequests(
-            cache, conversation, client_id, self._deliveries, self._refusals, admin_requests
+            cache,
+            conversation,
+            client_id,
+            self._deliveries,
+            self._refusals,
+            admin_requests,
+            self._descriptor_reply,
         )
 
     def __repr__(self) -> str:
@@ -135,7 +148,7 @@ class Session:
 
         False while the client waits for a snapshot, because that is the daemon's work.
         """
-        if self._snapshot_reply.state is AWAITED:
+        if self._snapshot_reply.awaited:
             return False
         conversation, transport = self._conversation, self._transport
         return not (
@@ -179,8 +192,8 @@ class Session:
         None disconnects the client.
         """
         client_logger.warning("%s", shortage_message(error))
-        if self._snapshot_reply.state is SENDING:
-            return self._snapshot_reply.replacement()
+        if self._descriptor_reply.is_sending:
+            return self._descriptor_reply.replacement()
         return self._deliveries.undeliverable(data, error)
 
     def drained(self) -> None:
@@ -188,6 +201,7 @@ class Session:
         if self._conversation.inline:
             self._deliveries.end(sent=True)
         self._snapshot_reply.drained()
+        self._descriptor_reply.drained()
         if self._transport.waiting:
             self._transport.enqueue(self._serve)
         else:
@@ -197,7 +211,7 @@ class Session:
         """Release the resources of a client that disconnected."""
         self._state = _ENDED
         self._cache.closer.close(self._conversation.close())
-        self._snapshot_reply.disconnected()
+        self._descriptor_reply.disconnected()
         self._deliveries.disconnected()
         self._cache.client_disconnected(self._client_id)
         self._on_end(self)
@@ -229,7 +243,7 @@ class Session:
         conversation, transport, requests = self._conversation, self._transport, self._requests
         snapshot_reply = self._snapshot_reply
         step_ends = requests.progress + _EVENTS_PER_STEP
-        while conversation.unread and transport.sent_all and snapshot_reply.state is not AWAITED:
+        while conversation.unread and transport.sent_all and not snapshot_reply.awaited:
             event = conversation.next_event()
             if isinstance(event, NeedData):
                 break

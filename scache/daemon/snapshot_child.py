@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 import anyio
 
 from scache.cache import Cache
+from scache.daemon.shortages import shortage_of
 from scache.model import Connection, SocketInfo
 from scache.store import FAULT, Database, complete, load
 from scache.unix import fdpass
@@ -37,17 +38,31 @@ _STINT = 64
 _WRITE_SIZE = 65536
 """Bytes that the child writes between two sleeps."""
 
+_PROGRESS = b"."
+"""Sent by the child after each part of its work. Anything else is the word for what was missing."""
+
+_LONGEST_WORD = 32
+"""Bytes that are read of such a word."""
+
 _COPY_NICENESS = 5
 """Niceness added while commits wait, if the daemon may not raise priorities (sched(7))."""
 
 _NICENESS = 10
 """Niceness added after that, if the daemon may not raise priorities."""
 
+_BUG = "bug"
+"""Sent if the child fails for another reason than a shortage."""
+
 logger = logging.getLogger(__name__)
 
 
 class SnapshotError(Exception):
     """The child failed, or no child may be started."""
+
+    def __init__(self, text: str, shortage: str | None) -> None:
+        super().__init__(text)
+        self.shortage = shortage
+        """The word for what was missing (see `shortages`); None if it is unknown."""
 
 
 class Source(NamedTuple):
@@ -67,7 +82,8 @@ class Child(NamedTuple):
     pid: int
     pidfd: int
     reader: int
-    """A pipe: one byte after the child has read the database, another after the image is done."""
+    """A pipe: one byte after the child has read the database, another after the image is done; or
+    the word for what the child was short of."""
 
     async def wait_for_byte(self, patience: float) -> None:
         """Wait for the next byte; after ``patience`` seconds, take the child out of SCHED_IDLE.
@@ -79,8 +95,12 @@ class Child(NamedTuple):
         if waiting.cancelled_caught:
             end_idle(self.pid, self.pidfd)
             await anyio.wait_readable(self.reader)
-        if not os.read(self.reader, 1):
-            raise SnapshotError("the child ended early")
+        byte = os.read(self.reader, 1)
+        if not byte:
+            raise SnapshotError("the child ended early", "child")
+        if byte != _PROGRESS:
+            word = (byte + os.read(self.reader, _LONGEST_WORD)).decode()
+            raise SnapshotError(f"the child failed ({word})", None if word == _BUG else word)
 
     def kill(self) -> None:
         """Kill the child; ``pidfd`` stays open, and is readable when the child has ended."""
@@ -131,7 +151,7 @@ def _work(image: int, writer: int, source: Source, being_delivered: list[Connect
         fdpass.close(source.to_close())
         database.let_go()
         copy = load(database.batch.serialize())
-        os.write(writer, b".")
+        os.write(writer, _PROGRESS)
         lower_priority(niceness, _NICENESS)  # commits no longer wait
         settings = dict(source.figures())
         if (fault := database.fault) is not None:
@@ -141,10 +161,12 @@ def _work(image: int, writer: int, source: Source, being_delivered: list[Connect
         _write(image, data)
         del data
         _close_all_but_files(writer)
-        os.write(writer, b".")
+        os.write(writer, _PROGRESS)
         os._exit(0)
-    except BaseException:
-        logger.exception("cannot take a snapshot")
+    except BaseException as error:
+        with suppress(MemoryError):
+            logger.exception("cannot take a snapshot")
+        os.write(writer, (shortage_of(error) or _BUG).encode())  # the daemon then kills the child
     finally:
         os._exit(1)
 

@@ -30,6 +30,7 @@ from scache.cache import Cache
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.maintenance import clear_expired
 from scache.daemon.poller import Poller
+from scache.daemon.shortages import shortage_of
 from scache.daemon.snapshot_child import Child, SnapshotError, Source, start
 from scache.model import Connection
 from scache.store import Database
@@ -58,8 +59,11 @@ logger = logging.getLogger(__name__)
 class Asker(Protocol):
     """A session that waits for a snapshot."""
 
-    def snapshot_taken(self, descriptor: int | None) -> None:
-        """Take over the descriptor of a sealed image; None if the snapshot failed."""
+    def snapshot_taken(self, descriptor: int | None, shortage: str | None = None) -> None:
+        """Take over the descriptor of a sealed image; None if the snapshot failed.
+
+        ``shortage`` is the word for what was missing then, or None.
+        """
 
     def abort(self) -> None:
         """Disconnect, because `snapshot_taken` raised an exception."""
@@ -112,18 +116,22 @@ class Snapshots:
                 await self._serve(askers)
 
     async def _serve(self, askers: list[Asker]) -> None:
-        image = None
+        image = shortage = None
         try:
             with anyio.fail_after(TIMEOUT):
                 image = await self._take()
-        except (OSError, TimeoutError, SnapshotError) as error:
-            logger.warning("cannot take a snapshot now: %s", error or type(error).__name__)
+        except SnapshotError as error:
+            logger.warning("cannot take a snapshot now: %s", error)
+            shortage = error.shortage
+        except (OSError, MemoryError) as error:
+            logger.warning("cannot take a snapshot now: %s", str(error) or type(error).__name__)
+            shortage = shortage_of(error)
         except Exception:
             # A bug here must not end the daemon, because requests do not need snapshots.
             logger.exception("cannot take a snapshot now, please report it")
         try:
             for asker in askers:
-                _hand_out(image, asker)
+                _hand_out(image, shortage, asker)
         finally:
             if image is not None:
                 self._cache.closer.close((image,))
@@ -133,9 +141,10 @@ class Snapshots:
         if len(self._leaving) >= MAX_LEAVING:
             raise SnapshotError(
                 f"{len(self._leaving)} processes of earlier snapshots cannot end, because a cached "
-                "descriptor is a file whose server does not answer: end that server"
+                "descriptor is a file whose server does not answer: end that server",
+                "processes",
             )
-        image = os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        image = _new_image()
         try:
             # The machine may have slept, or its clock may have been set, without a timer firing.
             await clear_expired(self._cache, self._database.batch.clock)
@@ -171,7 +180,17 @@ class Snapshots:
         os.close(pidfd)
 
 
-def _hand_out(image: int | None, asker: Asker) -> None:
+def _new_image() -> int:
+    """Return the descriptor of an empty memfd."""
+    try:
+        return os.memfd_create("scache-snapshot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        # A sandbox may refuse the system call with any error.
+        shortage = shortage_of(error) or "memfd"
+        raise SnapshotError(f"memfd_create(2): {error.strerror}", shortage) from error
+
+
+def _hand_out(image: int | None, shortage: str | None, asker: Asker) -> None:
     """Give a descriptor of the image to one asker; errors are logged and affect only this one."""
     descriptor = None
     if image is not None:
@@ -179,8 +198,9 @@ def _hand_out(image: int | None, asker: Asker) -> None:
             descriptor = _reopened(image)
         except OSError as error:
             logger.warning("cannot hand a snapshot out now: %s", error)
+            shortage = shortage_of(error)
     try:
-        asker.snapshot_taken(descriptor)
+        asker.snapshot_taken(descriptor, shortage)
     except Exception:
         logger.exception("cannot hand a snapshot out to a client, please report it")
         try:

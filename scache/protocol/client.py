@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from scache.errors import DescriptorLimit, ProtocolError, Refused, TooOld
+from scache.errors import DescriptorLimit, NotNow, ProtocolError, Refused, TooOld
 from scache.model import Status
 from scache.protocol.codec import (
     MAX_MESSAGE_SIZE,
@@ -31,11 +31,14 @@ from scache.protocol.messages import (
     HELLO,
     INLINE_VERSION,
     NAMES,
+    PING,
     PURGE_ID,
     PURGED_NAMES,
     REFUSAL_NAMES,
+    SHORTAGE_NAMES,
     FindDest,
     FindEndp,
+    Ping,
     PurgeDest,
     PurgeEndp,
     PurgeId,
@@ -100,6 +103,8 @@ class ClientConversation:
         """True if the server has granted inline mode."""
         self.features: frozenset[bytes] = frozenset()
         """The extensions that the server lists; the client must not use any other."""
+        self.refusal: str | None = None
+        """The server's reason for refusing inline mode; None if it gives none."""
         self._buffer = b""
         self._at = 0
         self.descriptors: deque[int] = deque()
@@ -131,6 +136,8 @@ class ClientConversation:
         self.inline = status is Status.OK and (b"version", INLINE_VERSION) in answer
         if self.inline:
             self.features = read_features(answer) or frozenset()
+        elif tuple(name for name, _ in answer) == REFUSAL_NAMES:
+            self.refusal = _text(answer[1][1])
 
     def save_endp(self, request: SaveEndp, descriptor: int) -> Generator[Step, None, Status]:
         """Save a connection; return the status."""
@@ -193,6 +200,22 @@ class ClientConversation:
         self._require_descriptor()
         self.due = 0
 
+    def supports_ping(self) -> bool:
+        """Return True if the server supports ``ping``; raise Refused if it refuses inline mode."""
+        if self.refusal is not None:
+            raise Refused(self.refusal)
+        return self.inline and PING in self.features
+
+    def ping(self, descriptor: int) -> Generator[Step, None, None]:
+        """Send a descriptor to the server; the one that it returns is the only of `descriptors`."""
+        self.due = 1
+        yield Send(encode_request(Ping()), (descriptor,))
+        self._granted((yield from self._message()), (b"status",))
+        self._require_descriptor()
+        if len(self.descriptors) > 1:
+            raise ProtocolError("the server sent more than one descriptor with its reply to a ping")
+        self.due = 0
+
     def purge_many(
         self, requests: Sequence[PurgeEndp | PurgeDest | PurgeId]
     ) -> Generator[Step, None, list[int]]:
@@ -219,14 +242,18 @@ class ClientConversation:
         return counts
 
     def _require_inline(self) -> None:
+        if self.refusal is not None:
+            raise Refused(self.refusal)
         if not self.inline:
             raise ProtocolError("the server has no inline mode")
 
     def _granted(self, answer: Attributes, names: Sequence[bytes]) -> None:
-        """Check the reply to an administrator's request; raise Refused if it is a refusal."""
+        """Check the reply to a request that may be refused; raise Refused or NotNow then."""
         found = tuple(name for name, _ in answer)
         if found == REFUSAL_NAMES:
-            raise Refused(answer[1][1].decode(errors="backslashreplace"))
+            raise Refused(_text(answer[1][1]))
+        if found == SHORTAGE_NAMES:
+            raise NotNow(_text(answer[1][1]), _text(answer[2][1]))
         if found != tuple(names) or answer[0][1] != b"0":
             raise ProtocolError(f"the server sent an unexpected reply: {answer!r}")
 
@@ -309,6 +336,11 @@ class ClientConversation:
 
 
 _STATUSES: dict[int | None, Status] = {status.value: status for status in Status}
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
 
 _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
 

@@ -81,10 +81,14 @@ class PurgeId(NamedTuple):
     """The id of its row in the table ``connection``."""
 
 
+class Ping(NamedTuple):
+    """Send a descriptor to the server and get it back; the cache is not involved."""
+
+
 Admin = Snapshot | PurgeEndp | PurgeDest | PurgeId
 """An administrator's request, which is available in inline mode only."""
 
-Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin
+Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin | Ping
 
 PURGE_SLICE = 64
 """Most rows that one request purges, so that other clients do not wait for long. A client that
@@ -114,6 +118,7 @@ GRAMMAR: dict[bytes, Grammar] = {
     b"purge_endp": Grammar(PurgeEndp, (b"label",), 0),
     b"purge_dest": Grammar(PurgeDest, (b"label",), 0),
     b"purge_id": Grammar(PurgeId, (b"id",), 0, decode_id),
+    b"ping": Grammar(Ping, (), 0),
 }
 """Every request, by its name on the wire."""
 
@@ -159,10 +164,20 @@ def without_hits(replies: bytes) -> bytes:
 
 INLINE_VERSION = b"1"
 
+CARRIERS = frozenset({NAMES[SaveEndp], NAMES[Ping]})
+"""The requests that carry a descriptor in inline mode."""
+
+PING = NAMES[Ping]
+"""The feature of a server that supports ``ping``."""
+
 PURGE_ID = NAMES[PurgeId]
 """The feature of a server that supports ``purge_id``."""
 
-FEATURES = (PURGE_ID,)
+SHORTAGE = b"shortage"
+"""The feature of a client that accepts the attribute ``shortage`` in a refusal, and the reason
+why its ``hello`` is refused."""
+
+FEATURES = (PING, PURGE_ID, SHORTAGE)
 """The extensions that this version supports, as a client and as a server. A client lists the
 extensions that it understands in replies. A server lists those that it understands in requests.
 Neither side uses an extension that the other has not listed."""
@@ -187,7 +202,10 @@ PURGED_NAMES = (b"status", b"count")
 """The attributes of the reply to a successful purge."""
 
 REFUSAL_NAMES = (b"status", b"reason")
-"""The attributes of the reply to an administrator's request that was refused."""
+"""The attributes of a refusal of an administrator's request, a ``ping`` or a ``hello``."""
+
+SHORTAGE_NAMES = (*REFUSAL_NAMES, SHORTAGE)
+"""The attributes of a refusal because the server is out of resources or time."""
 
 _GRANTED = (
     (b"status", b"0"),

@@ -35,6 +35,7 @@ from scache.model import Status
 from scache.protocol.codec import MAX_MESSAGE_SIZE, NEED_DATA, NeedData, encode
 from scache.protocol.messages import (
     ANNOUNCEMENT,
+    CARRIERS,
     DESCRIPTOR_BYTE,
     DUMMY,
     EMPTY_REPLY,
@@ -44,11 +45,14 @@ from scache.protocol.messages import (
     NAMES,
     PURGED_NAMES,
     REFUSAL_NAMES,
+    SHORTAGE,
+    SHORTAGE_NAMES,
     STATUS_REPLY,
     Admin,
     FindDest,
     FindEndp,
     Hello,
+    Ping,
     Request,
     SaveDest,
     SaveEndp,
@@ -67,6 +71,15 @@ class Save(NamedTuple):
     """True if the client sent a descriptor that could not be received."""
 
 
+class Pinged(NamedTuple):
+    """A complete ``ping``; answer with `reply_status` and the descriptor, or `reply_refusal`."""
+
+    descriptor: int | None
+    """The received descriptor, which the receiver of the event must close; None if none came."""
+    lost: bool = False
+    """True if the client sent a descriptor that could not be received."""
+
+
 class Deliver(NamedTuple):
     """The client waits for the descriptor of its hit: send DESCRIPTOR_BYTE with it."""
 
@@ -79,7 +92,18 @@ class Abandoned(NamedTuple):
     """The client sent something other than a dummy, so its hit was not delivered."""
 
 
-Event = Save | SaveDest | FindEndp | FindDest | Admin | Malformed | Deliver | Delivered | Abandoned
+Event = (
+    Save
+    | SaveDest
+    | FindEndp
+    | FindDest
+    | Admin
+    | Pinged
+    | Malformed
+    | Deliver
+    | Delivered
+    | Abandoned
+)
 """An event of the conversation. Answer a ``save_dest`` with `reply_status`, a find with `reply_hit`
 or `reply_miss`, and an administrator's request with `reply_status`, `reply_purged` or
 `reply_refusal`."""
@@ -113,18 +137,21 @@ class ServerConversation:
         self,
         *,
         announce: bool = True,
-        offer_inline: bool = True,
+        not_offered: str | None = None,
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_ahead_size: int = MAX_AHEAD_SIZE,
     ) -> None:
         """Set the limits of one request and of the requests sent ahead of a dummy, in bytes.
 
-        Without ``offer_inline`` the extensions are disabled and ``hello`` is malformed.
+        With ``not_offered`` the extensions are disabled: ``hello`` is malformed, and a client that
+        understands the reason gets this one.
         """
-        self._offers_inline = offer_inline
+        self._not_offered = not_offered
         self._max_ahead_size = max_ahead_size
         self.inline = False
         """True if the client has requested inline mode."""
+        self._takes_shortage = False
+        """True if the client understands the attribute ``shortage``."""
         self._state = _IDLE
         self._parser = RequestParser(max_message_size)
         self.descriptors: deque[int] = deque()
@@ -197,10 +224,17 @@ class ServerConversation:
         """Answer a purge; ``count`` is the number of purged connections or bindings."""
         self.output.append(encode(zip(PURGED_NAMES, (b"0", b"%d" % count), strict=True)))
 
-    def reply_refusal(self, reason: str) -> None:
-        """Refuse an administrator's request, with a reason."""
-        values = (b"%d" % Status.FAIL, reason.encode())
-        self.output.append(encode(zip(REFUSAL_NAMES, values, strict=True)))
+    def reply_refusal(self, reason: str, shortage: str | None = None) -> None:
+        """Refuse an administrator's request or a ping, with a reason.
+
+        ``shortage`` is one word if the server is out of this resource or of time.
+        """
+        values = [b"%d" % Status.FAIL, reason.encode()]
+        names: tuple[bytes, ...] = REFUSAL_NAMES
+        if shortage is not None and self._takes_shortage:
+            values.append(shortage.encode())
+            names = SHORTAGE_NAMES
+        self.output.append(encode(zip(names, values, strict=True)))
 
     def reply_hit(self, *properties: bytes) -> None:
         """Answer a find that hit; pass the properties of the binding, if any, then the endpoint's.
@@ -268,21 +302,37 @@ class ServerConversation:
             self._state = _AWAIT_DESCRIPTOR
             return None
         if isinstance(request, Hello):
-            if self._offers_inline:
-                self.inline = True
-                knows = request.features is not None
-                self.output.append(HELLO_REPLY_WITH_FEATURES if knows else HELLO_REPLY)
-                return None
-            request = Malformed(NAMES[Hello])
-        if isinstance(request, Admin) and not self.inline:
-            request = Malformed(NAMES[type(request)])  # as in Postfix's scache(8)
-        return self._answer(request) if isinstance(request, Malformed) else request
+            return self._greet(request)
+        if isinstance(request, Malformed):
+            return self._answer(request)
+        if not self.inline:
+            return self._answer(Malformed(NAMES[type(request)]))  # as in Postfix's scache(8)
+        return self._begin_ping() if isinstance(request, Ping) else request
+
+    def _begin_ping(self) -> Pinged:
+        if self.descriptors:
+            return Pinged(self.descriptors.popleft())
+        return Pinged(None, self._lost)
+
+    def _greet(self, request: Hello) -> Malformed | None:
+        """Answer a ``hello``; return it as malformed if inline mode is not offered."""
+        self._takes_shortage = SHORTAGE in (request.features or ())
+        if self._not_offered is None:
+            self.inline = True
+            knows = request.features is not None
+            self.output.append(HELLO_REPLY_WITH_FEATURES if knows else HELLO_REPLY)
+            return None
+        refused = Malformed(NAMES[Hello])
+        if not self._takes_shortage:
+            return self._answer(refused)
+        self.reply_refusal(self._not_offered)
+        return refused
 
     def _answer(self, request: Malformed) -> Malformed:
         grammar = GRAMMAR.get(request.name)
         replies = STATUS_REPLY if grammar is None else EMPTY_REPLY[grammar.kind]
         self.output.append(replies[Status.BAD])
-        if self.inline and request.name == NAMES[SaveEndp] and self.descriptors:
+        if self.inline and request.name in CARRIERS and self.descriptors:
             # The descriptor belongs to this message and must not be used for the next one.
             return request._replace(descriptor=self.descriptors.popleft())
         return request

@@ -208,16 +208,20 @@ def another_service(path: Path, serve: Callable[[socket.socket], object]) -> Ite
 
 @pytest.mark.parametrize("command", ["stats", "purge --all --yes", "events --follow"])
 @pytest.mark.parametrize(
-    "serve",
+    ("serve", "ends_with"),
     [
-        lambda client: client.sendall(b"220 mail.example.org ESMTP\r\n"),
-        lambda client: client.shutdown(socket.SHUT_RDWR),
-        lambda _: time.sleep(0.3),
+        (lambda client: client.sendall(b"220 mail.example.org ESMTP\r\n"), errors.EXIT_SOCKET),
+        (lambda client: client.shutdown(socket.SHUT_RDWR), errors.EXIT_SOCKET),
+        (lambda _: time.sleep(0.3), errors.EXIT_NOT_NOW),
     ],
     ids=["speaks", "hangs-up", "is-silent"],
 )
 def test_another_service_is_named_by_its_process(
-    tmp_path: Path, capsys: Capture, command: str, serve: Callable[[socket.socket], object]
+    tmp_path: Path,
+    capsys: Capture,
+    command: str,
+    serve: Callable[[socket.socket], object],
+    ends_with: int,
 ) -> None:
     """It may speak another protocol, hang up, or stay silent."""
     path = tmp_path / "s"
@@ -225,7 +229,7 @@ def test_another_service_is_named_by_its_process(
     with another_service(path, serve):
         options = ("--socket", path, "--timeout", "0.2")
         code, said = failure(capsys, *command.split(), *options)
-    assert code == errors.EXIT_SOCKET
+    assert code == ends_with
     assert f"at {path} (from --socket) " in said
     assert f"; process {os.getpid()} ({program}) listens there" in said
     assert "name another --socket" in said

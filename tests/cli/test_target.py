@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from scache import ProtocolError, Refused, Unavailable, errors
+from scache import NotNow, ProtocolError, Refused, TimedOut, Unavailable, errors
 from scache.settings.declarations import default_socket
 from tests.support.as_user import as_user
 from tests.support.commands import run_command
@@ -41,8 +41,10 @@ def test_target_socket_is_option_then_variable_then_default(
         (Unavailable("no daemon answers at s"), errors.EXIT_SOCKET),
         (Refused("only root may look"), errors.EXIT_REFUSED),
         (ProtocolError("malformed"), errors.EXIT_SOCKET),
+        (TimedOut("no answer in time"), errors.EXIT_NOT_NOW),
+        (NotNow("no snapshot now", "memory"), errors.EXIT_NOT_NOW),
     ],
-    ids=["unavailable", "refused", "malformed"],
+    ids=["unavailable", "refused", "malformed", "late", "not now"],
 )
 def test_target_error_of_daemon_is_one_line(
     daemon: StubDaemon, capsys: Capture, command: str, error: Exception, code: int
@@ -51,6 +53,12 @@ def test_target_error_of_daemon_is_one_line(
     daemon.error = error
     ended, sentence = failure(capsys, *command.split())
     assert (ended, str(error) in sentence) == (code, True)
+
+
+def test_command_out_of_memory_is_one_line(daemon: StubDaemon, capsys: Capture) -> None:
+    """It is no bug to report."""
+    daemon.error = MemoryError()
+    assert failure(capsys, "stats") == (errors.EXIT_NOT_NOW, "out of memory")
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,13 @@ class Asker:
         """Call ``then`` when the snapshot is taken."""
         self._then = then
         self.got: list[int | None] = []
+        self.shortage: str | None = None
         self.aborted = False
 
-    def snapshot_taken(self, descriptor: int | None) -> None:
-        """Remember the descriptor."""
+    def snapshot_taken(self, descriptor: int | None, shortage: str | None = None) -> None:
+        """Remember the descriptor and the shortage."""
         self.got.append(descriptor)
+        self.shortage = shortage
         self._then()
 
     def abort(self) -> None:
@@ -134,9 +136,9 @@ class Asker:
 class BrokenAsker(Asker):
     """A session whose methods raise errors."""
 
-    def snapshot_taken(self, descriptor: int | None) -> None:
+    def snapshot_taken(self, descriptor: int | None, shortage: str | None = None) -> None:
         """Raise an error."""
-        super().snapshot_taken(descriptor)
+        super().snapshot_taken(descriptor, shortage)
         raise RuntimeError
 
     def abort(self) -> None:

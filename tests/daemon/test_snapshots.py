@@ -273,7 +273,7 @@ def test_base_protocol_has_no_administrative_requests(daemon: Daemon) -> None:
     bad = encode([(b"status", b"1")])
     with Wire(daemon.path) as client:
         client.announcement()
-        for name in (b"snapshot", b"purge_endp", b"purge_dest", b"purge_id"):
+        for name in (b"snapshot", b"purge_endp", b"purge_dest", b"purge_id", b"ping"):
             client.send(encode([(b"request", name), (b"label", b"x")]))
             assert client.receive_message_bytes() == bad
 

@@ -12,6 +12,7 @@ from scache.protocol.client import ClientConversation, Hit, Outcome, Send
 from scache.protocol.codec import MAX_MESSAGE_SIZE, NUL
 from scache.protocol.messages import (
     DESCRIPTOR_BYTE,
+    PING,
     PURGE_ID,
     FindDest,
     FindEndp,
@@ -33,6 +34,15 @@ Take = Callable[[Outcome], None]
 
 _SAVE = SaveEndp(10, b"e", b"p")
 
+
+def _ping(client: ClientConversation, descriptor: int) -> Exchange:
+    """Ping a server that supports it, as `exchanges.ping` does; return True if it was sent."""
+    if not client.supports_ping():
+        return False
+    yield from client.ping(descriptor)
+    return True
+
+
 EXCHANGES: dict[str, Callable[[ClientConversation, Iterator[int], Take], Exchange]] = {
     "hello": lambda client, _, __: client.hello(),
     "save_endp": lambda client, mine, _: client.save_endp(_SAVE, next(mine)),
@@ -46,6 +56,7 @@ EXCHANGES: dict[str, Callable[[ClientConversation, Iterator[int], Take], Exchang
     "snapshot": lambda client, _, __: client.snapshot(),
     "purge": lambda client, _, __: client.purge_many([PurgeEndp(b"e"), PurgeDest(b"d")]),
     "purge_ids": lambda client, _, __: client.purge_many([PurgeId(1), PurgeId(2**63 - 1)]),
+    "ping": lambda client, mine, _: _ping(client, next(mine)),
 }
 """The exchanges that a client may begin."""
 
@@ -115,6 +126,8 @@ class ClientRun:
             )
         if b"request\0purge_id\0" in step.data and PURGE_ID not in self.conversation.features:
             raise InvariantError("the client sends a request that the server has not listed")
+        if b"request\0ping\0" in step.data and PING not in self.conversation.features:
+            raise InvariantError("the client sends a ping to a server that has not listed it")
         self.sent += step.data
 
     def _receive(self, incoming: Iterator[Piece]) -> bool:
@@ -128,7 +141,7 @@ class ClientRun:
         return False
 
     def _take(self, name: str, outcome: object) -> None:
-        if name == "snapshot":
+        if name == "snapshot" or (name == "ping" and outcome):
             self.out.append(self.conversation.descriptors.popleft())
         self.outcomes.append((name, outcome))
 

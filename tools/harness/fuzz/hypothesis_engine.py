@@ -25,7 +25,7 @@ TOKENS = (
     *(b"purge_endp", b"purge_dest", b"purge_id", b"ttl", b"label", b"property", b"dummy", b"id"),
     *(b"status", b"version", b"server", b"count", b"reason", b"features", b"protocol", b"h", b"0"),
     *(b"connection_cache_protocol", b"7", b"\0", b"dummy\0\0\0", b"request\0", b"-1"),
-    *(b"4294967296", b"\x01" * 12, b"\xff"),
+    *(b"4294967296", b"\x01" * 12, b"\xff", b"ping", b"shortage", b"request\0ping\0\0"),
     b"request\0find_endp\0label\0h\0\0",
     b"request\0save_endp\0ttl\x007\0label\0e\0property\0p\0\0",
     b"request\0save_dest\0ttl\x007\0label\0d\0property\0p\0label\0e\0\0",

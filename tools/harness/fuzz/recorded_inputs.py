@@ -151,6 +151,7 @@ def _clients(relay: Relay, path: Path, *, inline: bool) -> Iterator[bytes]:
                 ("snapshot", client.snapshot),
                 ("purge", lambda: client.purge(["e"], ["d"])),
                 ("purge_ids", lambda: client.purge(ids=[1, 2**63 - 1])),
+                ("ping", client.ping),
             ]
         for at, (name, work) in enumerate(works):
             with suppress(ProtocolError):  # for the invalid ttl

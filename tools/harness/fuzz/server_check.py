@@ -29,7 +29,7 @@ from scache.protocol.messages import (
     encode_reply,
 )
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import Event, Save, ServerConversation
+from scache.protocol.server import Event, Pinged, Save, ServerConversation
 
 
 class ServerRun:
@@ -85,16 +85,11 @@ class ServerRun:
 
     def _answer(self, event: Event) -> None:
         machine, expect = self.machine, self.expected
-        if not isinstance(event, Malformed | Save):
+        if not isinstance(event, Malformed | Save | Pinged):
             self.events.append((type(event), *event))
         match event:
-            case Save(request, descriptor):
-                self.events.append(request)
-                if descriptor is not None:
-                    self.out.append(descriptor)
-                status = Status.FAIL if descriptor is None else Status.OK
-                expect += ([] if machine.inline else [DUMMY]) + [STATUS_REPLY[status]]
-                machine.reply_status(status)
+            case Save() | Pinged():
+                self._answer_carrier(event)
             case Malformed(name, descriptor):
                 # The parser may know only a part of a name that is too long.
                 self.events.append(name if name in GRAMMAR else None)
@@ -110,6 +105,18 @@ class ServerRun:
                 self._answer_find(event)
             case Snapshot() | PurgeEndp() | PurgeDest() | PurgeId():
                 self._answer_administrator(event)
+
+    def _answer_carrier(self, event: Save | Pinged) -> None:
+        """Answer a request that carries a descriptor."""
+        machine = self.machine
+        if isinstance(event, Pinged) and not machine.inline:
+            raise InvariantError("a ping in the base protocol")
+        self.events.append(event.request if isinstance(event, Save) else Pinged)
+        if event.descriptor is not None:
+            self.out.append(event.descriptor)
+        status = Status.FAIL if event.descriptor is None else Status.OK
+        self.expected += ([] if machine.inline else [DUMMY]) + [STATUS_REPLY[status]]
+        machine.reply_status(status)
 
     def _answer_find(self, request: FindEndp | FindDest) -> None:
         (label,) = request
