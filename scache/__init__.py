@@ -50,9 +50,17 @@ _HOME = {
     "Found": "scache.client.found",
 }
 
+_INTERNAL = {"TYPE_CHECKING", "_HOME", "_INTERNAL", "annotations", "import_module"}
+"""Names of this module that `dir` does not list."""
+
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used, because the daemon needs no client."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME.get(name, "scache.errors")), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not imported yet, and the loaded modules."""
+    return sorted({*__all__, *globals()} - _INTERNAL)

@@ -10,7 +10,8 @@ from typing import Any, Self, TypeVar
 import anyio
 from anyio.lowlevel import current_token
 
-from scache.client import exchanges
+from scache.client import arguments, exchanges
+from scache.client.arguments import HasFileno, Text
 from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient, this_process
 from scache.client.connection import Connection, send_courtesy
 from scache.client.exchanges import (
@@ -18,11 +19,9 @@ from scache.client.exchanges import (
     Exchange,
     Finds,
     HangupError,
-    HasFileno,
     LateError,
     Purged,
     Room,
-    Text,
 )
 from scache.client.found import Found
 from scache.errors import ClientInUse
@@ -75,7 +74,7 @@ class AsyncClient(BaseClient):
 
     async def find_endp(self, endpoint: Text) -> Found | None:
         """Take the oldest connection of an endpoint; see `Client.find_endp`."""
-        return (await self._find(exchanges.of_endpoints([endpoint])))[0]
+        return (await self._find([arguments.find_endp(endpoint)]))[0]
 
     async def save_dest(
         self, ttl: int, destination: Text, properties: Text, endpoint: Text
@@ -85,7 +84,7 @@ class AsyncClient(BaseClient):
 
     async def find_dest(self, destination: Text) -> Found | None:
         """Take a connection to a destination; see `Client.find_dest`."""
-        return (await self._find(exchanges.of_destinations([destination])))[0]
+        return (await self._find([arguments.find_dest(destination)]))[0]
 
     async def save_many(
         self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]
@@ -95,7 +94,7 @@ class AsyncClient(BaseClient):
 
     async def find_many(self, endpoints: Iterable[Text]) -> list[Found | None]:
         """Call `find_endp` for each of these endpoints; see `Client.find_many`."""
-        return await self._find(exchanges.of_endpoints(endpoints))
+        return await self._find(arguments.find_endps(endpoints))
 
     async def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
         """Call `save_dest` with each of these tuples; see `Client.save_dest_many`."""
@@ -103,7 +102,7 @@ class AsyncClient(BaseClient):
 
     async def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Call `find_dest` for each of these destinations; see `Client.find_dest_many`."""
-        return await self._find(exchanges.of_destinations(destinations))
+        return await self._find(arguments.find_dests(destinations))
 
     async def snapshot(self) -> int:
         """Return the descriptor of a snapshot; see `Client.snapshot`."""

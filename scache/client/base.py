@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+from scache.client.arguments import seconds, socket_path
 from scache.client.connection import Connection
 from scache.errors import TimedOut, Unavailable
 from scache.unix import fdpass
@@ -37,8 +38,8 @@ class BaseClient:
 
     def __init__(self, path: str | Path, *, timeout: float, inline: bool) -> None:
         """Use the daemon's socket at this path; each request may take ``timeout`` seconds."""
-        self._path = os.fspath(path)
-        self._timeout = timeout
+        self._path = socket_path(path)
+        self._timeout = seconds(timeout)
         self._inline = inline
         self._connection: Connection | None = None
         self._process = this_process()

@@ -7,12 +7,13 @@ import os
 import resource
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 
 from scache.client.exchanges import HangupError
+from scache.client.raised import is_raised_by_call
 from scache.errors import DescriptorLimit, Unavailable
 from scache.protocol.client import ClientConversation
 from scache.unix import fdpass
@@ -184,21 +185,6 @@ class Connection:
         fdpass.close_owned(self._spares)
         fdpass.move_descriptors(self._received, self.conversation.descriptors)
         fdpass.close_owned(self.conversation.descriptors)
-
-
-def is_raised_by_call(error: BaseException, function: Callable[..., object] | None = None) -> bool:
-    """Return True if a C function that the catching function called raised the error.
-
-    With ``function``, a Python function: return True if a C function that it called raised the
-    error. Return False if a signal handler or another Python function raised it, as in the case of
-    a TimeoutError from a handler of SIGALRM.
-    """
-    place = error.__traceback__
-    if place is not None and function is not None:
-        place = place.tb_next
-        if place is None or place.tb_frame.f_code is not getattr(function, "__code__", None):
-            return False
-    return place is not None and place.tb_next is None
 
 
 def send_courtesy(sock: socket.socket, data: bytes) -> None:

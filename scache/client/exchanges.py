@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from scache.client import arguments
+from scache.client.arguments import HasFileno, Text
 from scache.client.found import Found
-from scache.client.parkable import refuse_tls
 from scache.errors import DescriptorLimit, ProtocolError
 from scache.model import Status
 from scache.protocol.client import MAX_BATCH, ClientConversation, Hit, Outcome, Step
-from scache.protocol.codec import LARGEST_ID, NUL
 from scache.protocol.messages import (
     PURGE_SLICE,
     FindDest,
@@ -22,15 +21,7 @@ from scache.protocol.messages import (
     PurgeDest,
     PurgeEndp,
     PurgeId,
-    SaveDest,
-    SaveEndp,
 )
-
-_LONGEST_TTL = 2**31 - 1
-"""Seconds; the largest ttl in the protocol. Every server lowers it to its own limit."""
-
-Text: TypeAlias = str | bytes
-"""A label or properties: bytes, or text that is sent as UTF-8; no NUL."""
 
 
 class HangupError(Exception):
@@ -48,13 +39,6 @@ class Room(NamedTuple):
     """
 
     descriptors: int
-
-
-class HasFileno(Protocol):
-    """Anything with a descriptor, such as a socket."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
 
 
 class Purged(NamedTuple):
@@ -77,33 +61,24 @@ def save_endp(
     ttl: int, endpoint: Text, properties: Text, connection: HasFileno | int
 ) -> Begin[bool]:
     """Save one connection."""
-    request = SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties))
-    refuse_tls(connection)
+    request = arguments.save_endp(ttl, endpoint, properties)
+    arguments.parkable(connection)
 
     def exchange(conversation: ClientConversation) -> Exchange[bool]:
-        return _accepted((yield from conversation.save_endp(request, _descriptor(connection))))
+        descriptor = arguments.descriptor(connection)
+        return _accepted((yield from conversation.save_endp(request, descriptor)))
 
     return exchange
 
 
 def save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> Begin[bool]:
     """Save one binding."""
-    request = _save_dest(ttl, destination, properties, endpoint)
+    request = arguments.save_dest(ttl, destination, properties, endpoint)
 
     def exchange(conversation: ClientConversation) -> Exchange[bool]:
         return _accepted((yield from conversation.save_dest(request)))
 
     return exchange
-
-
-def of_endpoints(endpoints: Iterable[Text]) -> Finds:
-    """Return the requests for one connection of each endpoint."""
-    return [FindEndp(_bytes(endpoint)) for endpoint in endpoints]
-
-
-def of_destinations(destinations: Iterable[Text]) -> Finds:
-    """Return the requests for one connection for each destination."""
-    return [FindDest(_bytes(destination)) for destination in destinations]
 
 
 def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
@@ -128,7 +103,9 @@ def find(requests: Finds, found: list[Found | None]) -> Begin[None]:
             yield from conversation.find(requests[at : at + room], take)
             at += room
         if malformed:
-            raise ProtocolError("the server rejected a malformed request: a label may be too long")
+            raise ProtocolError(
+                "the server rejected a find as malformed; its max_message_size may be too low"
+            )
 
     return exchange
 
@@ -153,17 +130,10 @@ def hand_over(found: list[Found | None], error: BaseException) -> None:
 
 def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin[list[bool]]:
     """Save many connections."""
-    requests = []
-    # Keep references: a socket that only the generator holds would be closed before it is sent,
-    # and its descriptor number could name another file.
-    connections = []
-    for ttl, endpoint, properties, connection in items:
-        requests.append(SaveEndp(_ttl(ttl), _bytes(endpoint), _bytes(properties)))
-        refuse_tls(connection)
-        connections.append(connection)
+    requests, connections = arguments.save_endps(items)
 
     def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:
-        descriptors = [_descriptor(connection) for connection in connections]
+        descriptors = [arguments.descriptor(connection) for connection in connections]
         statuses = yield from conversation.save_many(requests, descriptors)
         return [_accepted(status) for status in statuses]
 
@@ -172,7 +142,7 @@ def save_many(items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> Begin
 
 def save_dest_many(items: Iterable[tuple[int, Text, Text, Text]]) -> Begin[list[bool]]:
     """Save many bindings."""
-    requests = [_save_dest(*item) for item in items]
+    requests = arguments.save_dests(items)
 
     def exchange(conversation: ClientConversation) -> Exchange[list[bool]]:
         statuses = yield from conversation.save_many(requests, ())
@@ -237,10 +207,9 @@ def purge(
     endpoints: Iterable[Text], destinations: Iterable[Text], ids: Iterable[int]
 ) -> Begin[Purged]:
     """Purge these connections, all of these endpoints, and all bindings of these destinations."""
-    of_ids = [PurgeId(_id(number)) for number in ids]
-    of_endpoints = [PurgeEndp(_bytes(endpoint)) for endpoint in endpoints]
-    of_destinations = [PurgeDest(_bytes(destination)) for destination in destinations]
-
+    of_ids = arguments.purge_ids(ids)
+    of_endpoints = arguments.purge_endps(endpoints)
+    of_destinations = arguments.purge_dests(destinations)
     begun = False
 
     def exchange(conversation: ClientConversation) -> Exchange[Purged]:
@@ -271,36 +240,10 @@ def _purge(
     return total
 
 
-def _save_dest(ttl: int, destination: Text, properties: Text, endpoint: Text) -> SaveDest:
-    return SaveDest(_ttl(ttl), _bytes(destination), _bytes(properties), _bytes(endpoint))
-
-
-def _ttl(ttl: int) -> int:
-    return min(operator.index(ttl), _LONGEST_TTL)
-
-
-def _id(number: int) -> int:
-    value = operator.index(number)
-    if not 0 <= value <= LARGEST_ID:
-        raise ValueError(f"no connection has the id {value}: ids are from 1 to {LARGEST_ID}")
-    return value
-
-
-def _bytes(text: Text) -> bytes:
-    data = text.encode() if isinstance(text, str) else bytes(text)
-    if NUL in data:  # checked before anything is sent, so a batch fails as a whole
-        raise ValueError(f"a label or properties cannot contain a NUL byte: {text!r}")
-    return data
-
-
-def _descriptor(connection: HasFileno | int) -> int:
-    return connection if isinstance(connection, int) else connection.fileno()
-
-
 def _accepted(status: Status) -> bool:
     if status is Status.BAD:
         raise ProtocolError(
-            "the server rejected a malformed request: the ttl may be below 1, or a label too long"
+            "the server rejected the request as malformed; its max_message_size may be too low"
         )
     return status is Status.OK
 

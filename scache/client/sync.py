@@ -8,21 +8,21 @@ from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Self, TypeVar
 
-from scache.client import exchanges
+from scache.client import arguments, exchanges
+from scache.client.arguments import HasFileno, Text
 from scache.client.base import CONNECT_PAUSE, DEFAULT_TIMEOUT, BaseClient
-from scache.client.connection import Connection, is_raised_by_call, send_courtesy
+from scache.client.connection import Connection, send_courtesy
 from scache.client.exchanges import (
     Begin,
     Exchange,
     Finds,
     HangupError,
-    HasFileno,
     LateError,
     Purged,
     Room,
-    Text,
 )
 from scache.client.found import Found
+from scache.client.raised import is_raised_by_call
 from scache.errors import ClientInUse
 from scache.protocol.client import Send
 
@@ -44,11 +44,17 @@ class Client(BaseClient):
     - `Unavailable` if no daemon answers within the timeout, or if the daemon closes the connection
       after it may have carried out the request. The request is not repeated then.
     - `ProtocolError` if the server violates the protocol, or reports that the request is malformed
-      (a ttl below 1, a label above 64 KiB).
+      (its `max_message_size` may be lower than 64 KiB).
     - `DescriptorLimit` if this process or the machine has reached its limit on open files.
     - `ClientInUse` if the client has a request in progress, in another thread or in the code that a
       signal interrupted.
-    - ValueError for a NUL in a label or in properties, before anything is sent.
+    - TypeError for an argument of the wrong type: a ttl that is no integer, a label that is neither
+      str nor bytes. A bool is no integer.
+    - ValueError for a ttl below 1, a NUL in a label or in properties, text that UTF-8 cannot hold,
+      and a request above 64 KiB.
+
+    TypeError and ValueError name the argument, and are raised before anything is sent. If one item
+    of a method ``*_many`` is wrong, none of the items is sent.
     """
 
     def __init__(
@@ -56,7 +62,9 @@ class Client(BaseClient):
     ) -> None:
         """Use the daemon's socket at this path; each request may take ``timeout`` seconds.
 
-        ``inline=False`` uses the base protocol with every server.
+        ``inline=False`` uses the base protocol with every server. Raises TypeError or ValueError
+        for a timeout that is not a number above 0 and at most 1,000,000,000: a client never waits
+        for ever.
         """
         super().__init__(path, timeout=timeout, inline=inline)
         # A lock that cannot be left locked: a Context cannot be entered twice, by any thread, and
@@ -79,8 +87,8 @@ class Client(BaseClient):
         the only user of the connection. The daemon lowers the ttl to its ``ttl_limit``. False means
         that the daemon refused the request, for example at a limit.
 
-        Raises `NotParkable` for a TLS socket of this process, OSError for a descriptor that is not
-        open, and TypeError for a ttl that is not an integer.
+        Raises `NotParkable` for a TLS socket of this process, and OSError for a descriptor that is
+        not open; nothing is sent then.
         """
         return self._run(exchanges.save_endp(ttl, endpoint, properties, connection))
 
@@ -89,7 +97,7 @@ class Client(BaseClient):
 
         The caller owns the descriptor of the `Found` object and must close it.
         """
-        return self._find(exchanges.of_endpoints([endpoint]))[0]
+        return self._find([arguments.find_endp(endpoint)])[0]
 
     def save_dest(self, ttl: int, destination: Text, properties: Text, endpoint: Text) -> bool:
         """Bind a destination to an endpoint for ``ttl`` seconds; return True on success.
@@ -105,7 +113,7 @@ class Client(BaseClient):
         The endpoints are tried in the order in which they were bound. None means that none of them
         has a connection. The caller owns the descriptor of the `Found` object and must close it.
         """
-        return self._find(exchanges.of_destinations([destination]))[0]
+        return self._find([arguments.find_dest(destination)])[0]
 
     def save_many(self, items: Iterable[tuple[int, Text, Text, HasFileno | int]]) -> list[bool]:
         """Call `save_endp` with each of these tuples of arguments; return the list of results.
@@ -122,7 +130,7 @@ class Client(BaseClient):
         is for all of them together. At the limit on open files, the first results are in
         `DescriptorLimit.found`.
         """
-        return self._find(exchanges.of_endpoints(endpoints))
+        return self._find(arguments.find_endps(endpoints))
 
     def save_dest_many(self, items: Iterable[tuple[int, Text, Text, Text]]) -> list[bool]:
         """Call `save_dest` with each of these tuples of arguments; return the list of results."""
@@ -130,7 +138,7 @@ class Client(BaseClient):
 
     def find_dest_many(self, destinations: Iterable[Text]) -> list[Found | None]:
         """Call `find_dest` for each of these destinations; return the list of results."""
-        return self._find(exchanges.of_destinations(destinations))
+        return self._find(arguments.find_dests(destinations))
 
     def snapshot(self) -> int:
         """Return the descriptor of a snapshot of the cache, which the caller must close.

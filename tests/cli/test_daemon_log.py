@@ -111,7 +111,7 @@ def test_daemon_goes_on_when_log_pipe_is_full(path: Path) -> None:
     """It serves requests, and stops at SIGTERM."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as log, os.fdopen(writing, "wb") as stderr:
-        command = [*SCACHE, "serve", "--socket", str(path)]
+        command = [*SCACHE, "serve", "--socket", str(path), "--max-message-size", "100"]
         with subprocess.Popen(command, env=clean_environment(), stderr=stderr) as daemon:
             assert b"listening" in log.readline()
             os.set_blocking(stderr.fileno(), False)
@@ -122,7 +122,7 @@ def test_daemon_goes_on_when_log_pipe_is_full(path: Path) -> None:
             with Client(path) as client:
                 for number in range(10):
                     with pytest.raises(ProtocolError):
-                        client.save_dest(0, f"{number}", "", "")
+                        client.save_dest(60, f"{number}".ljust(100), "", "")
                     client.close()
                 assert client.save_dest(60, "a", "", "b")
             daemon.send_signal(signal.SIGTERM)

@@ -15,14 +15,15 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from scache import Client, DescriptorLimit, Found, ProtocolError
+from scache.protocol.codec import MAX_MESSAGE_SIZE
+from scache.protocol.messages import FindEndp, SaveEndp, encode_request
 from tests.support.clients import Connect, Pair, expect_other_end, label
 from tests.support.commands import run_python
 from tests.support.daemon import Daemon
@@ -265,36 +266,23 @@ def test_found_pipe_stays_open_when_socket_fails(blocking: Client) -> None:
 # Invalid arguments, and limits
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        lambda client: client.save_endp(60, "a\0b", "", 0),
-        lambda client: client.save_endp(60, "", b"\0", 0),
-        lambda client: client.find_endp("\0"),
-        lambda client: client.find_dest(b"\0"),
-        lambda client: client.save_dest(60, "\0", "", ""),
-        lambda client: client.save_dest(60, "", "\0", ""),
-        lambda client: client.save_dest(60, "", "", "\0"),
-    ],
-)
-def test_nul_is_a_value_error(request_: Callable[[Client], object]) -> None:
-    """It is raised before the client connects."""
-    with Client("/nowhere") as client, pytest.raises(ValueError, match="NUL"):
-        request_(client)
-
-
-def test_nul_in_one_of_many_requests_prevents_all(blocking: Client, pair: Pair) -> None:
-    """The error is raised before any of them is sent."""
+def test_wrong_item_of_many_requests_prevents_all(client: Client, pair: Pair) -> None:
+    """It is detected before any request is sent, in the second batch as well."""
     ours, theirs = pair
     endpoint, fresh = label(), label()
-    assert blocking.save_endp(60, endpoint, "", theirs)
-    with pytest.raises(ValueError, match="NUL"):
-        blocking.save_many([(60, fresh, "", theirs)] * 200 + [(60, "\0", "", theirs)])
-    assert blocking.find_endp(fresh) is None
-    with pytest.raises(ValueError, match="NUL"):
-        blocking.find_many([endpoint] * 200 + ["\0"])
-    expect_other_end(blocking.find_endp(endpoint), ours)
-    assert blocking.find_endp(endpoint) is None
+    with open(os.devnull, "rb") as file:  # noqa: PTH123
+        closed = os.dup(file.fileno())
+    os.close(closed)
+    assert client.save_endp(60, endpoint, "", theirs)
+    with pytest.raises(ValueError, match=r"^items\[200\]: endpoint must not contain a NUL"):
+        client.save_many([(60, fresh, "", theirs)] * 200 + [(60, "\0", "", theirs)])
+    with pytest.raises(OSError, match=r"items\[200\]: connection must be an open descriptor"):
+        client.save_many([(60, fresh, "", theirs)] * 200 + [(60, fresh, "", closed)])
+    assert client.find_endp(fresh) is None
+    with pytest.raises(ValueError, match=r"^endpoints\[200\]: endpoint must not contain a NUL"):
+        client.find_many([endpoint] * 200 + ["\0"])
+    expect_other_end(client.find_endp(endpoint), ours)
+    assert client.find_endp(endpoint) is None
 
 
 def test_save_of_a_closed_descriptor_is_an_os_error(client: Client, pair: Pair) -> None:
@@ -358,45 +346,34 @@ def test_ttl_above_the_range_of_the_protocol_is_accepted(blocking: Client, pair:
     assert blocking.save_dest(2**32 + 1, endpoint, "", endpoint)
 
 
-def test_label_above_64_kib_is_a_protocol_error(mode: Mode, blocking: Client, pair: Pair) -> None:
-    """Postfix's scache(8) accepts it. The client can be used afterwards."""
-    ours, theirs = pair
-    endpoint, huge = label(), label().ljust(1_000_000, "x")
-    postfix = isinstance(mode.server, PostfixScache)
-    with nullcontext() if postfix else pytest.raises(ProtocolError):
-        assert blocking.save_endp(60, huge, "", theirs)
-    with nullcontext() if postfix else pytest.raises(ProtocolError):
-        expect_other_end(blocking.find_many([endpoint, huge, endpoint])[1], ours)
-    assert blocking.save_endp(60, endpoint, "", theirs)
-    expect_other_end(blocking.find_endp(endpoint), ours)
-
-
-@pytest.mark.parametrize("ttl", [0, -5])
-def test_ttl_below_1_is_a_protocol_error(blocking: Client, pair: Pair, ttl: int) -> None:
-    """The server rejects the request as malformed. The client can be used afterwards."""
+def test_request_of_64_kib_is_accepted_and_a_longer_one_is_a_value_error(
+    blocking: Client, pair: Pair
+) -> None:
+    """The limit is that of the daemon's setting `max_message_size`, for the whole request."""
     ours, theirs = pair
     endpoint = label()
-    with pytest.raises(ProtocolError):
-        blocking.save_endp(ttl, endpoint, "", theirs)
-    with pytest.raises(ProtocolError):
-        blocking.save_dest(ttl, endpoint, "", endpoint)
-    assert blocking.find_endp(endpoint) is None
-    assert blocking.save_endp(60, endpoint, "", theirs)
+    room = MAX_MESSAGE_SIZE - len(encode_request(SaveEndp(60, endpoint.encode(), b"")))
+    assert blocking.save_endp(60, endpoint, "x" * room, theirs)
+    with pytest.raises(ValueError, match=r"^properties is too long"):
+        blocking.save_endp(60, endpoint, "x" * (room + 1), theirs)
     expect_other_end(blocking.find_endp(endpoint), ours)
+    longest = "x" * (MAX_MESSAGE_SIZE - len(encode_request(FindEndp(b""))))
+    assert blocking.find_endp(longest) is None
+    with pytest.raises(ValueError, match=r"^endpoint is too long"):
+        blocking.find_endp(longest + "x")
 
 
-def test_ttl_that_is_not_an_integer_is_a_type_error() -> None:
-    """A ttl is a whole number of seconds."""
-    ttl: int = 1.5  # type: ignore[assignment]
-    with Client("/nowhere") as client:
-        for ask in (
-            lambda: client.save_endp(ttl, "", "", 0),
-            lambda: client.save_dest(ttl, "", "", ""),
-            lambda: client.save_many([(60, "", "", 0), (ttl, "", "", 0)]),
-            lambda: client.save_dest_many([(60, "", "", ""), (ttl, "", "", "")]),
-        ):
-            with pytest.raises(TypeError):
-                ask()
+def test_request_above_the_limit_of_the_daemon_is_a_protocol_error(
+    path: Path, connect: Connect, inline: bool
+) -> None:
+    """The client does not know a lower `max_message_size`; it can be used again."""
+    with Daemon(path, "--max-message-size", "100"):
+        client = connect(path, inline=inline)
+        with pytest.raises(ProtocolError, match="max_message_size"):
+            client.save_dest(60, "x" * 100, "", "")
+        with pytest.raises(ProtocolError, match="max_message_size"):
+            client.find_endp("x" * 100)
+        assert client.save_dest(60, "x", "", "x")
 
 
 def test_closed_client_connects_again_at_the_next_request(client: Client) -> None:

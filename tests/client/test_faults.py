@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Found, ProtocolError, Unavailable
+from scache.client import arguments
 from scache.client.connection import Connection, send_courtesy
 from scache.model import Status
 from scache.protocol.messages import (
@@ -36,6 +37,12 @@ from tests.support.scripted import HIT, MISS, Script, by_turns, hang, hear, sayi
 
 TIMEOUT = 0.1
 """Seconds, for clients that shall time out."""
+
+
+@pytest.fixture
+def no_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients send requests that do not fit into the buffer of a socket."""
+    monkeypatch.setattr(arguments, "_SURELY_FITS", 10_000_000)
 
 
 def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
@@ -147,6 +154,7 @@ def test_request_that_the_server_has_read_is_not_repeated(
         client.close()
 
 
+@pytest.mark.usefixtures("no_size_limit")
 def test_request_that_the_server_has_read_in_part_is_not_repeated(
     path: Path, connect: Connect
 ) -> None:
@@ -289,6 +297,7 @@ def test_server_that_hangs_is_unavailable_after_the_timeout(
             assert "not connected" in repr(client)
 
 
+@pytest.mark.usefixtures("no_size_limit")
 def test_server_that_reads_nothing_is_unavailable_after_the_timeout(
     path: Path, connect: Connect, pair: Pair
 ) -> None:

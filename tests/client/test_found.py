@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Found, NotParkable
-from scache.client.exchanges import HasFileno
+from scache.client.arguments import HasFileno
 from tests.support.daemon import Daemon
 
 
