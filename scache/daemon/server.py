@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -131,7 +132,10 @@ class Server:
                 # `Poller.paused` adds the poller to the event loop again.
                 self._loop.add_reader(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
-                    "listening on %s, database %s", self._settings.socket, self._database.path
+                    "listening on %s, database %s; look inside with `scache stats --socket %s`",
+                    self._settings.socket,
+                    self._database.path,
+                    shlex.quote(str(self._settings.socket)),
                 )
                 self._supervisor.ready()
                 await self._stop.wait()

@@ -80,7 +80,11 @@ def from_environment(environment: Mapping[str, str]) -> Iterator[Given]:
     known = {setting.variable: setting for setting in SETTINGS}
     retired = [_VARIABLE_PREFIX + name.upper() for name in RETIRED]
     for variable in environment:
-        if not variable.startswith(_VARIABLE_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(_VARIABLE_PREFIX):
+            continue
+        if variable == CONFIG_VARIABLE:
+            if not environment[variable]:
+                raise SettingsError(f"{variable} must be a path, not ''")
             continue
         if variable in retired:
             yield Given(None, environment[variable], variable, "environment")
@@ -99,12 +103,21 @@ def from_file(path: Path | None) -> Iterator[Given]:
         return
     known = {setting.name: setting for setting in SETTINGS}
     for key, value in _read_toml(path).items():
+        if isinstance(value, dict) or (isinstance(value, list) and _has_tables(value)):
+            raise SettingsError(
+                f"{path}: [{key}] is a table, but a configuration file has no tables: write each "
+                "setting on a line of its own, such as ttl_limit = 60"
+            )
         if key in RETIRED:
             yield Given(None, value, f"{path}: {key}", f"file {path}")
             continue
         if key not in known:
             raise SettingsError(f"{path}: there is no setting {key!r}{did_you_mean(key, known)}")
         yield Given(known[key], value, f"{path}: {key}", f"file {path}")
+
+
+def _has_tables(values: list[object]) -> bool:
+    return any(isinstance(value, dict) for value in values)
 
 
 def _read_toml(path: Path) -> dict[str, object]:

@@ -147,11 +147,13 @@ def imported(log: str) -> set[str]:
 
 
 def test_module_runs_as_the_command(tmp_path: Path) -> None:
-    """``python -m scache`` is the command; the log names the socket and the database."""
+    """``python -m scache`` is the command; the log says what it serves, and how to look inside."""
     socket = tmp_path / "s"
     with DaemonProcess((*SCACHE, "serve", "--socket", str(socket))) as daemon:
         prefix = f"scache[{daemon.pid}]: "
-        assert daemon.log() == [f"{prefix}listening on {socket}, database :memory:"]
+        look = f"scache stats --socket {socket}"
+        text = f"listening on {socket}, database :memory:; look inside with `{look}`"
+        assert daemon.log() == [f"{prefix}{text}"]
         assert daemon.terminate() == errors.EXIT_OK
 
 

@@ -54,6 +54,7 @@ def test_daemon_socket_is_option_then_variable_then_file(
     ("variables", "text", "sentence"),
     [
         ({"SCACHE_SOKET": "/x"}, "", "there is no environment variable SCACHE_SOKET, did you mean"),
+        ({"SCACHE_CONFIG": ""}, "", "SCACHE_CONFIG must be a path, not ''"),
         ({"SCACHE_SOCKET": ""}, "", "SCACHE_SOCKET must be a path, not ''"),
         ({}, "soket = '/x'", "there is no setting 'soket', did you mean socket?"),
         ({}, "socket = 5", "socket must be a path, not 5"),

@@ -168,6 +168,9 @@ def test_wrong_command_is_one_line(capsys: Capture) -> None:
     [
         ("SCACHE_TTL_LIMIT", "0", "SCACHE_TTL_LIMIT must be a number of seconds above 0"),
         ("SCACHE_ANNOUNCE", "maybe", "SCACHE_ANNOUNCE must be true or false, not 'maybe'"),
+        ("SCACHE_SOCKET", "", "SCACHE_SOCKET must be a path, not ''"),
+        ("SCACHE_CONFIG", "", "SCACHE_CONFIG must be a path, not ''"),
+        ("SCACHE_SOKET", "/x", "there is no environment variable SCACHE_SOKET, did you mean"),
         ("SCACHE_DATABASE", "", "SCACHE_DATABASE must be a path, not ''"),
         ("SCACHE_TTLLIMIT", "5", "there is no environment variable SCACHE_TTLLIMIT, did you"),
         ("SCACHE_", "", "there is no environment variable SCACHE_"),
@@ -189,7 +192,12 @@ def test_wrong_variable_is_one_line(
     ("text", "sentence"),
     [
         ("ttl-limit = 5", "there is no setting 'ttl-limit', did you mean ttl_limit?"),
-        ("[serve]\nttl_limit = 5", "there is no setting 'serve'"),
+        ("[serve]\nttl_limit = 5", "[serve] is a table, but a configuration file has no tables"),
+        ("[server]", "[server] is a table, but a configuration file has no tables"),
+        ("[socket]\npath = 's'", "[socket] is a table"),
+        ("[priority_boost]", "[priority_boost] is a table"),
+        ("[[user]]\nname = 'x'", "[user] is a table"),
+        ("a.b = 1", "[a] is a table"),
         ('ttl_limit = "5"', "ttl_limit must be a number of seconds"),
         ("ttl_limit = true", "ttl_limit must be a number of seconds"),
         ("ttl_limit = inf", "ttl_limit must be a number of seconds"),
