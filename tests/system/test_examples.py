@@ -7,6 +7,7 @@ import re
 import socket
 import sqlite3
 import subprocess
+from code import InteractiveConsole
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -65,6 +66,21 @@ def test_python_example_runs_as_it_is_printed(
             with filling(tmp_path / "cache.db") as cached:
                 cached.event("save_endp", 0, endpoint=b"\xff")
         exec(example, {})
+
+
+@pytest.mark.parametrize("example", PYTHON)
+def test_python_example_can_be_pasted_at_the_prompt(
+    path: Path, tmp_path: Path, example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There a blank line ends a block, and only a blank line does."""
+    example = example.replace(DEMO_SOCKET, str(path)).replace(
+        DEMO_DATABASE, str(tmp_path / "cache.db")
+    )
+    with filling(tmp_path / "cache.db"), Daemon(path):
+        prompt = InteractiveConsole()
+        for line in [*example.splitlines(), ""]:
+            prompt.push(line)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("words", SHELL)
