@@ -171,7 +171,7 @@ def ping() -> Begin[None]:
     A server that does not know ``ping`` gets a request that changes nothing: a second ``hello`` in
     inline mode, else a find of a label that no client can have saved.
     """
-    unused = of_endpoints([b"scache ping " + os.urandom(16).hex().encode()])
+    unused = [FindEndp(b"scache ping " + os.urandom(16).hex().encode())]
 
     def exchange(conversation: ClientConversation) -> Exchange[None]:
         if conversation.supports_ping():
