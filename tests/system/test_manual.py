@@ -31,6 +31,7 @@ RUN_BY = {
     "systemd": {"sh": "test_systemd"},
     "datasette": {"sh": "test_questions"},
     "architecture": {"text": "a diagram"},
+    "confined": {"sh": "not run: needs such a kernel", "text": "not run: lines of its log"},
     "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},
 }
 """The test that runs the blocks of a page, by language; test_examples runs those of the others."""

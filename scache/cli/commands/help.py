@@ -22,6 +22,7 @@ TOPICS = (
     "settings",
     "limits",
     "security",
+    "confined",
     "faults",
     "on-call",
     "exit-codes",
