@@ -180,7 +180,7 @@ def check_cached(asked: Asked) -> None:
 
 @answers("Why did a connection leave the cache?")
 def check_life(asked: Asked) -> None:
-    """The lonely one's, those of all that were found, and of the one that was put back."""
+    """Check how long three kinds of connections lived: never found, found, and put back."""
     cache = asked.cache
     (lonely,) = (s for s in cache.steps if s.delivery.domain == "lonely.example")
     saved, gone = asked.rows(id=lonely.saved)
@@ -212,7 +212,7 @@ def _life(rows: list[Row]) -> list[tuple[object, ...]]:
 
 @answers("Which connections are saved and never found?")
 def check_never_found(asked: Asked) -> None:
-    """What served one message, and what we left; nothing that Postfix found again."""
+    """Check that only connections that served one message were never found."""
     cache = asked.cache
     assert all(d.uses == 1 for d in cache.deliveries if d.domain == "lonely.example")
     rows = {row["endpoint"]: row for row in asked.rows()}
@@ -228,7 +228,7 @@ def check_never_found(asked: Asked) -> None:
 
 @answers("Which destinations share an endpoint?")
 def check_shared(asked: Asked) -> None:
-    """The two names of one sink, and no others."""
+    """Check that only the two names of one sink share an endpoint."""
     cache = asked.cache
     (row,) = asked.rows()
     assert row["endpoint"] == cache.endpoints["one.example"]
@@ -271,7 +271,7 @@ def test_handover_names_what_smtp_did(cache: Traffic) -> None:
 
 @answers("How often is a connection found, by destination?")
 def check_hit_rate(asked: Asked) -> None:
-    """A find for each delivery, a hit for each that reused a connection found that way."""
+    """Check for one find of each delivery, and one hit of each that reused a connection."""
     cache = asked.cache
     hits = Counter(
         step.destination
@@ -296,7 +296,7 @@ def check_hit_rate(asked: Asked) -> None:
 
 @answers("Which process did what?")
 def check_processes(asked: Asked) -> None:
-    """A save for each delivery of a process, a find for each with ``conn_use``."""
+    """Check for one save of each delivery, and one find of each with ``conn_use``."""
     cache = asked.cache
     delivered = Counter(delivery.pid for delivery in cache.deliveries)
     reused = Counter(delivery.pid for delivery in cache.deliveries if delivery.uses > 1)
@@ -367,7 +367,7 @@ def check_lately(asked: Asked) -> None:
 
 @answers("Which requests were refused or malformed?")
 def check_refused(asked: Asked) -> None:
-    """What we did wrong, and none of Postfix."""
+    """Check that only the requests of this process were refused."""
     rows = asked.rows()
     assert {(row["pid"], row["uid"]) for row in rows} == {(os.getpid(), os.geteuid())}
     assert [(row["kind"], row["outcome"], row["detail"]) for row in rows] == [
@@ -379,7 +379,7 @@ def check_refused(asked: Asked) -> None:
 
 @answers("When did the daemon run, and did it crash?")
 def check_runs(asked: Asked) -> None:
-    """The one run, with the pid that we started."""
+    """Check that there is one run, with the pid of the daemon."""
     cache = asked.cache
     (row,) = asked.rows()
     assert (row["pid"], row["version"]) == (cache.daemon.pid, __version__.encode())
