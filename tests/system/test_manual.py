@@ -13,6 +13,7 @@ from scache.clock import Clock
 from scache.settings.declarations import RETIRED, SETTINGS, Setting
 from scache.store.schema import ours
 from scache.vocabulary import COUNTERS
+from tests.support.commands import ROOT
 from tests.support.manual import PAGES, blocks, section
 
 LIMIT_SETTINGS = [
@@ -35,6 +36,21 @@ RUN_BY = {
     "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},
 }
 """The test that runs the blocks of a page, by language; test_examples runs those of the others."""
+
+PACKAGE = ROOT / "scache"
+
+PLACES = [
+    ("daemon/maintenance.py", "expire"),
+    ("cache/cache.py", "expire"),
+    ("cache/connections.py", "expire"),
+    ("cache/connections.py", "_remove"),
+    ("cache/descriptors.py", "close_parked"),
+    ("protocol/request_parser.py", "max_message_size"),
+    ("protocol/messages.py", "GRAMMAR"),
+    ("protocol/messages.py", "Admin"),
+    ("daemon/client_requests.py", "ANSWERS"),
+]
+"""Names in the code to which the page ``architecture`` leads."""
 
 
 def columns(text: str, number: int) -> list[str]:
@@ -159,9 +175,27 @@ def test_postfix_page_shows_the_statistics_as_the_daemon_logs_them() -> None:
 
 
 def test_architecture_page_is_short_and_explains_its_words_in_order() -> None:
-    """About 100 lines, and a glossary of some 25 words, in alphabetical order."""
-    text, glossary = PAGES["architecture"].split("## Glossary")
-    assert text.count("\n") < 120
+    """At most 100 lines, with a glossary of some 25 words, in alphabetical order."""
+    _, glossary = PAGES["architecture"].split("## Glossary")
+    assert PAGES["architecture"].count("\n") <= 100
     words = [word for word in columns(glossary, 0) if word != "word"]
     assert words == sorted(words)
     assert 20 <= len(words) <= 30
+
+
+def test_architecture_page_has_every_package() -> None:
+    """Each directory of the package that holds code has a row."""
+    named = set(re.findall(r"`scache/(\w+)`", PAGES["architecture"]))
+    assert named == {each.parent.name for each in PACKAGE.glob("*/__init__.py")}
+
+
+def test_architecture_page_names_files_that_exist() -> None:
+    """And each file of the table of places has the names that stand behind it."""
+    paths = re.findall(r"(?<![\w/])((?:[a-z_]+/)+(?:\w+\.py)?)", PAGES["architecture"])
+    assert "cache/connections.py" in paths
+    for path in paths:
+        assert any((root / path).exists() for root in (PACKAGE, PACKAGE.parent)), path
+    for path, name in PLACES:
+        assert path in paths
+        assert f"`{name}`" in PAGES["architecture"]
+        assert re.search(rf"\b{name}\b", (PACKAGE / path).read_text(encoding="utf-8"))
