@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import click
 
 from scache.cli.option_types import seconds
+from scache.cli.shell_completion import files
 from scache.errors import ProtocolError, Refused, Unavailable
 from scache.escape import one_line, shown
 from scache.settings.declarations import SETTINGS, default_socket
@@ -72,6 +73,7 @@ def socket_options(command: Command, timeout: float = TIMEOUT) -> Command:
         click.option(
             "--socket",
             metavar="PATH",
+            shell_complete=files,
             help=f"Socket of the running daemon; or {_SOCKET.variable}, or the socket of the file "
             f"{CONFIG_VARIABLE}.  [default: {_SOCKET.default}]",
         ),

@@ -7,16 +7,18 @@ when it is used, and imports its dependencies when it runs.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import cast
 
 import click
 
+from scache.cli.shell_completion import VARIABLE, answer
 from scache.cli.streams import OutputError, guard
 from scache.errors import EXIT_FAILURE, EXIT_NOT_NOW, EXIT_OK, EXIT_SETTINGS, ScacheError
 from scache.escape import one_line
@@ -36,7 +38,10 @@ Examples:
 `scache help` lists the pages of the manual, and `scache help TOPIC` shows one.
 """
 
-COMMANDS = ("serve", "stats", "events", "sql", "dump", "check", "ping", "purge", "unit", "help")
+COMMANDS = (
+    *("serve", "stats", "events", "sql", "dump", "check", "ping", "purge", "unit"),
+    *("completion", "help"),
+)
 """Names of the subcommands, each a function in the module of the same name."""
 
 
@@ -82,7 +87,10 @@ def cli(context: click.Context) -> None:
 def run() -> int:
     """Run the command line of this process; return its exit code."""
     guard()
-    code = execute(sys.argv[1:])
+    if request := os.environ.get(VARIABLE):
+        code = _reported(lambda: answer(request, cli))
+    else:
+        code = execute(sys.argv[1:])
     try:
         sys.stdout.flush()
     except OutputError as error:
@@ -92,9 +100,18 @@ def run() -> int:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code. A failure is one line on stderr."""
-    try:
+
+    def invoke() -> int:
         with cli.make_context("scache", list(arguments)) as context:
             cli.invoke(context)
+        return EXIT_OK
+
+    return _reported(invoke)
+
+
+def _reported(action: Callable[[], int]) -> int:
+    try:
+        return action()
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
@@ -103,7 +120,6 @@ def execute(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - every other error becomes a message, too
         return _fail_with(error)
-    return EXIT_OK
 
 
 def _fail_with(error: Exception) -> int:

@@ -17,6 +17,7 @@ from scache.cli.daemon_socket import (
     given_socket,
     socket_options,
 )
+from scache.cli.shell_completion import files
 from scache.errors import NotNow, SettingsError, Unavailable
 from scache.escape import one_line
 
@@ -111,6 +112,7 @@ def target_options(command: Command) -> Command:
     option = click.option(
         "--database",
         metavar="FILE",
+        shell_complete=files,
         help="Database file to read instead of asking a running daemon.",
     )
     return socket_options(option(with_target))

@@ -212,6 +212,8 @@ class Kind(NamedTuple):
     """Convert text to the argument of `check`; return invalid text unchanged."""
     write: Callable[[Any], str] = str
     """Convert the value of a field to text that `read` and `check` accept."""
+    choices: tuple[str, ...] = ()
+    """The allowed words, if there are only some."""
 
 
 def _names_kind(what: str, look_up: Callable[[str], int], unlisted: str) -> Kind:
@@ -223,7 +225,8 @@ def _names_kind(what: str, look_up: Callable[[str], int], unlisted: str) -> Kind
 
 
 def _choice_kind(metavar: str, choices: object) -> Kind:
-    return Kind(metavar, lambda value: _choice(value, get_args(choices)))
+    words = get_args(choices)
+    return Kind(metavar, lambda value: _choice(value, words), choices=words)
 
 
 POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)

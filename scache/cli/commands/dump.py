@@ -20,6 +20,7 @@ from scache.cli.render.formats import (
     json_objects,
     write,
 )
+from scache.cli.shell_completion import words
 from scache.cli.streams import OutputError
 from scache.cli.target import Target, target_options
 from scache.escape import one_line
@@ -39,6 +40,14 @@ ROWS = 50
 """Rows of each table that are written to a terminal by default."""
 
 
+def _tables_and_views() -> list[str]:
+    """Return the names of the tables and views of this version."""
+    from scache.inspection.empty import empty_image
+
+    with empty_image() as image:
+        return [relation.name for relation in image.relations()]
+
+
 @click.command(epilog=EPILOG)
 @target_options
 @format_option
@@ -55,7 +64,12 @@ ROWS = 50
     type=click.Path(path_type=Path),
     help="Write all tables to a database file instead; it may replace an earlier dump.",
 )
-@click.argument("names", nargs=-1, metavar="[TABLE_OR_VIEW]...")
+@click.argument(
+    "names",
+    nargs=-1,
+    metavar="[TABLE_OR_VIEW]...",
+    shell_complete=words(_tables_and_views),
+)
 def dump(
     *,
     target: Target,

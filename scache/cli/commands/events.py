@@ -30,8 +30,9 @@ from scache.cli.render.formats import (
     write_csv,
     write_csv_rows,
 )
+from scache.cli.shell_completion import words
 from scache.cli.target import Target, repeated, target_options
-from scache.vocabulary import OUTCOMES
+from scache.vocabulary import KINDS, OUTCOMES
 
 if TYPE_CHECKING:
     from scache.inspection.image import Image, Result, Value
@@ -85,7 +86,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     "--client", metavar="PID|GLOB", help="Only of this process, or of programs whose name matches."
 )
 @click.option(
-    "--kind", "kinds", metavar="KIND", multiple=True, help="Only of this kind; repeatable."
+    "--kind",
+    "kinds",
+    metavar="KIND",
+    multiple=True,
+    shell_complete=words(lambda: KINDS),
+    help="Only of this kind; repeatable.",
 )
 @click.option(
     "--outcome",
@@ -266,8 +272,6 @@ def _in_local_zone(at: Value) -> Value:
 
 
 def _known(kinds: Sequence[str]) -> Sequence[str]:
-    from scache.vocabulary import KINDS
-
     for kind in kinds:
         if kind not in KINDS:
             raise no_such("kind", repr(kind), KINDS)

@@ -8,11 +8,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scache.cli.daemon_log import start_logging
+from scache.cli.shell_completion import files, words
 from scache.escape import one_line
 from scache.settings.declarations import SETTINGS
 from scache.settings.loading import (
@@ -25,7 +26,10 @@ from scache.settings.loading import (
     gather,
 )
 from scache.settings.reloading import AT_START
-from scache.settings.values import COUNT, POSITIVE_COUNT, SWITCH
+from scache.settings.values import COUNT, FILE_NAME, PATH, POSITIVE_COUNT, SWITCH, Kind
+
+if TYPE_CHECKING:
+    from scache.cli.shell_completion import Completer
 
 EPILOG = """Each option is also an environment variable (--ttl-limit is SCACHE_TTL_LIMIT)
 and a key of the configuration file, which is TOML (ttl_limit = 60). An option
@@ -56,12 +60,23 @@ def settings_options(command: Command) -> Command:
             option = click.option(names, setting.name, default=None, help=text)
         else:
             option = click.option(
-                setting.option, setting.name, metavar=setting.kind.metavar, help=text
+                setting.option,
+                setting.name,
+                metavar=setting.kind.metavar,
+                shell_complete=_completer(setting.kind),
+                help=text,
             )
         command = option(command)
     for name, spelled in RETIRED_OPTIONS.items():
         command = click.option(spelled, name, hidden=True)(command)
     return command
+
+
+def _completer(kind: Kind) -> Completer | None:
+    """Return the function that completes values of this type in a shell."""
+    if kind in (PATH, FILE_NAME):
+        return files
+    return words(lambda: kind.choices) if kind.choices else None
 
 
 @click.command(epilog=EPILOG)
