@@ -59,9 +59,15 @@ def _fields(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
 
 
 def id_option(text: str) -> Callable[[Command], Command]:
-    """Return a decorator that adds the option ``--id`` with this help to a command."""
+    """Return a decorator that adds the option ``--id``, alias ``--connection``, to a command."""
     return click.option(
-        "--id", "ids", metavar="N", type=click.IntRange(1, LARGEST_ID), multiple=True, help=text
+        "--id",
+        "--connection",
+        "ids",
+        metavar="N",
+        type=click.IntRange(1, LARGEST_ID),
+        multiple=True,
+        help=text,
     )
 
 

@@ -86,8 +86,6 @@ class Filter:
     """Whole fields of a label. The endpoint has all of them, or the destination has all of them."""
     ids: Sequence[int] = ()
     """Ids of connections and bindings; the event has any of them."""
-    connections: Sequence[int] = ()
-    """Ids of connections; the event has any of them."""
     pid: int | None = None
     """The process id of the client."""
     program: bytes | None = None
@@ -149,8 +147,6 @@ def _of_ids(wanted: Filter) -> Iterator[_Condition]:
         columns = ("connection_id", "binding_id")
         either = " OR ".join(labels.is_one_of(each, wanted.ids) for each in columns)
         yield f"({either})", {}
-    if wanted.connections:
-        yield labels.is_one_of("connection_id", wanted.connections), {}
     if wanted.pid is not None:
         yield "pid = :pid", {"pid": wanted.pid}
 

@@ -88,7 +88,7 @@ def test_events_accepts_label_with_joined_fields(capsys: Capture, file: str) -> 
     [
         (["--connection", "8"], [2, 4, 5]),
         (["--connection", "8", "--connection", "9"], [2, 3, 4, 5, 6]),
-        (["--connection", "7"], []),
+        (["--connection", "7", "--id", "9"], [1, 3, 4, 6]),
         (["--outcome", "fail"], [7]),
         (["--outcome", "ok"], [1, 2, 3, 4]),
         (["--outcome", "ok", "--outcome", "fail"], [1, 2, 3, 4, 7]),
@@ -99,7 +99,7 @@ def test_events_accepts_label_with_joined_fields(capsys: Capture, file: str) -> 
 def test_events_filters_by_connection_and_outcome(
     capsys: Capture, file: str, options: list[str], expected: list[int]
 ) -> None:
-    """Close reasons have no outcome, and the id of a binding is not that of a connection."""
+    """Close reasons have no outcome; ``--connection`` is another name of ``--id``."""
     assert events(capsys, file, *options) == (expected, "")
 
 

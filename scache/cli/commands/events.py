@@ -52,7 +52,7 @@ Examples:
   scache events --kind find_dest --since 10m
   scache events --field example.org --follow
   scache events --endpoint 'smtp\\n203.0.113.5\\n587\\n0\\n'
-  scache events --connection 4711
+  scache events --id 4711
   scache events --outcome fail --since 1h --local
   scache events --client smtp --format jsonl
 """
@@ -74,14 +74,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option("--destination", metavar="GLOB", help="Only of destinations that match.")
 @field_option("Only of labels with this field; repeatable.")
 @id_option("Only of the connection or binding with this id; repeatable.")
-@click.option(
-    "--connection",
-    "connections",
-    metavar="N",
-    type=click.IntRange(1, LARGEST_ID),
-    multiple=True,
-    help="Only of the connection with this id; repeatable.",
-)
 @click.option(
     "--client", metavar="PID|GLOB", help="Only of this process, or of programs whose name matches."
 )
@@ -126,7 +118,6 @@ def events(
     destination: str | None,
     fields: Sequence[str],
     ids: Sequence[int],
-    connections: Sequence[int],
     client: str | None,
     kinds: Sequence[str],
     outcomes: Sequence[str],
@@ -154,7 +145,6 @@ def events(
         destination=None if destination is None else os.fsencode(destination),
         fields=list(map(os.fsencode, fields)),
         ids=ids,
-        connections=connections,
         pid=pid,
         program=None if client is None or pid is not None else os.fsencode(client),
         kinds=_known(kinds),
