@@ -23,11 +23,11 @@ LIMIT_SETTINGS = [
     or each.name in ("ttl_limit", "audit_rows", "exchange_timeout", "descriptor_reserve")
 ]
 
-LANGUAGES = {"python", "sh", "sql", "console", "ini", "text"}
+LANGUAGES = {"python", "sh", "sql", "console", "text"}
 """Of fenced blocks: each but ``text`` is an example, and runs in a test."""
 
 RUN_BY = {
-    "postfix": {"sh": "test_recipe", "ini": "test_recipe", "text": "test_manual"},
+    "postfix": {"sh": "test_recipe", "text": "test_manual"},
     "master": {"sh": "test_master"},
     "systemd": {"sh": "test_systemd"},
     "datasette": {"sh": "test_questions"},

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import scache
+from scache.cli.commands.unit import service_unit
 from tests.support.commands import SCACHE, run_command, started
 from tests.support.daemon import DaemonProcess
 from tests.support.manual import DOCUMENTS, PAGES, README, ROOT, blocks, section
@@ -21,11 +22,9 @@ MESSAGES = 60
 SESSIONS = 4
 
 PAGE = PAGES["postfix"]
-SERVE, SWITCH, LOOK, BACK = (
+SERVE, SERVICE, SWITCH, LOOK, BACK = (
     block.text.replace("\\\n", " ").strip() for block in blocks(PAGE, "sh")
 )
-((_, UNIT),) = blocks(PAGE, "ini")
-INSTALLED = "/usr/local/bin/scache"
 COMPLAINT = re.compile(r": (warning|error|fatal|panic): |disabling connection caching")
 
 
@@ -35,9 +34,28 @@ def words(command: str) -> list[str]:
 
 
 def test_unit_starts_the_daemon_as_the_recipe_does() -> None:
-    """Both have the same options, and the unit names the program by its path."""
-    (command,) = re.findall(r"^ *ExecStart=((?:.*\\\n)*.*)$", UNIT, re.MULTILINE)
-    assert words(command) == [INSTALLED, *words(SERVE)[1:]]
+    """Both serve the same socket with the same options; systemd sets the user of the unit."""
+    (*_, socket_path), (*_, user) = (
+        SERVE.partition(f" {name} ") for name in ("--socket", "--user")
+    )
+    private = Path(socket_path.split()[0]).parent
+    unit = service_unit(Path("/opt/scache/bin/scache"), private / "scache-sql", private)
+    (command,) = re.findall(r"^ExecStart=((?:.*\\\n)*.*)$", unit, re.MULTILINE)
+    assert f"\nUser={user.split()[0]}\n" in unit
+    assert options(words(command)) == options(words(SERVE)) | {"--database": "%S/scache/cache.db"}
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """Return the options of ``scache serve``, without ``--user``."""
+    assert command[1] == "serve"
+    given = dict(zip(command[2::2], command[3::2], strict=True))
+    given.pop("--user", None)
+    return given
+
+
+def test_commands_for_systemd_are_those_of_its_page() -> None:
+    """Where they run in a test."""
+    assert blocks(PAGES["systemd"], "sh")[1].text.strip() == SERVICE
 
 
 HELP = ROOT.joinpath("scache", "cli", "commands", "serve.py").read_text(encoding="utf-8")
