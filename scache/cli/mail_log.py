@@ -79,6 +79,11 @@ class MailLogHandler(logging.Handler):
         while self._lines and self._send() and time.monotonic() < deadline:
             time.sleep(0.005)
 
+    def close(self) -> None:
+        """Close the socket; lines that are kept are lost."""
+        self._socket.close()
+        super().close()
+
     def _line(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = level + self._formatter.text(record)

@@ -98,6 +98,7 @@ class PostfixLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lines: list[str] = []
+        self._whole_lines: list[str] = []
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
@@ -132,6 +133,11 @@ class PostfixLog:
             self._read()
         return list(self._lines)
 
+    def whole_lines(self) -> list[str]:
+        """Return all lines of the log, as postlogd(8) writes them to the file."""
+        self.lines()
+        return list(self._whole_lines)
+
     def wait_for(self, condition: Callable[[list[str]], bool], timeout: float) -> bool:
         """Wait until a condition on the lines is true; return False if it is not in time."""
         with self._changed:
@@ -151,8 +157,10 @@ class PostfixLog:
                     line = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
-                _, _, _, text = line.decode(errors="backslashreplace").split(maxsplit=3)
-                self._lines.append(text.partition(" ")[2].rstrip("\n"))
+                whole = line.decode(errors="backslashreplace").rstrip("\n")
+                self._whole_lines.append(whole)
+                _, _, _, text = whole.split(maxsplit=3)
+                self._lines.append(text.partition(" ")[2])
             self._changed.notify_all()
 
 

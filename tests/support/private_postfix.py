@@ -201,6 +201,10 @@ class PrivatePostfix:
         """Return the lines of the log, without time and host."""
         return self._log.lines()
 
+    def whole_log(self) -> list[str]:
+        """Return the lines of the log, as postlogd(8) writes them to the file."""
+        return self._log.whole_lines()
+
     def _start(self, cleanup: ExitStack) -> None:
         self._commands, daemons = postfix_directories()
         directory = cleanup.enter_context(private_directory("queue/pid", "data"))

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.commands import SCACHE, run_command
 from tests.support.dialogue import eventually
+from tests.support.logcheck import ALL_KINDS, kinds_of_statistics, unusual
 from tests.support.manual import PAGES, blocks
 from tests.support.private_postfix import PrivatePostfix
 from tests.support.wire import Wire, encode
@@ -92,7 +93,9 @@ def test_master_reuses_connections_and_logs_like_scache() -> None:
         assert '{"name": "on_data", "value": "close"}' in listed
         pid = pid_of(postfix)
     log = log_of(postfix)
-    assert any(line.startswith("statistics: domain lookup hits=") for line in log)
+    statistics = [line for line in postfix.whole_log() if "]: statistics: " in line]
+    assert kinds_of_statistics(statistics) == ALL_KINDS
+    assert unusual(statistics) == []
     assert not [line for line in log if "warning" in line or "fatal" in line]
     assert has_ended(pid)
 

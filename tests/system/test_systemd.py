@@ -14,6 +14,7 @@ import pytest
 from scache import Client
 from scache.unix import credentials
 from tests.support.dialogue import eventually
+from tests.support.logcheck import ALL_KINDS, kinds_of_statistics, unusual
 from tests.support.manual import PAGES, blocks
 from tests.support.systemd import COMMAND, Machine, NoSystemd, machine
 
@@ -192,13 +193,22 @@ def test_unit_for_postfix_runs_as_postfix_and_serves_its_private_directory(
     booted.run("mount", "--mkdir", "-t", "tmpfs", "-o", "uid=postfix,mode=700", "tmpfs", private)
     booted.install("scache-postfix.service", text)
     booted.run("systemctl", "start", "scache-postfix.service")
-    with Client(booted.path(f"{private}/scache-sql")) as connected:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Client(booted.path(f"{private}/scache-sql")) as connected:
         assert connected.find_endp(b"endpoint") is None
+        assert connected.find_dest(b"destination") is None
+        assert connected.save_endp(60, b"endpoint", b"", ours)
     pid = booted.show("scache-postfix.service", "MainPID")
     status = booted.path(f"/proc/{pid}/status").read_text()
     assert "CapEff:\t0000000000000000" in status
     assert "postfix" in booted.run("stat", "-c", "%U", f"/proc/{pid}")
     booted.run("systemctl", "stop", "scache-postfix.service")
+    unit_log = ("-u", "scache-postfix.service")
+    eventually(lambda: kinds_of_statistics(booted.journal(*unit_log, "-o", "short")) == ALL_KINDS)
+    journal = booted.journal(*unit_log, "-o", "short")
+    statistics = [line for line in journal if "statistics: " in line]
+    assert len(statistics) == len(ALL_KINDS)
+    assert unusual(statistics) == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("--postfix",)])

@@ -1,0 +1,48 @@
+"""The log of scache-master: lines for postlogd(8) and for syslog."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from scache.cache.statistics import Statistics
+from scache.cli.mail_log import MailLogHandler
+from scache.clock import Clock
+from tests.support.logcheck import ALL_KINDS, kinds_of_statistics, unusual
+
+
+def report() -> list[str]:
+    """Return a report in which no figure is zero."""
+    statistics = Statistics(Clock())
+    statistics.domain_hits, statistics.domain_misses = 86, 34
+    statistics.address_hits, statistics.address_misses = 3, 31
+    statistics.connection_added(b"endpoint")
+    statistics.bindings_added(b"destination")
+    statistics.saved()
+    return statistics.report()
+
+
+@pytest.mark.parametrize("facility", [None, "mail"], ids=["postlogd", "syslog"])
+def test_statistics_fit_the_rules_of_logcheck(tmp_path: Path, facility: str | None) -> None:
+    """All four lines, with the host that syslog or scache-master writes behind the time."""
+    address = tmp_path / "log"
+    prefix = "host " if facility is None else ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(address))
+        receiver.setblocking(False)
+        handler = MailLogHandler(str(address), prefix, "postfix/scache", facility)
+        for line in report():
+            handler.handle(logging.makeLogRecord({"levelno": logging.INFO, "msg": line}))
+        lines = [receiver.recv(4096).decode() for _ in range(4)]
+        handler.close()
+    if facility == "mail":
+        assert all(line.startswith("<22>") for line in lines)
+        lines = [f"{line[4:19]} host{line[19:]}" for line in lines]
+    assert kinds_of_statistics(lines) == ALL_KINDS
+    assert unusual(lines) == []
+    assert unusual([line.replace("hits=", "hit=") for line in lines]) == [
+        line.replace("hits=", "hit=") for line in lines if "hits=" in line
+    ]
