@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -15,11 +16,13 @@ from zipfile import ZipFile
 
 import pytest
 
-from scache import Client, errors
+from scache import Client, __version__, errors
 from scache.settings.declarations import default_socket
 from tests.support.commands import ROOT, clean_environment, run_command
 from tests.support.daemon import DaemonProcess
 from tests.support.manual import PAGES, README, blocks, section
+
+CHANGELOG = ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -35,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a wheel of the tree."""
     directory = tmp_path_factory.mktemp("wheel")
     pip("wheel", "-qq", "--no-deps", "--wheel-dir", directory, ROOT)
-    (wheel,) = directory.glob("scache-*.whl")
+    (wheel,) = directory.glob("scached-*.whl")
     return wheel
 
 
@@ -61,6 +64,17 @@ def free_default_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield path
     if made_here:
         shutil.rmtree(path.parent)
+
+
+def test_wheel_has_the_name_and_the_version_of_the_changelog(wheel: Path) -> None:
+    """The name `scache` belongs to another project on PyPI."""
+    with ZipFile(wheel) as archive:
+        metadata = archive.read(f"scached-{__version__}.dist-info/METADATA").decode()
+    assert f"\nName: scached\nVersion: {__version__}\n" in metadata
+    headings = re.findall(r"^## \[(.+?)\]( - \d{4}-\d\d-\d\d)?$", CHANGELOG, re.MULTILINE)
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == __version__
+    assert all(date for _, date in headings[1:])
 
 
 def test_wheel_has_the_migrations(wheel: Path) -> None:
