@@ -137,10 +137,10 @@ async def checkpoint(database: Database, poller: Poller, committed: AutoResetEve
     while True:
         await committed.wait()
         await anyio.sleep(CHECKPOINT_INTERVAL)
-        if not database.log_is_long:
+        if not database.wal.is_long:
             continue
-        async with database.control_turn:
-            timeout = LONG_CATCH_UP_TIMEOUT if database.log_is_very_long else CATCH_UP_TIMEOUT
+        async with database.control_lock:
+            timeout = LONG_CATCH_UP_TIMEOUT if database.wal.is_very_long else CATCH_UP_TIMEOUT
             for _ in range(_CATCH_UP_ROUNDS):
                 await database.checkpoint()  # each round leaves fewer pages for the next one
             with poller.paused():

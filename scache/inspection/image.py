@@ -20,6 +20,7 @@ from scache.store.migrations import migrations
 from scache.store.names import check_name
 from scache.store.replacing import replace
 from scache.store.serialized import FORMAT_VERSIONS, ROLLBACK_JOURNAL, load
+from scache.store.sqlite_errors import cannot_read, corrupt_to_read, primary_code
 from scache.unix.paths import check_ours, followed
 
 Value = int | float | bytes | None
@@ -106,14 +107,14 @@ class Image:
         try:
             connection = load(data)
         except sqlite3.Error as error:
-            raise _explain(what, error) from error
+            raise cannot_read(what, error) from error
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
             _check(connection, what)
             return cls(connection)
         except sqlite3.Error as error:
             connection.close()
-            raise _explain(what, error) from error
+            raise cannot_read(what, error) from error
         except BaseException:
             connection.close()
             raise
@@ -131,7 +132,7 @@ class Image:
         try:
             data = _copy(file, what)
         except sqlite3.Error as error:
-            raise _explain(what, error) from error
+            raise cannot_read(what, error) from error
         image = cls.from_bytes(data, what)
         try:
             if sound:
@@ -146,9 +147,9 @@ class Image:
         try:
             ((verdict,),) = self._connection.execute("PRAGMA quick_check(1)")
         except sqlite3.Error as error:
-            raise _explain(what, error) from error
+            raise cannot_read(what, error) from error
         if verdict != b"ok":
-            raise _corrupt(what, verdict.decode(errors="replace"))
+            raise corrupt_to_read(what, verdict.decode(errors="replace"))
 
     def close(self) -> None:
         """Close the image and free its memory."""
@@ -242,11 +243,11 @@ class Image:
         try:
             yield
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-            match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            match primary_code(error):
                 case sqlite3.SQLITE_INTERRUPT:
                     raise KeyboardInterrupt from None
                 case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                    raise _explain("the image", error) from error
+                    raise cannot_read("the image", error) from error
             raise QueryError(self._refusal or _sentence(error)) from error
 
 
@@ -370,25 +371,3 @@ def _check_replaceable(path: str) -> None:
         raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")
     if is_held(path):
         raise DatabaseError(f"{path} is in use by a daemon: choose another name")
-
-
-def _corrupt(what: str, detail: object) -> DatabaseError:
-    return DatabaseError(f"{what} is corrupt ({detail}): see what sqlite3's .recover can save")
-
-
-def _explain(what: str, error: Exception) -> DatabaseError:
-    """Return a DatabaseError that explains why SQLite cannot read the database."""
-    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
-        case sqlite3.SQLITE_NOTADB:
-            problem = "is not a SQLite database: name the file of a daemon"
-        case sqlite3.SQLITE_CORRUPT:
-            return _corrupt(what, error)
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            problem = "is locked by another program: try again when that is done"
-        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            problem = f"cannot be read ({error}): ask as the user of the daemon, or as root"
-        case sqlite3.SQLITE_NOMEM:
-            problem = "cannot be read: there is not enough memory"
-        case _:
-            problem = f"cannot be read ({error}): check its disk"
-    return DatabaseError(f"{what} {problem}")

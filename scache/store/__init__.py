@@ -2,8 +2,9 @@
 
 from scache.store.audit import AuditLog
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
-from scache.store.database import MEMORY, Database, Start, open_database
+from scache.store.database import MEMORY, Database, open_database
 from scache.store.live_rows import Binding, Gone, LiveRows
+from scache.store.recovery import Start
 from scache.store.serialized import CLIENTS_SERVED, FAULT, complete, load
 
 __all__ = [

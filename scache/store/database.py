@@ -1,4 +1,4 @@
-"""The control plane's side of a database: open, migrate, recover, checkpoint, close.
+"""The control plane's side of a database: open it, hold it still, recreate lost files, close it.
 
 Operations that may wait for a disk run on aiosqlite's thread, not on the event loop.
 """
@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,101 +17,23 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from scache.clock import Clock
 from scache.errors import CorruptError, DatabaseError
 from scache.store import files
 from scache.store.audit import AuditLog
-from scache.store.batch import COUNT, FAULT_RETRY_INTERVAL, Batch, Parameters
-from scache.store.event_writer import TRIM
-from scache.store.files import APPLICATION_ID, Files, Loss
-from scache.store.ids import ID_RESERVE, Ids
-from scache.store.migrations import migrations, pending_script
-from scache.store.schema import ADDITIONS, Addition, additions, blamed
-from scache.store.steps import LATEST_BOOT, following
-from scache.vocabulary import RUNS_NOT_RECORDED
+from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
+from scache.store.checkpoint import STARVED, WriteAheadLog, checkpoint, limit_log
+from scache.store.files import Files, Loss
+from scache.store.ids import Ids
+from scache.store.recovery import Start, additions_to, end_run, prepare
+from scache.store.schema import blamed
+from scache.store.sqlite_errors import cannot_start
 
 MEMORY = ":memory:"
-
-WAL_LIMIT = 4 * 2**20
-"""Bytes of the write-ahead log above which a checkpoint is due."""
-
-STARVED_LOG = 8 * WAL_LIMIT
-"""Bytes of the write-ahead log above which a warning says that a reader blocks its reset."""
 
 _STOP_ATTEMPTS = 5
 """Attempts to make the last commit of a run, FAULT_RETRY_INTERVAL apart."""
 
-_COUNT_LIVE = "SELECT count(*) FROM connection"
-# The number of connections that were saved and have no close reason. It is exact, because counters
-# are committed together with the rows that they count. It exceeds the number of rows if a process
-# crashed after it had taken connections and before it had handed them over.
-_COUNT_NOT_LEFT = """
-    SELECT coalesce(sum(iif(name = 'save_endp_ok', value, -value)), 0) FROM counter
-    WHERE name IN ('save_endp_ok', 'connections_found', 'connections_expired',
-        'connections_evicted', 'connections_hung_up', 'connections_purged', 'connections_lost')
-"""
-_RECORD_LOST = """
-    INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, id, max(?1 - saved_at, 0), ?2 FROM connection ORDER BY id
-"""
-# Connections that the latest run saved and that have neither a row nor a close reason. If there are
-# more of them than are missing, then events with close reasons were dropped, and none is recorded,
-# because some records would be false. The age is unknown if the clock was set during the run,
-# because the time of an event does not move with it.
-_RECORD_LOST_ON_THEIR_WAY = """
-    WITH gone AS (
-        SELECT id, endpoint, connection_id, at FROM event
-        WHERE kind = 'save_endp' AND status = 0 AND connection_id > (
-            SELECT coalesce(max(last_id), 0) FROM instance
-            WHERE id < (SELECT max(id) FROM instance)
-        ) AND connection_id NOT IN (
-            SELECT id FROM connection
-            UNION ALL
-            SELECT connection_id FROM event WHERE connection_id IS NOT NULL
-            AND kind IN ('found', 'expired', 'evicted', 'hung_up', 'purged', 'lost')
-        )
-    )
-    INSERT INTO event (at, kind, endpoint, connection_id, age, detail)
-    SELECT ?1, 'lost', endpoint, connection_id, iif(
-        EXISTS (SELECT 1 FROM clock_step WHERE at >= (
-            SELECT started_at FROM instance ORDER BY id DESC LIMIT 1
-        )), NULL, max(?1 - at, 0)
-    ), ?2 FROM gone
-    WHERE (SELECT count(*) FROM gone) <= ?3 ORDER BY id
-"""
-_LOSE_CONNECTIONS = "DELETE FROM connection"
-_LOSE_CLIENTS = "UPDATE client SET disconnected_at = ? WHERE disconnected_at IS NULL"
-_EXPIRE_BINDINGS = "DELETE FROM binding WHERE expires_at <= ?"
-_RECORD_EXPIRED_BINDINGS = """
-    INSERT INTO event (at, kind, destination, endpoint, binding_id, age)
-    SELECT ?1, 'expired', destination, endpoint, id, ?1 - saved_at FROM binding
-    WHERE expires_at <= ?1 ORDER BY expires_at
-"""
-# The clock may have been set back since an earlier boot, so stamps may lie in the future.
-_SHORTEN_BINDINGS = """
-    UPDATE binding SET expires_at = min(expires_at, ?1), saved_at = min(saved_at, ?2)
-    WHERE expires_at > ?1 OR saved_at > ?2
-"""
-_LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
-_FORGET_SETTINGS = "DELETE FROM setting"
-# A database restored from a dump contains the descriptors of the dumped daemon.
-_FORGET_DESCRIPTORS = "DELETE FROM descriptor"
-_RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
 _CHANGE_SETTING = "UPDATE setting SET value = ? WHERE name = ?"
-_START = """
-    INSERT INTO instance (started_at, version, pid, last_id, boot, booted_at)
-    VALUES (?, ?, ?, ?, ?, ?)
-"""
-# A trigger may ignore a write (RAISE(IGNORE)) without an error.
-_NOT_RECOVERED = """
-    SELECT EXISTS (SELECT 1 FROM connection) OR EXISTS (SELECT 1 FROM descriptor)
-        OR EXISTS (SELECT 1 FROM binding WHERE expires_at <= ?1)
-        OR NOT EXISTS (SELECT 1 FROM instance WHERE started_at = ?1 AND id = ?2 AND pid = ?3)
-"""
-_STOP = "UPDATE instance SET stopped_at = ?, last_id = ? WHERE id = ?"
-
-_OF_A_STATEMENT = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR)
-"""Error codes of a statement that a trigger or unique index refuses, or whose trigger is broken."""
 
 _LOST: Mapping[Loss, str] = {
     "deleted": "its file was deleted; what is cached stays, and the file is made anew",
@@ -120,29 +41,8 @@ _LOST: Mapping[Loss, str] = {
     "and nothing of it lasts until that file is moved away, or the daemon is restarted",
     "log": "its write-ahead log was deleted; what is cached stays, and the file is made anew",
 }
-_STARVED = (
-    f"its write-ahead log has more than {STARVED_LOG >> 20} MiB and grows until another program "
-    "ends the transaction in which it reads"
-)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The parameters of a run of the daemon for the database that it opens."""
-
-    clock: Clock
-    """The clock for stamps. Its offset is set to that of an earlier run since the same boot."""
-    version: str
-    ttl_limit: float
-    """Seconds after which a binding of an earlier run expires at the latest."""
-    audit_rows: int
-    """Rows of the audit log to keep; 0 records nothing, and keeps the existing rows."""
-    settings: Mapping[str, str]
-    """The settings of the run by name, for the table ``setting``."""
-    set_aside: bool = True
-    """True to rename a corrupt database of scache and start with an empty one."""
 
 
 class _Handles(NamedTuple):
@@ -174,15 +74,15 @@ class Database:
         self.batch = Batch(handles.data, start.clock)
         self.ids = Ids(self.batch, instance_id, first_id)
         self.audit_log = AuditLog(self.batch, audit_rows)
+        self.wal = WriteAheadLog(None if handles.files is None else handles.files.path)
         self._audit_rows = audit_rows
         self._handles = handles
-        self.control_turn = anyio.Lock()
+        self.control_lock = anyio.Lock()
         """A lock to hold while the control plane's thread works and requests are served."""
-        self._commit_turn = anyio.Lock()
+        self._commit_lock = anyio.Lock()
         self._lost: Loss | None = None
         self._cannot_renew = ""
         """Why the last attempt to recreate a lost file failed; empty if none failed."""
-        self._starved = False
 
     async def close(self) -> None:
         """Close the database without another write; see `stop`."""
@@ -198,19 +98,6 @@ class Database:
         return self._handles.files is not None
 
     @property
-    def log_is_long(self) -> bool:
-        """True if a `checkpoint` is due."""
-        return self._log_size() > WAL_LIMIT
-
-    @property
-    def log_is_very_long(self) -> bool:
-        """True if the log is so long that a checkpoint may suspend requests for a moment."""
-        return self._log_size() > 3 * WAL_LIMIT
-
-    def _log_size(self) -> int:
-        return 0 if self._handles.files is None else self._handles.files.log_size()
-
-    @property
     def fault(self) -> str | None:
         """The current faults as a text for the administrator; None if there is none."""
         faults = []
@@ -218,8 +105,8 @@ class Database:
             faults.append(self.batch.faults.in_words)
         if self._lost is not None:
             faults.append(f"{_LOST[self._lost]}{self._cannot_renew}")
-        if self._starved:
-            faults.append(_STARVED)
+        if self.wal.starved:
+            faults.append(STARVED)
         return "; ".join(faults) or None
 
     def record_settings(self, settings: Mapping[str, str]) -> None:
@@ -230,19 +117,19 @@ class Database:
 
     async def commit(self) -> bool:
         """Commit the batch once no task holds the database still; see `Batch.commit`."""
-        async with self._commit_turn:
+        async with self._commit_lock:
             return self.batch.commit()
 
     @asynccontextmanager
     async def held_still(self) -> AsyncIterator[None]:
         """Block commits and operations of the control plane's thread while the context is open."""
-        async with self.control_turn:
+        async with self.control_lock:
             if self.is_file:
                 # A checkpoint whose caller was cancelled may still run on the thread. This
                 # statement is executed after it. Commits are not blocked meanwhile.
                 with suppress(sqlite3.Error):
                     await self._control.execute_fetchall("SELECT 1")
-            async with self._commit_turn:
+            async with self._commit_lock:
                 yield
 
     def let_go(self) -> None:
@@ -251,16 +138,8 @@ class Database:
             self._handles.files.close()
 
     async def checkpoint(self) -> None:
-        """Copy committed pages from the write-ahead log into the database file, off the event loop.
-
-        If all of them were copied, the next batch restarts the log and truncates it to half of
-        WAL_LIMIT, at the cost of one sync of its header. Under steady load all pages are copied
-        only if no batch is written for a moment.
-        """
-        try:
-            await self._control.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            logger.warning("cannot copy the write-ahead log into the database now: %s", error)
+        """Copy committed pages from the log into the database file; see `checkpoint.checkpoint`."""
+        await checkpoint(self._control)
 
     def look_at_files(self) -> bool:
         """Check the files and the size of the log, and log each change; return True after a loss.
@@ -269,12 +148,7 @@ class Database:
         """
         if self._handles.files is None:
             return False
-        starved = self._log_size() > (WAL_LIMIT if self._starved else STARVED_LOG)
-        if starved != self._starved:
-            self._starved = starved
-            logger.warning(
-                "the database %s: %s", self.path, _STARVED if starved else "its log is short again"
-            )
+        self.wal.look(self.path)
         lost = self._handles.files.loss()
         if lost != self._lost:
             self._lost, self._cannot_renew = lost, ""
@@ -355,15 +229,11 @@ class Database:
             logger.warning("cannot write the end of this run to the database: %s", self.fault)
             return
         try:
-            await self._control.execute("BEGIN IMMEDIATE")
-            await _lose_live_rows(self._control, now, self._audit_rows, "the daemon stopped")
-            await _trim_events(self._control, self._audit_rows)
-            await self._control.execute(_STOP, (now, self.ids.last, self.ids.instance_id))
-            await self._control.execute("COMMIT")
-            if self.path != MEMORY:
+            await end_run(self._control, self.ids, now, self._audit_rows)
+            if self.is_file:
                 await self._control.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
-            culprits = blamed(await _additions(self._control), str(error))
+            culprits = blamed(await additions_to(self._control), str(error))
             logger.warning(
                 "cannot record the end of this run in the database: %s",
                 f"{culprits}: {error}" if culprits else error,
@@ -398,7 +268,8 @@ async def _open(path: str, file: str, start: Start) -> Database:
         claim = None
         if path == MEMORY:
             data = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            connecting = aiosqlite.Connection(lambda: data, 64)
+            # A database in memory belongs to one connection, so both planes share it.
+            connecting = aiosqlite.connect(path, factory=lambda *_, **_options: data)
         else:
             claim = files.claim(file)
             stack.callback(os.close, claim)
@@ -407,7 +278,7 @@ async def _open(path: str, file: str, start: Start) -> Database:
         try:
             control = await connecting
             stack.push_async_callback(control.close)
-            instance_id, first_id = await _prepare(path, control, start)
+            instance_id, first_id = await prepare(path, control, start)
             if claim is None:
                 _configure_data_plane(data)
             else:
@@ -415,7 +286,7 @@ async def _open(path: str, file: str, start: Start) -> Database:
         except (sqlite3.Error, CorruptError) as error:
             ours = claim is not None and files.is_ours(claim)
             problem = (
-                _explain(path, error, ours=ours) if isinstance(error, sqlite3.Error) else error
+                cannot_start(path, error, ours=ours) if isinstance(error, sqlite3.Error) else error
             )
             if ours and start.set_aside and isinstance(problem, CorruptError):
                 name = files.set_aside(file, start.clock.stamp())
@@ -426,126 +297,6 @@ async def _open(path: str, file: str, start: Start) -> Database:
         stack.pop_all()
     handles = _Handles(control, data, None if claim is None else Files(file, claim))
     return Database(path, handles, instance_id, first_id, start)
-
-
-async def _prepare(path: str, control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
-    """Check, migrate and recover a database; return the id of this run and its first free id."""
-    known = migrations()
-    version = await _number(control, "PRAGMA user_version")
-    marked = await _number(control, "PRAGMA application_id") == APPLICATION_ID
-    if not marked and await _number(control, "SELECT count(*) FROM sqlite_schema"):
-        raise DatabaseError(f"{path} is a database of another program: choose another --database")
-    async with control.execute("PRAGMA encoding") as cursor:
-        encoding = await cursor.fetchone()
-    if encoding is None or encoding[0] != "UTF-8":
-        # Labels are arbitrary bytes, which SQLite would truncate to whole code units in UTF-16.
-        raise DatabaseError(
-            f"the database {path} is encoded in {encoding and encoding[0]}, not in UTF-8: "
-            "move it away, or choose another --database"
-        )
-    if version > known[-1].version:
-        raise DatabaseError(
-            f"the database {path} was made by a newer version of scache: "
-            "upgrade scache, or choose another --database"
-        )
-    async with control.execute("PRAGMA quick_check(1)") as cursor:
-        verdict = await cursor.fetchone()
-    if verdict is None or verdict[0] != "ok":
-        raise _corrupt(path, verdict[0] if verdict else "no verdict")
-    # Set the mark before WAL mode: it must be in the file itself, to be found if that is damaged.
-    await control.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    if path != MEMORY:
-        await control.execute("PRAGMA journal_mode = WAL")
-    await control.execute("PRAGMA synchronous = NORMAL")
-    try:
-        await control.executescript(pending_script(version, known))
-        run = await _recover(control, start)
-    except sqlite3.Error as error:
-        found = await _additions(control)
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CONSTRAINT)
-        if found and code & 0xFF in _OF_A_STATEMENT:
-            raise DatabaseError(
-                f"the database {path} refuses what the daemon writes at its start, because of "
-                f"{blamed(found, str(error))} ({error}): drop that, and start again"
-            ) from error
-        raise
-    if found := await _additions(control):
-        logger.warning(
-            "the database %s has what scache did not make: %s; what that refuses will fail",
-            path,
-            blamed(found),
-        )
-    return run
-
-
-async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, int]:
-    """Clean up after the last run, and begin a new one; return its id and its first free id."""
-    clock = start.clock
-    await control.execute("BEGIN IMMEDIATE")
-    async with control.execute(LATEST_BOOT) as cursor:
-        for boot, booted_at in await cursor.fetchall():
-            if boot and boot == clock.boot:
-                clock.offset = booted_at
-    for operation in following(clock):
-        await control.execute(*operation)
-    now = clock.stamp()
-    await _lose_live_rows(control, now, start.audit_rows, "the daemon did not stop orderly")
-    await _expire_bindings(control, now, start.audit_rows)
-    await _trim_events(control, start.audit_rows)
-    if not start.audit_rows:
-        # This counter tells `scache check` that the audit log has a gap.
-        await control.execute(COUNT, (RUNS_NOT_RECORDED, 1))
-    await control.execute(_SHORTEN_BINDINGS, (now + start.ttl_limit, now))
-    first = await _number(control, _LAST_ID) + 1
-    await control.execute(_FORGET_DESCRIPTORS)
-    await control.execute(_FORGET_SETTINGS)
-    await control.executemany(_RECORD_SETTING, start.settings.items())
-    run = (now, start.version, os.getpid(), first + ID_RESERVE, clock.boot, clock.offset)
-    async with control.execute(_START, run) as cursor:
-        instance_id = cursor.lastrowid
-    if await _number(control, _NOT_RECOVERED, (now, instance_id, os.getpid())):
-        raise sqlite3.IntegrityError("RAISE(IGNORE)")
-    await control.execute("COMMIT")
-    assert instance_id is not None
-    return instance_id, first
-
-
-async def _additions(control: aiosqlite.Connection) -> list[Addition]:
-    """Return the triggers and unique indexes that scache did not create."""
-    async with control.execute(ADDITIONS) as cursor:
-        return additions(await cursor.fetchall())
-
-
-async def _lose_live_rows(
-    control: aiosqlite.Connection, now: float, audit_rows: int, why: str
-) -> None:
-    """Record the loss of connections and clients that ended with their daemon process."""
-    live = await _number(control, _COUNT_LIVE)
-    lost = max(live, await _number(control, _COUNT_NOT_LEFT))
-    if audit_rows:
-        if lost > live:
-            await control.execute(_RECORD_LOST_ON_THEIR_WAY, (now, why, lost - live))
-        await control.execute(_RECORD_LOST, (now, why))
-    await control.execute(COUNT, ("connections_lost", lost))
-    await control.execute(_LOSE_CONNECTIONS)
-    await control.execute(_LOSE_CLIENTS, (now,))
-
-
-async def _expire_bindings(control: aiosqlite.Connection, now: float, audit_rows: int) -> None:
-    """Delete and record bindings that expired before this run."""
-    if audit_rows:
-        await control.execute(_RECORD_EXPIRED_BINDINGS, (now,))
-    async with control.execute(_EXPIRE_BINDINGS, (now,)) as cursor:
-        expired = cursor.rowcount
-    await control.execute(COUNT, ("bindings_expired", expired))
-
-
-async def _trim_events(control: aiosqlite.Connection, audit_rows: int) -> None:
-    if audit_rows:
-        async with control.execute(TRIM, (audit_rows,)) as cursor:
-            trimmed = cursor.rowcount
-        if trimmed:
-            await control.execute(COUNT, ("events_trimmed", trimmed))
 
 
 def _open_data_plane(file: str) -> sqlite3.Connection:
@@ -563,50 +314,6 @@ def _configure_data_plane(data: sqlite3.Connection) -> None:
     data.execute("PRAGMA synchronous = NORMAL")
     # Debian's SQLite overwrites deleted rows by default: a tenth of the time of a save and a find.
     data.execute("PRAGMA secure_delete = OFF").fetchall()
-    # The control plane makes the checkpoints, and a batch stays in memory until its commit.
-    data.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+    # A batch stays in memory until its commit.
     data.execute("PRAGMA cache_spill = OFF")
-    data.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT // 2}").fetchall()
-
-
-async def _number(control: aiosqlite.Connection, sql: str, parameters: Parameters = ()) -> int:
-    async with control.execute(sql, parameters) as cursor:
-        row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _corrupt(path: str, detail: object) -> CorruptError:
-    found = str(detail).removeprefix("*** in database main ***\n")
-    return CorruptError(
-        f"the database {path} is corrupt ({found})",
-        "move it away and start again, or let --on-corrupt set-aside do that; "
-        "counters, the audit trail and bindings are lost",
-    )
-
-
-def _explain(path: str, error: sqlite3.Error, *, ours: bool) -> DatabaseError:
-    """Return a DatabaseError that explains an error of SQLite while the database was opened."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    match code:
-        case sqlite3.SQLITE_NOTADB if not ours:
-            problem = "is not a SQLite database: choose another --database"
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return _corrupt(path, error)
-        case sqlite3.SQLITE_FULL:
-            problem = "cannot be written, the disk is full: free some space"
-        case sqlite3.SQLITE_READONLY:
-            problem = (
-                "cannot be written, it is read-only: let this user write it, "
-                "the files beside it (-wal and -shm) and its directory"
-            )
-        case sqlite3.SQLITE_CANTOPEN:
-            problem = (
-                f"cannot be used ({error}): let this user read and write it, "
-                "the files beside it (-wal and -shm) and its directory"
-            )
-        case sqlite3.SQLITE_BUSY:
-            problem = "is locked by another program: close that program and start again"
-        case _:
-            problem = f"cannot be used ({error}): check its disk and its directory"
-    return DatabaseError(f"the database {path} {problem}")
+    limit_log(data)

@@ -187,13 +187,6 @@ class Files:
         """Release the claim on the file."""
         os.close(self._claim)
 
-    def log_size(self) -> int:
-        """Return the size of the write-ahead log in bytes; 0 if there is none."""
-        try:
-            return Path(f"{self.path}-wal").stat().st_size
-        except OSError:
-            return 0
-
     def loss(self) -> Loss | None:
         """Return how the files were lost since they were opened; None if all are in place."""
         file, *beside = (_identity(f"{self.path}{suffix}") for suffix in _OPEN_TOGETHER)

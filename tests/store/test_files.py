@@ -19,7 +19,7 @@ import pytest
 from scache import Client, Unavailable
 from scache.errors import DatabaseError
 from scache.inspection.image import Image
-from scache.store import Database, LiveRows, complete, database, files, load
+from scache.store import Database, LiveRows, checkpoint, complete, files, load
 from tests.store.test_store import binding, connection
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon, stopped
@@ -390,11 +390,11 @@ class TestLost:
         """A link to a database is as good as its name: its log is watched where it lies."""
         link = tmp_path / "link.db"
         link.symlink_to(file)
-        monkeypatch.setattr(database, "WAL_LIMIT", 0)
+        monkeypatch.setattr(checkpoint, "WAL_LIMIT", 0)
         with Opened(link) as opened:
             saved(opened, 1)
             assert not opened.database.look_at_files()
-            assert opened.database.log_is_long
+            assert opened.database.wal.is_long
             delete(file)
             assert opened.database.look_at_files()
             assert opened.run(opened.database.renew())
@@ -406,7 +406,7 @@ class TestLost:
         with Opened(":memory:") as opened:
             assert not opened.database.is_file
             assert not opened.database.look_at_files()
-            assert not opened.database.log_is_long
+            assert not opened.database.wal.is_long
 
 
 def stats(path: Path) -> str | None:
@@ -597,8 +597,8 @@ def test_a_log_that_a_reader_keeps_from_starting_over(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reader that never ends lets the log grow: that is said once, and is over after him."""
-    monkeypatch.setattr(database, "WAL_LIMIT", 64 * 1024)
-    monkeypatch.setattr(database, "STARVED_LOG", 8 * 64 * 1024)
+    monkeypatch.setattr(checkpoint, "WAL_LIMIT", 64 * 1024)
+    monkeypatch.setattr(checkpoint, "STARVED_LOG", 8 * 64 * 1024)
     with Opened(file) as opened:
         db, rows = opened.database, LiveRows(opened.database.batch)
         opened.rows("PRAGMA journal_size_limit = 1000")

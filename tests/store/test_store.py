@@ -443,7 +443,7 @@ class TestRuns:
 def test_the_log_starts_over_under_steady_load(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write-ahead log stays near its limit though a batch is always under way."""
     limit = 64 * 4096
-    monkeypatch.setattr("scache.store.database.WAL_LIMIT", limit)
+    monkeypatch.setattr("scache.store.checkpoint.WAL_LIMIT", limit)
     monkeypatch.setattr(maintenance, "CHECKPOINT_INTERVAL", 0)
 
     async def load(opened: Opened) -> list[int]:
@@ -507,7 +507,7 @@ def test_held_still_waits_for_what_nobody_waits_for_any_more(
 
     async def hold(database: Database) -> bool:
         await control[-1].create_function("slow", 0, work)
-        async with database.control_turn:
+        async with database.control_lock:
             with anyio.move_on_after(0.05):
                 await control[-1].execute_fetchall("SELECT slow()")
         assert not ended.is_set()

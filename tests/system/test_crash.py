@@ -17,7 +17,7 @@ import pytest
 
 from scache import Client
 from scache.errors import Unavailable
-from scache.store.database import WAL_LIMIT
+from scache.store.checkpoint import WAL_LIMIT
 from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, eventually
 from tests.support.store_fixture import read
