@@ -26,6 +26,12 @@ CHANGELOG = ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+MAN_PAGES = [
+    "share/man/man1/scache.1",
+    "share/man/man8/scache-master.8",
+    "share/man/man8/scache-serve.8",
+]
+
 
 def pip(*arguments: str | Path) -> None:
     """Run the pip of this environment."""
@@ -90,6 +96,13 @@ def test_wheel_has_the_manual(wheel: Path) -> None:
     assert shipped == {f"scache/manual/{topic}.md" for topic in PAGES}
 
 
+def test_wheel_has_the_man_pages(wheel: Path) -> None:
+    """Their place in the wheel is the one from which pip puts them under share/man."""
+    data = f"scached-{__version__}.data/data/"
+    shipped = [name for name in ZipFile(wheel).namelist() if name.startswith(data)]
+    assert sorted(name.removeprefix(data) for name in shipped) == MAN_PAGES
+
+
 def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> None:
     """The two commands of the README work with other paths, and the manual is installed."""
     (block,) = blocks(section(README, "Install and start"), "sh")
@@ -100,6 +113,7 @@ def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> No
     command = [*shlex.split(start), "--socket", str(tmp_path / "s")]
     with DaemonProcess(command) as daemon:
         assert daemon.terminate() == errors.EXIT_OK
+    assert all(tmp_path.joinpath("opt", page).is_file() for page in MAN_PAGES)
     for topic in PAGES:
         assert run_command(command[0], "help", topic).stdout == PAGES[topic]
 
