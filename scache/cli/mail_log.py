@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from scache.cli.daemon_log import LineFormatter, syslog_severity
 
@@ -19,6 +20,9 @@ _QUEUE = 200
 
 _MAX_SIZE = 4000
 """Bytes of one line; the rest is cut off."""
+
+_RETRY_INTERVAL = 0.1
+"""Seconds after which lines are sent again that the receiver did not take."""
 
 _DRAIN_TIMEOUT = 0.2
 """Seconds at exit in which the receiver may take the lines that are kept."""
@@ -45,7 +49,7 @@ class MailLogHandler(logging.Handler):
     """A sender of log lines to a datagram socket, which never waits.
 
     postlogd(8) and syslog take few lines at once (net.unix.max_dgram_qlen, 10 by default), so
-    further ones are kept and sent with the next line, or by `drain`.
+    further ones are kept and sent a moment later, with the next line, or by `drain`.
     """
 
     def __init__(self, address: str, prefix: str, tag: str, facility: str | None) -> None:
@@ -62,6 +66,7 @@ class MailLogHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._lines: deque[bytes] = deque(maxlen=_QUEUE)
+        self._retry: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record, or keep it until the receiver takes it."""
@@ -71,13 +76,42 @@ class MailLogHandler(logging.Handler):
             self.handleError(record)
             return
         self._lines.append(line.encode(errors="backslashreplace")[:_MAX_SIZE])
-        self._send()
+        self._send_soon()
 
     def drain(self) -> None:
         """Send the lines that are kept; give up after _DRAIN_TIMEOUT seconds."""
         deadline = time.monotonic() + _DRAIN_TIMEOUT
-        while self._lines and self._send() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        with self._locked():
+            while self._lines and self._send() and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Close the socket; lines that are kept are lost."""
+        with self._locked():
+            if self._retry is not None:
+                self._retry.cancel()
+            self._socket.close()
+        super().close()
+
+    def _send_soon(self) -> None:
+        """Send what the receiver takes now, and the rest _RETRY_INTERVAL seconds later."""
+        if self._retry is None and self._send() and self._lines:
+            self._retry = threading.Timer(_RETRY_INTERVAL, self._send_again)
+            self._retry.daemon = True
+            self._retry.start()
+
+    def _send_again(self) -> None:
+        with self._locked():
+            self._retry = None
+            self._send_soon()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Close the socket; lines that are kept are lost."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,45 @@ import pytest
 from scache.cache.statistics import Statistics
 from scache.cli.mail_log import MailLogHandler
 from scache.clock import Clock
+from tests.support.dialogue import DEADLINE
 from tests.support.logcheck import ALL_KINDS, kinds_of_statistics, unusual
+
+LINES = 60
+"""More than a receiver takes at once (net.unix.max_dgram_qlen)."""
+
+
+@pytest.fixture
+def receiver(path: Path) -> Iterator[socket.socket]:
+    """Bind a socket in the place of postlogd(8), which does not read by itself."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        sock.settimeout(DEADLINE)
+        yield sock
+
+
+def logged(handler: logging.Handler, number: int) -> None:
+    """Log a line with this number."""
+    handler.handle(logging.makeLogRecord({"msg": f"line {number}", "levelno": logging.INFO}))
+
+
+def test_lines_arrive_in_order_although_the_receiver_was_busy(
+    path: Path, receiver: socket.socket
+) -> None:
+    """No later line is needed for that."""
+    with closing(MailLogHandler(str(path), "host ", "postfix/scache", None)) as handler:
+        for number in range(LINES):
+            logged(handler, number)
+        received = [receiver.recv(4000).decode().rpartition(": ")[2] for _ in range(LINES)]
+    assert received == [f"line {number}" for number in range(LINES)]
+
+
+def test_drain_gives_up_if_the_receiver_takes_nothing(path: Path, receiver: socket.socket) -> None:
+    """The daemon can end; what the receiver took before stays."""
+    with closing(MailLogHandler(str(path), "host ", "postfix/scache", None)) as handler:
+        for number in range(LINES):
+            logged(handler, number)
+        handler.drain()
+    assert receiver.recv(4000).decode().endswith("line 0")
 
 
 def report() -> list[str]:

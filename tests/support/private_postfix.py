@@ -154,9 +154,9 @@ class PrivatePostfix:
         Raises TimeoutError if that takes too long.
         """
         if not self._log.wait_for(lambda lines: self._count_sent(lines) >= count, timeout):
-            raise TimeoutError(
-                f"{self._sent} of {count} messages were delivered: {self.log()[-9:]}"
-            )
+            others = (line for line in self.log() if "status=sent" not in line)
+            text = "\n".join([*others][-60:])
+            raise TimeoutError(f"{self._sent} of {count} messages were delivered:\n{text}")
 
     def _count_sent(self, lines: list[str]) -> int:
         self._sent += sum("status=sent" in line for line in _deliveries(lines[self._counted :]))

@@ -32,6 +32,8 @@ LIVE = 10
 """Peers that stay connected while the others hang up."""
 NOTICED_WITHIN = 0.1
 """Seconds after which a connection with a dead peer must not be handed out."""
+CLOSED_WITHIN = 5.0
+"""Seconds within which the daemon must have closed the connections of a purge."""
 KILLS = 100
 LOAD_SECONDS = 0.3
 LONGEST_START = 1.0
@@ -56,7 +58,7 @@ def open_files(directory: Path, _: float) -> Iterator[Fact]:
             most = descriptors(daemon.pid)
             with Client(daemon.path) as administrator:
                 administrator.purge([f"{number}" for number in range(SAVES)])
-            after = descriptors(daemon.pid)
+            after = _wait_until_closed(daemon.pid, before + 1)
         alive = daemon.terminate() == 0
     yield Fact(
         alive and saved == SAVES, f"{saved:,} of {SAVES:,} saves done, exit code 0 after SIGTERM"
@@ -84,6 +86,17 @@ def open_files(directory: Path, _: float) -> Iterator[Fact]:
     yield Fact(
         None, f"Postfix's scache(8): {saved:,} saves done; after {others} more clients: {end}"
     )
+
+
+def _wait_until_closed(pid: int, most: int) -> int:
+    """Return the number of open descriptors once it is at most ``most``, or CLOSED_WITHIN later.
+
+    The daemon replies to a purge before it has closed the connections.
+    """
+    deadline = time.monotonic() + CLOSED_WITHIN
+    while (number := descriptors(pid)) > most and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return number
 
 
 def _save_without_end(client: Client) -> tuple[int, list[float]]:
