@@ -113,11 +113,6 @@ class MailLogHandler(logging.Handler):
         finally:
             self.release()
 
-    def close(self) -> None:
-        """Close the socket; lines that are kept are lost."""
-        self._socket.close()
-        super().close()
-
     def _line(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = level + self._formatter.text(record)
