@@ -90,6 +90,4 @@ class BaseClient:
         )
 
     def _late(self) -> TimedOut:
-        return TimedOut(
-            f"the daemon at {self._path} did not answer within {self._timeout:g} seconds"
-        )
+        return TimedOut(f"the daemon at {self._path} did not answer within {self._timeout:g} s")

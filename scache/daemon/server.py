@@ -247,7 +247,7 @@ class Server:
 
     async def _watch_idleness(self, sock: ListeningSocket | InheritedSocket) -> None:
         await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))
-        self._end(f"no client for {self._settings.max_idle:g} seconds")
+        self._end(f"no client for {self._settings.max_idle:g} s")
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings

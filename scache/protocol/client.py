@@ -8,6 +8,7 @@ of the generator owns the socket and the clock, and decides how to wait.
 from __future__ import annotations
 
 import errno
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
@@ -326,14 +327,25 @@ class ClientConversation:
         """Return the next message, or None if it is not complete yet."""
         message = decode(self._buffer, self._at)
         if message is None:
-            if len(self._buffer) - self._at > MAX_REPLY_SIZE:
+            size = len(self._buffer) - self._at
+            if size > MAX_REPLY_SIZE:
                 raise ProtocolError(
                     f"the server sent a message of more than {MAX_REPLY_SIZE} bytes"
                 )
+            # Without this check, a server of another protocol would seem to be slow.
+            if size and not _NAME.match(self._buffer, self._at):
+                begin = self._buffer[self._at : self._at + _SHOWN]
+                raise ProtocolError(f"the server sent {begin!r}, which begins no reply")
             return None
         attributes, self._at = message
         return attributes
 
+
+_NAME = re.compile(rb"[\w.-]*+(?:\0|\Z)")
+"""Matches the name of an attribute, or what has arrived of it."""
+
+_SHOWN = 40
+"""Most bytes of another protocol that an error shows."""
 
 _STATUSES: dict[int | None, Status] = {status.value: status for status in Status}
 

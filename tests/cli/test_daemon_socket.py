@@ -248,7 +248,7 @@ def test_silent_daemon_is_waited_for_as_long_as_timeout(tmp_path: Path) -> None:
         took = time.monotonic() - start
     first, second = result.stderr.splitlines()
     assert first == f"scache: waiting for the daemon at {path} (from --socket), for up to 2.5 s"
-    assert "did not answer within 2.5 seconds; process " in second
+    assert "did not answer within 2.5 s; process " in second
     assert second.endswith("and if it is busy, raise --timeout")
     assert 2.5 <= took < 5
 

@@ -20,6 +20,7 @@ from tests.support.daemon import Daemon, stopped
 from tests.support.looking import Capture, failure, run
 from tests.support.postfix_scache import PostfixScache
 from tests.support.postfix_setup import private_directory
+from tests.support.scripted import hang, saying, serving, then
 
 Server = Callable[[Path], AbstractContextManager[None]]
 
@@ -68,6 +69,13 @@ def a_silent_server(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def a_mail_server(path: Path) -> Iterator[None]:
+    """Greet as another service does, and wait for its commands."""
+    with serving(path, then(saying(b"220 mail.example.org ESMTP\r\n"), hang)):
+        yield
+
+
+@contextmanager
 def a_full_backlog(path: Path) -> Iterator[None]:
     """Listen, with no room for another client."""
     with listening(path, 0, 1):
@@ -106,9 +114,10 @@ def a_daemon_with_a_client(path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("server", "code", "text"),
     [
-        (a_silent_server, errors.EXIT_NOT_NOW, "did not answer within 0.4 seconds"),
-        (a_full_backlog, errors.EXIT_NOT_NOW, "did not answer within 0.4 seconds"),
-        (a_stopped_daemon, errors.EXIT_NOT_NOW, "did not answer within 0.4 seconds"),
+        (a_silent_server, errors.EXIT_NOT_NOW, "did not answer within 0.4 s"),
+        (a_mail_server, errors.EXIT_SOCKET, "does not answer as a scache daemon"),
+        (a_full_backlog, errors.EXIT_NOT_NOW, "did not answer within 0.4 s"),
+        (a_stopped_daemon, errors.EXIT_NOT_NOW, "did not answer within 0.4 s"),
         (a_file, errors.EXIT_SOCKET, "it is no socket but a regular file"),
         (nothing, errors.EXIT_SOCKET, "there is no such file"),
         (a_daemon_with_a_client, errors.EXIT_REFUSED, "does not serve this client: limit: clients"),
@@ -139,7 +148,7 @@ def test_ping_gives_up_after_a_second(path: Path) -> None:
         result = run_command(*SCACHE, "ping", "--socket", path)
         assert 1 <= time.monotonic() - begin < 4
     assert (result.returncode, result.stdout) == (errors.EXIT_NOT_NOW, "")
-    assert "did not answer within 1 seconds" in result.stderr
+    assert "did not answer within 1 s" in result.stderr
 
 
 def test_ping_for_nagios_escapes_the_bar(tmp_path: Path, capsys: Capture) -> None:

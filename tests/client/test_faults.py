@@ -48,7 +48,7 @@ def no_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def expect_late(ask: Callable[[], object], timeout: float = TIMEOUT) -> None:
     """Check that a request times out, and not too early."""
     began = time.monotonic()
-    with pytest.raises(Unavailable, match=f"did not answer within {timeout} seconds"):
+    with pytest.raises(Unavailable, match=f"did not answer within {timeout} s"):
         ask()
     assert timeout <= time.monotonic() - began
 

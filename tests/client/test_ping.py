@@ -111,7 +111,7 @@ REFUSAL = [(b"status", b"2"), (b"reason", b"why\xff")]
         (saying(*GREETING, encode([*REFUSAL, (b"shortage", b"later")])), NotNow, r"why\\xff"),
         (then(saying(*GREETING), leave), Unavailable, "hung up before its reply"),
         (saying(ANNOUNCEMENT, encode(REFUSAL)), Refused, r"why\\xff"),
-        (saying(b"220 mail.example.org ESMTP\r\n\0"), Unavailable, "hung up"),
+        (then(saying(b"220 mail.example.org ESMTP\r\n"), hang), ProtocolError, "begins no reply"),
     ],
     ids=[
         "another", "two", "twice", "none", "malformed", "refused", "not now", "hangs up",

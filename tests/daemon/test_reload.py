@@ -115,7 +115,7 @@ def test_sighup_changes_the_idle_time(tmp_path: Path) -> None:
     config = tmp_path / "scache.toml"
     config.write_text("max_idle = 0\n")
     with Daemon(tmp_path / "socket", "--config", str(config)) as daemon:
-        reload(daemon, config, "max_idle = 0.1\n", "stopping: no client for 0.1 seconds")
+        reload(daemon, config, "max_idle = 0.1\n", "stopping: no client for 0.1 s")
         assert daemon.wait() == 0
         with pytest.raises(Unavailable):
             Client(daemon.path).find_endp(b"endpoint")

@@ -189,7 +189,7 @@ def test_idle_exit_follows_the_last_client(path: Path, database: str) -> None:
             client.close()
             assert kept.recv(1) == b""
         assert daemon.wait() == 0
-        daemon.wait_for_log("no client for 2 seconds")
+        daemon.wait_for_log("no client for 2 s")
         assert not daemon.path.exists()
 
 

@@ -222,6 +222,17 @@ def test_endless_reply_is_a_protocol_error(piece: bytes) -> None:
     assert (taken - 1) * len(piece) <= MAX_REPLY_SIZE < taken * len(piece)
 
 
+@pytest.mark.parametrize(
+    "greeting",
+    [b"220 mail.example.org ESMTP\r\n", b"-ERR unknown command\r\n", b"HTTP/1.1 400 Bad", b"\x83"],
+)
+def test_beginning_of_another_protocol_is_a_protocol_error(greeting: bytes) -> None:
+    """It is raised before the message is complete, so that the client does not wait for more."""
+    machine = ClientConversation()
+    with pytest.raises(ProtocolError, match="which begins no reply"):
+        run(machine, BIND, iter([(ANNOUNCEMENT, ()), (greeting, ())]))
+
+
 def test_conversation_receives_nothing_after_the_kernel_dropped_descriptors() -> None:
     """A reply without its descriptor would take the descriptor of the next reply."""
     machine, outcomes = ClientConversation(), list[Hit | Status]()

@@ -136,7 +136,7 @@ def test_master_exits_when_idle_and_starts_on_demand() -> None:
         serve_one(postfix)
         first = pid_of(postfix)
         eventually(partial(has_ended, first))
-        assert "stopping: no client for 1 seconds" in log_of(postfix)
+        assert "stopping: no client for 1 s" in log_of(postfix)
         serve_one(postfix)
         assert pid_of(postfix) != first
         listed = run_command(
