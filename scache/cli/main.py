@@ -115,11 +115,17 @@ def _reported(action: Callable[[], int]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        return _fail(error.format_message(), EXIT_SETTINGS)
+        return _fail(_text_of(error), EXIT_SETTINGS)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - every other error becomes a message, too
         return _fail_with(error)
+
+
+def _text_of(error: click.ClickException) -> str:
+    """Return the message; the choices of a missing argument are in one line, too."""
+    text = error.format_message()
+    return " ".join(text.split()) if isinstance(error, click.MissingParameter) else text
 
 
 def _fail_with(error: Exception) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from scache.cli.option_types import whole_number
 from scache.escape import one_line, shown
 from scache.settings.loading import did_you_mean
 
@@ -26,9 +27,6 @@ A label of Postfix consists of fields, each followed by a newline. --field match
 one whole field: 203.0.113.5 does not match a label with 203.0.113.55. If several
 are given, a label must have all of them."""
 """Part of the help of commands that take labels."""
-
-LARGEST_ID = 2**63 - 1
-"""The largest integer of SQLite."""
 
 _SIMILAR = 3
 """Labels that a hint names at most."""
@@ -65,7 +63,7 @@ def id_option(text: str) -> Callable[[Command], Command]:
         "--connection",
         "ids",
         metavar="N",
-        type=click.IntRange(1, LARGEST_ID),
+        callback=whole_number(1),
         multiple=True,
         help=text,
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _ABSENT = re.compile(r"no such (table|column): (?:\w+\.)*(\w+)")
 """The errors of SQLite for a name that does not exist."""
 
+_COMMAND = re.compile(r"\s*(\.[a-z]+)")
+
 
 def execute(
     image: Image,
@@ -46,7 +48,7 @@ def execute(
         if result.columns:
             sys.stdout.write(separator)
             write(result, layout, all_columns=all_columns)
-            separator = "\n" if layout == "csv" else ""
+            separator = "\n" if layout in ("csv", "table") else ""
         elif layout == "table" and result.changed >= 0:
             rows = "row" if result.changed == 1 else "rows"
             click.echo(f"{result.changed} {rows} changed, in this copy alone")
@@ -73,6 +75,11 @@ def _execute(image: Image, statement: str, parameters: Mapping[str, Value | str]
     try:
         return image.execute(statement, parameters)
     except QueryError as error:
+        if command := _COMMAND.match(statement):
+            raise QueryError(
+                f"{command[1]} is a command of the prompt: run `scache sql` on a terminal, "
+                "without a statement"
+            ) from error
         absent = _ABSENT.match(str(error))
         if absent is None:
             raise

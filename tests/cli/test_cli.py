@@ -91,7 +91,16 @@ def test_version_is_one_line(capsys: Capture) -> None:
 def test_help_lists_commands(capsys: Capture, arguments: list[str]) -> None:
     """It is shown without arguments as well."""
     assert execute(arguments) == errors.EXIT_OK
-    assert "serve" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "serve" in said
+    assert "..." not in said.partition("Commands:")[2], "each summary fits a line"
+
+
+def test_missing_choice_is_one_line(capsys: Capture) -> None:
+    """Click lists the choices on lines of their own."""
+    assert execute(["unit"]) == errors.EXIT_SETTINGS
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("Choose from: service, socket")
 
 
 def test_help_of_serve_works_with_wrong_variables(

@@ -142,10 +142,16 @@ def test_sql_results_of_several_statements_are_one_json_value(
     assert json.loads(run(capsys, "sql", "--database", file, sql)) == expected
 
 
-def test_sql_writes_empty_line_between_results_in_csv(file: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [("csv", '"a"\n1\n\n"b"\n2\n'), ("table", "a\n─\n1\n\nb\n─\n2\n")],
+)
+def test_sql_writes_empty_line_between_results(
+    file: Path, capsys: Capture, layout: str, expected: str
+) -> None:
     """A reader can tell the results apart."""
-    out = run(capsys, "sql", "--database", file, "--format", "csv", "SELECT 1 AS a; SELECT 2 AS b")
-    assert out == '"a"\n1\n\n"b"\n2\n'
+    statements = "SELECT 1 AS a; SELECT 2 AS b"
+    assert run(capsys, "sql", "--database", file, "--format", layout, statements) == expected
 
 
 @pytest.mark.parametrize("given", ["x", "=5"])
@@ -160,6 +166,10 @@ def test_sql_parameter_needs_name_and_value(file: Path, capsys: Capture, given: 
     [
         ("SELEC 1", 'near "SELEC": syntax error'),
         ("SELECT * FROM absent", "no such table: absent"),
+        (".tables", ".tables is a command of the prompt"),
+        ("DELETE FROM event; .schema connection", ".schema is a command of the prompt"),
+        ("", "the statement is empty"),
+        (" ;\n;", "the statement is empty"),
         ("SELECT :absent", "the parameter absent has no value: add -p absent=..."),
         ("SELECT @absent", "add -p absent=..."),
         ("ATTACH 'x.db' AS x", "ATTACH and VACUUM are not allowed"),

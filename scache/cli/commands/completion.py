@@ -18,7 +18,7 @@ Examples:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, /, *, shell: str) -> None:
-    """Print a script that completes commands, options and their values in a shell.
+    """Print the script of command completion for a shell.
 
     The directory of the command scache must be in PATH.
     """

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scache.cli.naming import LARGEST_ID, no_such, say
+from scache.cli.naming import no_such, say
+from scache.cli.option_types import whole_number
 from scache.cli.render.formats import (
     Format,
     all_columns_option,
@@ -55,7 +56,7 @@ def _tables_and_views() -> list[str]:
 @click.option(
     "--limit",
     metavar="N",
-    type=click.IntRange(0, LARGEST_ID),
+    callback=whole_number(0),
     help=f"Only the first N rows of each table.  [default: {ROWS} on a terminal, else all]",
 )
 @click.option(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.naming import (
-    LARGEST_ID,
     PATTERNS,
     Named,
     field_option,
@@ -21,7 +20,7 @@ from scache.cli.naming import (
     id_option,
     no_such,
 )
-from scache.cli.option_types import seconds
+from scache.cli.option_types import LARGEST, seconds, whole_number
 from scache.cli.render.formats import (
     Format,
     format_option,
@@ -98,7 +97,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     help="Only since this time: ISO 8601, by default in UTC, or a span such as 90s, 10m, 1d.",
 )
 @click.option("--local", is_flag=True, help="Times in the local time zone, also that of --since.")
-@click.option("--limit", metavar="N", type=click.IntRange(0, LARGEST_ID), help="Only the last N.")
+@click.option("--limit", metavar="N", callback=whole_number(0), help="Only the last N.")
 @click.option(
     "--follow",
     is_flag=True,
@@ -271,7 +270,7 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
 def _pid(client: str) -> int | None:
     if not (client.isascii() and client.isdecimal()):
         return None
-    if len(client) > len(str(LARGEST_ID)) or int(client) > LARGEST_ID:
+    if len(client) > len(str(LARGEST)) or int(client) > LARGEST:
         raise click.UsageError("--client takes the id of a process or a GLOB: no id is that large")
     return int(client)
 

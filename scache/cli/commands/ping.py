@@ -38,7 +38,7 @@ NAGIOS_CRITICAL = 2
 def ping(
     context: click.Context, /, *, socket: str | None, timeout: float | None, nagios: bool
 ) -> None:
-    """Check that the daemon answers, and that a descriptor passes to it and back.
+    """Check that the daemon answers and returns a descriptor.
 
     The cache, the audit log and the counters of requests stay as they are. A server
     that does not know this request, such as Postfix's scache(8), gets another one

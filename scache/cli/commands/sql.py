@@ -75,6 +75,8 @@ def sql(
 
         run_prompt(target, layout, bound, all_columns=all_columns)
         return
+    if statement is not None and not statement.strip("; \t\r\n"):
+        raise click.UsageError("the statement is empty: leave it out to get a prompt")
     text = _standard_input() if statement is None else statement
     _check_used(bound, text)
     with target.image() as image:

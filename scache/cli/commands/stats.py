@@ -35,7 +35,7 @@ Examples:
     help="Repeat at this interval, with rates per second, until Ctrl-C.",
 )
 def stats(*, target: Target, layout: Format, watch: float | None) -> None:
-    """Show populations, requests with hit rates, close reasons and limits."""
+    """Show what is cached, requests, close reasons and limits."""
     meter = Meter(target)
     first = meter.read()
     if layout == "table" and watch is not None and sys.stdout.isatty():
