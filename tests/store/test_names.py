@@ -17,7 +17,7 @@ from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_OK, DatabaseError
 from scache.inspection.image import Image
 from scache.store import LiveRows, files, names
-from tests.store.test_store import binding
+from tests.store.test_live_rows import binding
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually

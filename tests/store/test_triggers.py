@@ -16,7 +16,7 @@ from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
 from scache.model import Peer
 from scache.store import LiveRows, complete, faults, load
-from tests.store.test_store import binding, connection
+from tests.store.test_live_rows import binding, connection
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.starting import refused

@@ -20,7 +20,7 @@ from scache import Client, Unavailable
 from scache.errors import DatabaseError
 from scache.inspection.image import Image
 from scache.store import Database, LiveRows, checkpoint, complete, files, load
-from tests.store.test_store import binding, connection
+from tests.store.test_live_rows import binding, connection
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon, stopped
 from tests.support.database_files import (
