@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from scache.model import Delivery, Status
-from scache.store import event_writer
+from scache.store import LiveRows, event_writer
 from scache.store.event_writer import ROWS_AT_ONCE
 from tests.support.rig import Rig, rigged
-from tests.support.store_fixture import NOW, Opened, locked, no_space, read
+from tests.support.store_fixture import NOW, Opened, connection, locked, no_space, read
 
 
 @pytest.fixture
@@ -227,3 +227,17 @@ def test_long_labels_do_not_fill_the_memory(
             assert 50_000 < size <= 100_000 + 100 * 10
             ((last,),) = opened.rows("SELECT endpoint FROM event ORDER BY id DESC LIMIT 1")
             assert last.startswith(b"199 "), run
+
+
+def test_events_of_a_fault_are_committed_without_another_request(file: Path) -> None:
+    """The commit that ends a fault is followed by one with the waiting events."""
+    with Opened(file) as opened:
+        batch, rows = opened.database.batch, LiveRows(opened.database.batch)
+        rows.save_connection(connection(1))
+        with no_space():
+            assert not batch.commit()
+            opened.database.audit_log.find_missed("find_endp", NOW, 1, endpoint=b"e")
+            assert not batch.commit()
+        while not batch.commit():
+            pass
+        assert read(file, "SELECT kind FROM event") == [(b"find_endp",)]

@@ -17,12 +17,11 @@ from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_OK, DatabaseError
 from scache.inspection.image import Image
 from scache.store import LiveRows, files, names
-from tests.store.test_live_rows import binding
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.starting import NAMESPACE
-from tests.support.store_fixture import Opened, read
+from tests.support.store_fixture import Opened, binding, read
 
 Capture = pytest.CaptureFixture[str]
 
@@ -31,13 +30,6 @@ SENTENCE = (
     "one: use that name, or ask the daemon (--socket)"
 )
 COUNT = "SELECT count(*) FROM binding"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Name a database file, in a directory of its own."""
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data" / "cache.db"
 
 
 @pytest.fixture

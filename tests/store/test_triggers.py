@@ -1,4 +1,4 @@
-"""What an administrator adds to the schema and that refuses writes: triggers and unique indexes."""
+"""Triggers and unique indexes that an administrator added, and that refuse writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,25 +17,25 @@ from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
 from scache.model import Peer
 from scache.store import LiveRows, complete, faults, load
-from tests.store.test_live_rows import binding, connection
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.starting import refused
-from tests.support.store_fixture import NOW, Opened, read
+from tests.support.store_fixture import NOW, Opened, binding, connection, read
 
 RAISES = ["ABORT", "FAIL", "IGNORE", "ROLLBACK"]
 MOMENTS = ["BEFORE", "AFTER"]
+EVERY_REFUSAL = pytest.mark.parametrize(("raises", "moment"), list(product(RAISES, MOMENTS)))
 
 
 def change(file: Path, *statements: str) -> None:
-    """Be the administrator, who changes the schema or anything else."""
+    """Execute statements in the file, as an administrator does."""
     with closing(sqlite3.connect(file, isolation_level=None, timeout=20)) as administrator:
         for sql in statements:
             administrator.execute(sql)
 
 
 def trigger(raises: str, moment: str, action: str, condition: str = "") -> str:
-    """Return the statement that makes a trigger, called guard, which refuses an action."""
+    """Return the statement that creates the trigger ``guard``, which refuses an action."""
     raising = raises if raises == "IGNORE" else f"{raises}, 'not today'"
     when = f"WHEN {condition}" if condition else ""
     return f"CREATE TRIGGER guard {moment} {action} {when} BEGIN SELECT RAISE({raising}); END"
@@ -42,7 +43,7 @@ def trigger(raises: str, moment: str, action: str, condition: str = "") -> str:
 
 @contextmanager
 def opening(file: Path) -> Iterator[Opened]:
-    """Run on a file with connection 1, binding 2 and client 3, all of them committed."""
+    """Open a file with connection 1, binding 2 and client 3, which are committed."""
     with Opened(file) as opened:
         rows = LiveRows(opened.database.batch)
         rows.save_connection(connection(1))
@@ -54,21 +55,21 @@ def opening(file: Path) -> Iterator[Opened]:
 
 @pytest.fixture
 def opened(file: Path) -> Iterator[Opened]:
-    """Run on such a file."""
+    """Open a file with three rows."""
     with opening(file) as opened:
         yield opened
 
 
 @pytest.fixture
 def crashed(file: Path) -> Path:
-    """Leave such a file behind."""
+    """Return the file of a run that crashed and had three rows."""
     with opening(file):
         return file
 
 
 @pytest.fixture
 def rows(opened: Opened) -> LiveRows:
-    """Give its live rows."""
+    """Return the live rows of the open file."""
     return LiveRows(opened.database.batch)
 
 
@@ -79,7 +80,7 @@ REQUESTS: dict[str, tuple[str, Callable[[LiveRows], object]]] = {
     "refresh": ("UPDATE ON binding", lambda rows: rows.save_binding(binding(9))),
     "unbind": ("DELETE ON binding", lambda rows: rows.remove_binding(b"d", 2)),
 }
-"""What requests write, and the action that a trigger refuses."""
+"""By the name of a request: the action that a trigger refuses, and the write."""
 
 LIVE = (
     "SELECT id FROM connection UNION ALL SELECT id FROM binding UNION ALL SELECT id FROM client "
@@ -89,9 +90,8 @@ LIVE = (
 
 class TestRequest:
     @pytest.mark.parametrize("request_name", REQUESTS)
-    @pytest.mark.parametrize("moment", MOMENTS)
-    @pytest.mark.parametrize("raises", RAISES)
-    def test_a_refused_write_changes_nothing(
+    @EVERY_REFUSAL
+    def test_refused_write_changes_nothing(
         self,
         opened: Opened,
         rows: LiveRows,
@@ -100,12 +100,12 @@ class TestRequest:
         moment: str,
         request_name: str,
     ) -> None:
-        """Half of it is not left behind, and what was written before and after it is not lost."""
+        """No part of it stays, and the writes before and after it are not lost."""
         action, write = REQUESTS[request_name]
         batch = opened.database.batch
         change(file, trigger(raises, moment, action))
         rows.add_client(4, Peer(7, 8, 9), NOW)
-        if (raises, moment) == ("IGNORE", "AFTER"):  # this one comes too late to refuse anything
+        if (raises, moment) == ("IGNORE", "AFTER"):  # too late to refuse the write
             write(rows)
             assert batch.fault is None
             return
@@ -120,13 +120,8 @@ class TestRequest:
 
     @pytest.mark.parametrize("request_name", REQUESTS)
     @pytest.mark.parametrize("raises", RAISES)
-    def test_the_fault_ends_when_the_write_succeeds(
-        self,
-        opened: Opened,
-        rows: LiveRows,
-        file: Path,
-        raises: str,
-        request_name: str,
+    def test_fault_ends_when_the_write_succeeds(
+        self, opened: Opened, rows: LiveRows, file: Path, raises: str, request_name: str
     ) -> None:
         """Other writes and commits that succeed do not end it."""
         action, write = REQUESTS[request_name]
@@ -152,7 +147,7 @@ class TestRequest:
             ("binding (endpoint)", REQUESTS["bind"][1], "index one on binding: UNIQUE"),
         ],
     )
-    def test_a_unique_index_refuses_a_row(
+    def test_unique_index_refuses_a_row(
         self,
         opened: Opened,
         rows: LiveRows,
@@ -161,7 +156,7 @@ class TestRequest:
         write: Callable[[LiveRows], object],
         message: str,
     ) -> None:
-        """It is named, and refuses no other row."""
+        """The fault names the index, which refuses no other row."""
         change(file, f"CREATE UNIQUE INDEX one ON {index}")
         with pytest.raises(DatabaseFault, match=message):
             write(rows)
@@ -170,10 +165,10 @@ class TestRequest:
         assert read(file, LIVE) == [(1,), (2,), (3,), (4,)]
 
     @pytest.mark.parametrize("raises", RAISES)
-    def test_a_client_that_is_refused_is_counted(
+    def test_refused_client_is_counted(
         self, opened: Opened, rows: LiveRows, file: Path, raises: str
     ) -> None:
-        """It is not recorded, and nor is its end."""
+        """Neither the client nor its disconnection is recorded."""
         change(file, trigger(raises, "BEFORE", "INSERT ON client"))
         rows.add_client(4, Peer(7, 8, 9), NOW)
         rows.end_client(4, NOW)
@@ -182,8 +177,8 @@ class TestRequest:
         counted = "SELECT value FROM counter WHERE name = 'clients_not_recorded'"
         assert read(file, counted) == [(1,)]
 
-    def test_a_broken_trigger_is_named(self, opened: Opened, rows: LiveRows, file: Path) -> None:
-        """One that calls a function of another program fails with each row."""
+    def test_fault_names_a_broken_trigger(self, opened: Opened, rows: LiveRows, file: Path) -> None:
+        """A trigger that calls a function of another program fails with each row."""
         change(file, "CREATE TRIGGER guard AFTER INSERT ON connection BEGIN SELECT notify(1); END")
         with pytest.raises(DatabaseFault, match="trigger guard on connection: no such function"):
             rows.save_connection(connection(9))
@@ -195,7 +190,7 @@ class TestRequest:
 
 
 class TestLog:
-    def test_a_row_that_is_refused_now_and_then_is_logged_once(
+    def test_intermittent_refusals_are_logged_once(
         self,
         opened: Opened,
         rows: LiveRows,
@@ -203,7 +198,7 @@ class TestLog:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """While each refusal is soon followed by another, the log does not say that it is over."""
+        """The end of the fault is logged when no row was refused for REFUSAL_PAUSE seconds."""
         batch = opened.database.batch
         change(file, trigger("ABORT", "BEFORE", "INSERT ON connection", "new.id % 2"))
         caplog.clear()
@@ -230,9 +225,8 @@ class TestLog:
         assert due == [1]
 
     @pytest.mark.parametrize("action", ["INSERT ON event", "INSERT ON counter"])
-    @pytest.mark.parametrize("moment", MOMENTS)
-    @pytest.mark.parametrize("raises", RAISES)
-    def test_what_has_to_be_written_holds_the_batch_back(
+    @EVERY_REFUSAL
+    def test_refused_event_or_counter_delays_the_batch(
         self,
         opened: Opened,
         rows: LiveRows,
@@ -242,9 +236,9 @@ class TestLog:
         action: str,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Saves are refused, what is cached can be taken, and others see all of it or nothing."""
+        """Saves are refused, finds succeed, and other programs see whole batches."""
         if raises == "IGNORE" and (moment, action) != ("BEFORE", "INSERT ON counter"):
-            return  # it refuses nothing, or an event, which an administrator may well do without
+            return  # it refuses nothing, or an event, which an administrator may leave out
         batch = opened.database.batch
         change(file, trigger(raises, moment, action))
         caplog.clear()
@@ -270,10 +264,8 @@ class TestLog:
         counted = "SELECT value FROM counter WHERE name = 'save_endp_ok'"
         assert read(file, counted) == [(1,)]
 
-    def test_events_that_a_trigger_ignores_count_as_dropped(
-        self, opened: Opened, file: Path
-    ) -> None:
-        """An administrator may keep some out of the trail; `check` has to know of the gap."""
+    def test_ignored_events_are_counted_as_dropped(self, opened: Opened, file: Path) -> None:
+        """The counter tells `check` that a trigger keeps events out of the audit log."""
         batch, audit_log = opened.database.batch, opened.database.audit_log
         change(file, trigger("IGNORE", "BEFORE", "INSERT ON event", "new.kind = 'unknown'"))
         audit_log.request_malformed("unknown", 1)
@@ -286,8 +278,8 @@ class TestLog:
         assert read(file, dropped) == [(2,)]
 
 
-def test_saves_are_answered_and_the_log_is_short_during_a_fault(path: Path, file: Path) -> None:
-    """A trigger on the trail refuses each commit: one line, until it is dropped."""
+def test_lasting_refusal_is_logged_once(path: Path, file: Path) -> None:
+    """A trigger on the audit log refuses each commit until it is dropped; saves are answered."""
     with Daemon(path, database=file) as daemon, Client(path) as client:
         change(file, trigger("ABORT", "BEFORE", "INSERT ON event"))
         eventually(lambda: not client.save_endp(60, "e", "p", 0))
@@ -316,17 +308,17 @@ AT_THE_START = [
     "INSERT ON setting",
     "INSERT ON instance",
 ]
-"""What is written at the start on a file that a crashed daemon left behind."""
+"""Writes at the start on the file of a daemon that crashed."""
 
 
 class TestStart:
     @pytest.mark.parametrize("action", AT_THE_START)
     @pytest.mark.parametrize("moment", MOMENTS)
     @pytest.mark.parametrize("raises", ["ABORT", "FAIL", "ROLLBACK"])
-    def test_a_trigger_that_refuses_is_named(
+    def test_error_names_the_trigger_that_refuses(
         self, crashed: Path, raises: str, moment: str, action: str
     ) -> None:
-        """The sentence says which one to drop, and among several it knows the right one."""
+        """The error says which trigger to drop, also if there are several."""
         harmless = "CREATE TRIGGER harmless AFTER INSERT ON event BEGIN SELECT 1; END"
         change(crashed, harmless, trigger(raises, moment, action))
         table = action.split()[-1]
@@ -343,16 +335,16 @@ class TestStart:
     @pytest.mark.parametrize(
         "action", ["DELETE ON connection", "DELETE ON binding", "INSERT ON instance"]
     )
-    def test_a_trigger_that_ignores_is_named(self, crashed: Path, action: str) -> None:
-        """Rows of an earlier run must not pass for those of this one."""
+    def test_error_names_the_trigger_that_ignores(self, crashed: Path, action: str) -> None:
+        """The daemon does not start, because rows of the earlier run would remain."""
         change(crashed, trigger("IGNORE", "BEFORE", action))
         match = f"because of trigger guard on {action.split()[-1]} "
         with pytest.raises(DatabaseError, match=match), Opened(crashed, now=NOW + 100):
             pass
 
     @pytest.mark.parametrize("index", ["instance (version)", "event (kind)"])
-    def test_a_unique_index_that_refuses_is_named(self, file: Path, index: str) -> None:
-        """It is among what the daemon writes at each start."""
+    def test_error_names_the_unique_index_that_refuses(self, file: Path, index: str) -> None:
+        """The daemon writes to these tables at each start."""
         with Opened(file) as opened:
             rows = LiveRows(opened.database.batch)
             rows.save_connection(connection(1))
@@ -363,18 +355,18 @@ class TestStart:
         with pytest.raises(DatabaseError, match=match), Opened(file, now=NOW + 1):
             pass
 
-    def test_a_daemon_says_so_in_one_line(self, path: Path, file: Path) -> None:
-        """It ends with the exit code for databases."""
+    def test_daemon_reports_a_refusing_trigger_in_one_line(self, path: Path, file: Path) -> None:
+        """The daemon exits with EXIT_DATABASE."""
         with Opened(file):
             pass
         change(file, trigger("ABORT", "BEFORE", "INSERT ON instance"))
         line = refused(path, file, EXIT_DATABASE)
         assert "trigger guard on instance (not today): drop that" in line
 
-    def test_additions_that_refuse_nothing_are_one_warning(
+    def test_additions_are_logged_in_one_warning(
         self, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The log names them all; an index that is not unique refuses nothing."""
+        """The warning names all but the index that is not unique, because that refuses nothing."""
         with Opened(file):
             pass
         assert not caplog.records
@@ -392,10 +384,10 @@ class TestStart:
             "guard on event, index one on client; what that refuses will fail"
         )
 
-    def test_the_end_of_a_run_that_cannot_be_recorded_is_logged(
+    def test_refused_end_of_a_run_is_logged(
         self, opened: Opened, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The log names what refuses it."""
+        """The warning names the trigger."""
         change(file, trigger("ABORT", "BEFORE", "UPDATE ON instance"))
         opened.run(opened.database.stop(NOW + 1))
         culprit = "trigger guard on instance: not today"
@@ -412,10 +404,10 @@ class TestStart:
         "CREATE UNIQUE INDEX guard ON setting (value) WHERE name IN ('clients_served', 'max_idle')",
     ],
 )
-def test_a_snapshot_is_not_refused(
+def test_additions_do_not_refuse_a_snapshot(
     path: Path, file: Path, addition: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What only the process knows gets into the image, and `check` names the addition."""
+    """The image has the rows that only the daemon can add, and `check` reports the addition."""
     options = ("--max-idle", "1")  # which is the number of clients as well
     with Daemon(path, *options, database=file), Client(path) as client:
         for endpoint in ("a", "b"):
@@ -427,8 +419,8 @@ def test_a_snapshot_is_not_refused(
     assert schema.endswith("guard is not ours")
 
 
-def test_an_image_keeps_a_trigger_with_an_odd_name(file: Path) -> None:
-    """Its name is quoted, and its text stays as it was."""
+def test_image_keeps_a_trigger_with_a_quoted_name(file: Path) -> None:
+    """The text of the trigger does not change."""
     sql = 'CREATE TRIGGER "a ""b""" AFTER INSERT ON setting BEGIN SELECT RAISE(ABORT, \'\'); END'
     with Opened(file) as opened:
         change(file, sql)

@@ -1,4 +1,4 @@
-"""Database files that a daemon may find at its start, sound and damaged."""
+"""Database files that a daemon may find at its start, and ways to lose those that it uses."""
 
 from __future__ import annotations
 
@@ -44,3 +44,34 @@ def make_another_programs(file: Path) -> None:
 def make_newer(file: Path) -> None:
     """Make a database with the version number of a later release."""
     make_database(file, user_version=9999)
+
+
+def names(file: Path) -> set[str]:
+    """Return the names in the directory of a file."""
+    return {each.name for each in file.parent.iterdir()}
+
+
+def delete(file: Path) -> None:
+    """Delete a database, its log and the index of the log."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink()
+
+
+def delete_alone(file: Path) -> None:
+    """Delete a database without its log."""
+    file.unlink()
+
+
+def move_away(file: Path) -> None:
+    """Rename a database without its log."""
+    file.rename(f"{file}.old")
+
+
+def delete_log(file: Path) -> None:
+    """Delete the log."""
+    Path(f"{file}-wal").unlink()
+
+
+def delete_index(file: Path) -> None:
+    """Delete the index of the log."""
+    Path(f"{file}-shm").unlink()

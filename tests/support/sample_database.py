@@ -93,15 +93,18 @@ class Cached:
 
 
 @contextmanager
-def filling(path: Path | str, journal: str = "WAL") -> Iterator[Cached]:
-    """Make or open a database file; closing it at the end removes its log."""
+def filling(path: Path | str, journal: str = "WAL", newest: int | None = None) -> Iterator[Cached]:
+    """Make or open a database file, and migrate it up to the version ``newest``.
+
+    Closing it at the end removes its log.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute(f"PRAGMA journal_mode = {journal}")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         ((version,),) = connection.execute("PRAGMA user_version")
-        connection.executescript(pending_script(version, migrations()))
+        connection.executescript(pending_script(version, migrations()[:newest]))
         connection.execute("BEGIN")
         yield Cached(connection)
         connection.execute("COMMIT")

@@ -10,7 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from scache.store import Database, Start, open_database
+from scache.model import Connection
+from scache.store import Binding, Database, Start, open_database
 from tests.support.clocks import HandClock
 
 T = TypeVar("T")
@@ -85,3 +86,20 @@ def no_space() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def connection(row_id: int, endpoint: bytes = b"e", ttl: float = 60) -> Connection:
+    """Return a row that was saved now."""
+    return Connection(row_id, endpoint, b"p%d" % row_id, NOW, NOW + ttl, 1)
+
+
+def binding(
+    row_id: int, destination: bytes = b"d", endpoint: bytes = b"e", ttl: float = 60
+) -> Binding:
+    """Return a row that was saved now."""
+    return Binding(row_id, destination, endpoint, b"q", NOW, NOW + ttl, 1)
+
+
+def fault_of(opened: Database) -> str | None:
+    """Return the current fault; mypy assumes that the attribute does not change."""
+    return opened.fault

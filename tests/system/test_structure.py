@@ -50,6 +50,14 @@ def test_import_contracts_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.parametrize(("directory", "limit"), [("scache", 400), ("tests", 500)])
+def test_files_are_short(directory: str, limit: int) -> None:
+    """Split a longer file by subject."""
+    files = (ROOT / directory).rglob("*.py")
+    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {name: count for name, count in lines.items() if count > limit}
+
+
 @pytest.mark.parametrize("path", PLAIN, ids=name_of)
 def test_changes_of_state_do_not_await(path: Path) -> None:
     """The protocol, the cache and the live rows have plain functions only."""
