@@ -46,11 +46,17 @@ class OwnSockets:
     def __init__(self, listening: socket.socket) -> None:
         """Use this listening socket, which must be bound to a path."""
         self._address, _ = sockopt.addresses(listening.fileno())
+        self._places: set[tuple[int, int] | None] = set()
+        self.add(listening)
+
+    def add(self, listening: socket.socket) -> None:
+        """Use another listening socket as well, which has the same address."""
         try:
             # The first query makes the kernel load unix_diag, which blocks: do it at startup.
-            self._place = _diagnosis(listening.fileno()).place
+            place = _diagnosis(listening.fileno()).place
         except OSError:
-            self._place = None
+            place = None
+        self._places.add(place)
 
     def include(self, descriptor: int) -> bool:
         """Return True if a descriptor is one of these sockets.
@@ -63,13 +69,13 @@ class OwnSockets:
             return False
         if self._address not in sockopt.addresses(descriptor):
             return False
-        if self._place is None:
+        if None in self._places:
             return True
         try:
             place, peer = _diagnosis(descriptor)
-            if place == self._place or peer == 0:
+            if place in self._places or peer == 0:
                 return True
-            return peer is not None and _diagnosis_of(peer).place == self._place
+            return peer is not None and _diagnosis_of(peer).place in self._places
         except OSError:  # for example, the socket belongs to another network namespace
             return True
 

@@ -57,6 +57,12 @@ class Listener:
         self._poller.remove(self._listening.socket.fileno())
         self._listening.close(self._closer)
 
+    def take_over(self, old: socket.socket) -> None:
+        """Accept clients of the new socket after `ListeningSocket.renew`; close the old one."""
+        self._poller.remove(old.fileno())
+        self._closer.close((old.detach(),))
+        self.start()
+
     def _on_ready(self) -> None:
         """Enqueue accepting in the scheduler."""
         if self._queued:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from scache.daemon.ownership import why_not_given
 from scache.errors import SocketError
@@ -24,6 +25,9 @@ MAX_PATH_SIZE = 107
 
 _START_LOCK_TIMEOUT = 1.0
 """Seconds to wait for the lock of another daemon that starts in the same directory."""
+
+Loss = Literal["removed", "replaced"]
+"""How the path of a socket is lost: there is no file, or another file has its name."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +76,12 @@ def _belongs_to_us(path: Path, uid: int) -> bool:
 class ListeningSocket:
     """A socket that listens at a path and removes the path when it is closed."""
 
-    def __init__(self, path: Path, mode: int, owner: tuple[int, int]) -> None:
+    def __init__(
+        self, path: Path, mode: int, owner: tuple[int, int], *, make_parent: bool = False
+    ) -> None:
         """Listen at this path, with this mode and owner (uid, gid; -1 keeps the current one).
+
+        ``make_parent`` is for the default socket, whose directory is created (`make_directory`).
 
         A stale socket, on which no process listens, is replaced. Raises SocketError if another
         process listens there, if the path cannot be used or if the owner cannot be set. The new
@@ -85,23 +93,28 @@ class ListeningSocket:
                 f"the socket path {path} has {size} bytes, and UNIX allows {MAX_PATH_SIZE}: "
                 "choose a shorter --socket"
             )
-        self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._identity: Identity | None = None
-        try:
-            with _starting_in(path.parent):
-                _remove_stale(path)
-                _bind(self.socket, path, mode)
-                with _held(path) as (handle, self._identity):
-                    _give(handle, path, owner)
-                # Listen last: no client can connect before the owner of the socket is set.
-                self.socket.listen(socket.SOMAXCONN)
-        except OSError as error:
-            self.close()
-            raise SocketError(f"cannot make the socket {path}: {_reason(error, path)}") from error
-        except SocketError:
-            self.close()
-            raise
+        self.path, self._mode, self._owner, self._make_parent = path, mode, owner, make_parent
+        if make_parent:
+            make_directory(path.parent)
+        with _named(path), _starting_in(path.parent):
+            _remove_stale(path)
+            self.socket, self._identity = _listening_at(path, mode, owner)
+
+    def loss(self) -> Loss | None:
+        """Return how the path was lost; None if it names this socket, or if that is not known."""
+        return _loss(self.path, self._identity)
+
+    def renew(self) -> socket.socket:
+        """Listen anew at the path, where no file may be; return the old socket.
+
+        Raises SocketError.
+        """
+        if self._make_parent:
+            make_directory(self.path.parent)
+        old = self.socket
+        with _named(self.path):
+            self.socket, self._identity = _listening_at(self.path, self._mode, self._owner)
+        return old
 
     def close(self, closer: Closer | None = None) -> None:
         """Stop listening; remove the path if it still names this socket.
@@ -112,17 +125,7 @@ class ListeningSocket:
         if closer is not None and self.socket.fileno() >= 0:
             closer.close((self.socket.detach(),))
         self.socket.close()
-        ours, self._identity = self._identity, None
-        if ours is None:
-            return
-        try:
-            if identity(self.path, follow_symlinks=False) == ours:
-                self.path.unlink()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            # Not an error: the next daemon with write access to the directory replaces the socket.
-            logger.info("the socket %s is left behind: %s", self.path, error.strerror)
+        _remove(self.path, self._identity)
 
 
 class InheritedSocket:
@@ -135,6 +138,15 @@ class InheritedSocket:
         # A name in the abstract namespace begins with a zero byte (unix(7)).
         text = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else name
         self.path = Path(text) if text.startswith("@") else Path(text).absolute()
+        self._identity: Identity | None = None
+        # The path may be that of another mount namespace. It is not watched then.
+        if self.path.is_absolute():
+            with suppress(OSError):
+                self._identity = identity(self.path, follow_symlinks=False)
+
+    def loss(self) -> Loss | None:
+        """Return how the path was lost since the start; None if it was not, or is not known."""
+        return None if self._identity is None else _loss(self.path, self._identity)
 
     def close(self, closer: Closer | None = None) -> None:
         """Stop accepting clients; the supervisor goes on listening.
@@ -144,6 +156,54 @@ class InheritedSocket:
         if closer is not None and self.socket.fileno() >= 0:
             closer.close((self.socket.detach(),))
         self.socket.close()
+
+
+def _listening_at(path: Path, mode: int, owner: tuple[int, int]) -> tuple[socket.socket, Identity]:
+    """Make a socket that listens at a path; never replace a file. Raises OSError or SocketError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made: Identity | None = None
+    try:
+        _bind(sock, path, mode)
+        with _held(path) as (handle, made):
+            _give(handle, path, owner)
+        # Listen last: no client can connect before the owner of the socket is set.
+        sock.listen(socket.SOMAXCONN)
+    except BaseException:
+        sock.close()
+        _remove(path, made)
+        raise
+    return sock, made
+
+
+def _loss(path: Path, ours: Identity) -> Loss | None:
+    try:
+        found = identity(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return "removed"
+    except OSError:  # the user of the daemon may not enter the directory, for example
+        return None
+    return None if found == ours else "replaced"
+
+
+def _remove(path: Path, ours: Identity | None) -> None:
+    """Remove the file at a path if it has this identity."""
+    try:
+        if identity(path, follow_symlinks=False) == ours:
+            path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        # Not an error: the next daemon with write access to the directory replaces the socket.
+        logger.info("the socket %s is left behind: %s", path, error.strerror)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise SocketError in place of an OSError in the block, with the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise SocketError(f"cannot make the socket {path}: {_reason(error, path)}") from error
 
 
 def _bind(sock: socket.socket, path: Path, mode: int) -> None:

@@ -14,7 +14,7 @@ from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon.capacity import Capacity, capacity, check_open_files, in_force, limits, shortage
 from scache.daemon.launch import Launch
-from scache.daemon.listening_socket import InheritedSocket, ListeningSocket, make_directory
+from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.ownership import left_out
 from scache.daemon.server import SIGNALS, Server
 from scache.errors import EXIT_OK, DatabaseError, DatabaseFault
@@ -83,10 +83,10 @@ async def _run(settings: Settings, launch: Launch, open_files: int) -> None:
 def _listen(settings: Settings, launch: Launch) -> ListeningSocket | InheritedSocket:
     if launch.listening is not None:
         return InheritedSocket(launch.listening)
-    if settings.socket_is_default:
-        make_directory(settings.socket.parent)
     owner = settings.user_ids if settings.socket_owner is None else settings.owner_ids
-    sock = ListeningSocket(settings.socket, settings.socket_mode, owner)
+    sock = ListeningSocket(
+        settings.socket, settings.socket_mode, owner, make_parent=settings.socket_is_default
+    )
     if owner[0] != ROOT and (mistake := left_out(settings.socket)):
         logger.warning("%s", mistake)
     return sock

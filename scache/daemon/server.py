@@ -31,9 +31,10 @@ from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
+from scache.daemon.socket_watch import LOOK_INTERVAL, SocketWatch
 from scache.daemon.transport import Transport, client_logger
 from scache.daemon.watchdog import Watchdog
-from scache.errors import ScacheError
+from scache.errors import ScacheError, SocketError
 from scache.model import Connection
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
@@ -104,10 +105,15 @@ class Server:
         self._report = AutoResetEvent()
         """Set when the interval between two logs of the statistics has changed."""
         self._stop = anyio.Event()
+        self._failure: SocketError | None = None
+        """The reason of a stop that is an error."""
         self._all_gone = anyio.Event()
 
     async def serve(self, sock: ListeningSocket | InheritedSocket) -> None:
-        """Serve clients of this listening socket until a signal or idle exit stops the daemon."""
+        """Serve clients of this listening socket until a signal or idle exit stops the daemon.
+
+        Raises SocketError if the path of a socket that a supervisor has made is lost.
+        """
         listener = Listener(
             sock,
             self._loop,
@@ -116,7 +122,13 @@ class Server:
             self._out_of_descriptors,
             self._cache.closer,
         )
-        self._cache.is_own_socket = OwnSockets(sock.socket).include
+        own_sockets = OwnSockets(sock.socket)
+        self._cache.is_own_socket = own_sockets.include
+
+        def renewed(old: socket.socket) -> None:
+            listener.take_over(old)
+            own_sockets.add(sock.socket)
+
         # The objects made so far are permanent. Without freeze(), each full collection would scan
         # them, and all clients would wait for milliseconds.
         gc.freeze()
@@ -126,6 +138,7 @@ class Server:
                 await tasks.start(self._watch_signals)
                 self._start_upkeep(tasks)
                 tasks.start_soon(self._watch_idleness, sock)
+                tasks.start_soon(self._watch_path, SocketWatch(sock, renewed))
                 listener.start()
                 # Not in the poller: epoll_ctl(2) refuses to add a nested epoll instance to another
                 # one if a client has saved the same connection a hundred times, and
@@ -151,6 +164,8 @@ class Server:
             self._probe.close()
             self._poller.close()
             maintenance.log_statistics(self._cache)
+        if self._failure is not None:
+            raise self._failure
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
         committed = AutoResetEvent()
@@ -248,6 +263,16 @@ class Server:
     async def _watch_idleness(self, sock: ListeningSocket | InheritedSocket) -> None:
         await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))
         self._end(f"no client for {self._settings.max_idle:g} s")
+
+    async def _watch_path(self, path: SocketWatch) -> None:
+        """Check the path of the listening socket until the daemon stops."""
+        while not self._stop.is_set():
+            try:
+                path.look()
+            except SocketError as error:
+                self._failure = error
+                self._end(str(error))
+            await anyio.sleep(LOOK_INTERVAL)
 
     def _connected(self, client: socket.socket) -> None:
         settings = self._settings

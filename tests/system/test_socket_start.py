@@ -96,11 +96,12 @@ class TestSocket:
 
     def test_daemon_does_not_remove_the_socket_of_another_daemon(self, path: Path) -> None:
         """At its end a daemon leaves the socket that has replaced its own."""
-        with Daemon(path) as first:
-            path.unlink()
-            with Daemon(path), Client(path) as client:
-                assert first.terminate() == 0
-                assert client.find_endp("e") is None
+        other = path.with_name("other")
+        with Daemon(path) as first, Daemon(other), Client(other) as client:
+            other.rename(path)
+            assert first.terminate() == 0
+            assert path.is_socket()
+            assert client.find_endp("e") is None
 
     def test_socket_has_the_mode_and_owner_of_the_settings(self, path: Path) -> None:
         """The settings are socket_mode and socket_owner."""

@@ -126,3 +126,24 @@ def test_daemon_ignores_variables_for_another_process(tmp_path: Path) -> None:
         assert f"listening on {path}" in process.stderr.readline()
         process.terminate()
         process.communicate(timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("kind", ["removed", "replaced"])
+def test_activated_daemon_ends_when_the_socket_of_its_supervisor_is_lost(
+    kind: str, listening: socket.socket
+) -> None:
+    """Only the supervisor can make it anew."""
+    path = Path(listening.getsockname())
+    with start(listening) as process:
+        assert process.stderr is not None
+        assert "listening on" in process.stderr.readline()
+        if kind == "replaced":
+            other = path.with_name("other")
+            other.touch()
+            other.rename(path)
+        else:
+            path.unlink()
+        log = process.stderr.read()
+    assert process.returncode == EXIT_SOCKET
+    assert f"the socket {path}, which the supervisor made, was {kind}" in log
+    assert path.exists() == (kind == "replaced")
