@@ -1,8 +1,8 @@
--- What is cached, for whom, since when and until when. Table and column names
--- are a public interface. Times are seconds since the epoch. Labels and
--- properties are TEXT that may hold any bytes but NUL.
+-- The cached connections and bindings, their clients, and the runs of the daemon. The names of
+-- tables and columns are a public interface. Times are seconds since the epoch. Labels and
+-- properties are TEXT with any bytes but NUL.
 
--- One row for every run of the daemon on this database.
+-- The runs of the daemon on this database.
 CREATE TABLE instance (
     id INTEGER PRIMARY KEY,
     started_at REAL NOT NULL,
@@ -12,7 +12,8 @@ CREATE TABLE instance (
     last_id INTEGER NOT NULL      -- no connection, binding or client of this run has a higher id
 ) STRICT;
 
--- One row for every process that connected; the oldest of the disconnected go in time.
+-- The clients: one row for each process that connected. Rows of disconnected clients are deleted,
+-- the oldest first.
 CREATE TABLE client (
     id INTEGER PRIMARY KEY,
     pid INTEGER NOT NULL,
@@ -24,8 +25,8 @@ CREATE TABLE client (
 
 CREATE INDEX client_disconnected ON client (id) WHERE disconnected_at IS NOT NULL;
 
--- One row for every descriptor that the daemon holds. Clustered by endpoint, oldest first:
--- a find reads one row, and the table needs no second tree for it.
+-- The cached connections: one row for each descriptor that the daemon holds. Rows are stored by
+-- endpoint, the oldest first, so that a find reads one row and needs no other index.
 CREATE TABLE connection (
     id INTEGER NOT NULL,
     endpoint TEXT NOT NULL,
@@ -36,7 +37,7 @@ CREATE TABLE connection (
     PRIMARY KEY (endpoint, id)
 ) STRICT, WITHOUT ROWID;
 
--- Which endpoints serve a destination, in the order in which they were first saved.
+-- The bindings: the endpoints that serve each destination, in the order of their first save.
 CREATE TABLE binding (
     id INTEGER NOT NULL,
     destination TEXT NOT NULL,
@@ -51,7 +52,7 @@ CREATE TABLE binding (
 CREATE UNIQUE INDEX binding_identity ON binding (destination, endpoint, properties);
 CREATE INDEX binding_expiry ON binding (expires_at);
 
--- Monotonic totals since the database was made.
+-- The counters: totals since the database was created. They never decrease.
 CREATE TABLE counter (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL

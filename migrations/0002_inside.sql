@@ -1,10 +1,11 @@
--- What happened: the audit trail, who is who in it, and with which settings each run went.
+-- The audit log, the programs of its clients, the settings of the latest run, and information about
+-- the cached descriptors.
 
--- The name of the program that connected (its /proc/PID/comm then); NULL if it had gone already.
+-- The name of the program when it connected (/proc/PID/comm); NULL if its process had ended before.
 ALTER TABLE client ADD COLUMN program TEXT;
 
--- One row for every request with its outcome, and one for every way in which a connection or a
--- binding left. The newest rows only, as many as the setting audit_rows says.
+-- The audit log: one row for each request with its outcome, and one for each connection or binding
+-- that left the cache. Only the newest rows are kept, at most as many as the setting audit_rows.
 CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
@@ -31,8 +32,8 @@ CREATE TABLE setting (
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- What the kernel knows of each descriptor: filled in in a snapshot, empty in a database file.
--- What it refuses to tell is NULL.
+-- Information of the kernel about each cached descriptor. A snapshot has these rows, and a database
+-- file has none. A value that the kernel does not report is NULL.
 CREATE TABLE descriptor (
     connection_id INTEGER PRIMARY KEY,
     fd INTEGER NOT NULL,          -- its number in the daemon

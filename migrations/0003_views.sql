@@ -1,10 +1,10 @@
--- Views for people. Their names and columns are a public interface, as those of the tables are.
--- Times are ISO 8601 in UTC with milliseconds; ages and what remains are seconds, as of the
--- moment of the query: in a copy that was written to a file they go on. What is told of events
--- goes back as far as the trail does. pid, uid, gid and program are NULL for clients whose row
--- has been dropped since.
+-- Views for administrators. Their names and columns are a public interface, like those of the
+-- tables. Times are ISO 8601 in UTC with milliseconds. Ages and remaining times are seconds at the
+-- time of the query, also in a copy that was written to a file earlier. Views of events begin with
+-- the oldest row of the audit log. pid, uid, gid and program are NULL for a client whose row was
+-- deleted.
 
--- What is cached now: the table connection with who saved it, what it serves, and where it leads.
+-- The cached connections: the table connection with the client, the destinations and the peer.
 CREATE VIEW live_connection AS
 SELECT
     c.id,
@@ -31,7 +31,7 @@ LEFT JOIN (
 ) AS b ON b.endpoint = c.endpoint
 ORDER BY c.id;
 
--- Which endpoints serve which destinations now, in the order in which a find tries them.
+-- The endpoints that serve each destination, in the order in which a find tries them.
 CREATE VIEW live_binding AS
 SELECT
     b.id,
@@ -54,7 +54,7 @@ LEFT JOIN (
 ) AS c ON c.endpoint = b.endpoint
 ORDER BY b.destination, b.id;
 
--- The trail, oldest first: the table event with readable times, outcomes and clients.
+-- The audit log, oldest first: the table event with readable times, outcomes and clients.
 CREATE VIEW event_log AS
 SELECT
     e.id,
@@ -77,7 +77,7 @@ FROM event AS e
 LEFT JOIN client ON client.id = e.client_id
 ORDER BY e.id;
 
--- How often find_dest found a connection, by destination, the most wanted first.
+-- The share of find_dest requests that found a connection, by destination; most requested first.
 CREATE VIEW destination_hit_rate AS
 SELECT
     destination,
@@ -91,7 +91,8 @@ WHERE kind = 'find_dest' AND status <> 1
 GROUP BY destination
 ORDER BY finds DESC, destination;
 
--- The same of find_endp, by endpoint. (What find_dest finds is not in it: a miss has no endpoint.)
+-- The share of find_endp requests that found a connection, by endpoint. Requests find_dest are not
+-- included, because one that finds nothing has no endpoint.
 CREATE VIEW endpoint_hit_rate AS
 SELECT
     endpoint,
@@ -105,9 +106,9 @@ WHERE kind = 'find_endp' AND status <> 1
 GROUP BY endpoint
 ORDER BY finds DESC, endpoint;
 
--- Endpoints whose connections are saved and not found, the worst first: those of which none was
--- ever found, then by how many left unfound. Where found is 0 and never_found is not, whoever
--- saves the connections looks for them under another name, or not at all.
+-- Endpoints with connections that no client found. First those of which no connection was ever
+-- found, then by the number of connections that left the cache without being found. If found is 0
+-- and never_found is not, then clients save the connections, but do not ask for this endpoint.
 CREATE VIEW saved_never_found AS
 SELECT
     endpoint,
@@ -135,7 +136,7 @@ GROUP BY endpoint
 HAVING never_found > 0 OR found = 0
 ORDER BY found > 0, never_found DESC, saved DESC, endpoint;
 
--- How old connections were when they left, by the way out: seconds since they were saved. The
+-- The ages of connections when they left the cache, by close reason, in seconds since the save. The
 -- percentiles are ages that occurred (nearest rank).
 CREATE VIEW lifetime AS
 SELECT
@@ -160,10 +161,11 @@ FROM (
 GROUP BY kind
 ORDER BY connections DESC, kind;
 
--- Which connection went from whom to whom, and from what to what: one row for every connection
--- that was found, in that order. The destination that it was saved for, and found for, is the one
--- that the client named before: smtp(8) does save_dest and then save_endp, and a find_dest that
--- misses before its find_endp. It is NULL where the client named none, or the trail forgot.
+-- The hand-overs: one row for each connection that was found, with the client that saved it and
+-- the client that found it, in the order of the finds. saved_for and found_for are the destinations
+-- that these clients named before: smtp(8) requests save_dest and then save_endp, and find_dest,
+-- which finds nothing, before find_endp. They are NULL if the client named no destination, or if
+-- the audit log no longer has its request.
 CREATE VIEW handover AS
 WITH step AS (  -- the requests, with the destination that each is for
     SELECT
@@ -218,7 +220,8 @@ LEFT JOIN client AS finder ON finder.id = e.client_id
 WHERE e.kind = 'found'
 ORDER BY e.at, e.id;
 
--- Who did what: one row for each client that is known or in the trail, in the order of coming.
+-- The requests of each client: one row for each client in the table client or in the audit log, in
+-- the order in which they connected.
 CREATE VIEW client_activity AS
 SELECT
     ids.id AS client_id,

@@ -1,10 +1,10 @@
--- The view handover guesses less and is faster; the view client_activity counts purge_id.
+-- The view handover is faster and makes fewer guesses; the view client_activity counts purge_id.
 
 DROP VIEW handover;
 DROP VIEW client_activity;
 
--- Which connection went from which client to which, and from what to what: one row for every
--- connection that was found, in that order.
+-- The hand-overs: one row for each connection that was found, with the client that saved it and the
+-- client that found it, in the order of the finds.
 CREATE VIEW handover AS
 WITH doubtful AS MATERIALIZED (
     -- Times of which the trail does not tell which request followed which: those that the clock
@@ -161,7 +161,8 @@ LEFT JOIN client AS saver ON saver.id = saved.client_id
 LEFT JOIN client AS finder ON finder.id = found.client_id
 ORDER BY found.at, found.id;
 
--- What each client did: one row for each that is known or in the trail, in the order of coming.
+-- The requests of each client: one row for each client in the table client or in the audit log, in
+-- the order in which they connected.
 CREATE VIEW client_activity AS
 SELECT
     ids.id AS client_id,
