@@ -1,4 +1,4 @@
-"""Which events ``scache events`` tells of, by the names of labels and things."""
+"""Selection of events by labels, fields and ids in ``scache events``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> str:
 
 
 def events(capsys: Capture, file: str, *options: str) -> tuple[list[int], str]:
-    """Return the ids of the events that are told, and what is said on stderr."""
+    """Return the ids of the events that are printed, and the text on stderr."""
     assert execute(["events", "--database", file, *options]) == errors.EXIT_OK
     output = capsys.readouterr()
     return [row["id"] for row in json.loads(output.out)], output.err
@@ -69,10 +69,10 @@ def events(capsys: Capture, file: str, *options: str) -> tuple[list[int], str]:
         (["--id", str(2**63 - 1)], []),
     ],
 )
-def test_events_are_told_of_the_labels_that_are_named(
+def test_events_selects_by_pattern_field_or_id(
     capsys: Capture, file: str, options: list[str], expected: Sequence[int]
 ) -> None:
-    """By a pattern in the form that tables print, by whole fields of one label, or by ids."""
+    """A pattern may be in printed form; an id is that of a connection or a binding."""
     assert events(capsys, file, *options)[0] == expected
 
 
@@ -159,10 +159,10 @@ def test_events_interval_needs_follow(capsys: Capture, file: str) -> None:
 
 @pytest.mark.parametrize("label", [*ODD.values(), rb"a\nb", b"\xa0", "\xa0".encode()])
 @pytest.mark.parametrize("option", ["--endpoint", "--destination"])
-def test_events_accepts_any_label_as_tables_print_it(
+def test_events_accepts_printed_form_of_any_label(
     capsys: Capture, file: str, label: bytes, option: str
 ) -> None:
-    """Whatever its bytes are."""
+    """The label may have any bytes."""
     with filling(file) as cached:
         cached.event("lost", id=9, endpoint=label, destination=label)
     assert events(capsys, file, option, shown(label)) == ([9], "")
@@ -179,18 +179,18 @@ def test_events_accepts_any_label_as_tables_print_it(
         (["--field", "smtp", "--kind", "lost"], ""),
     ],
 )
-def test_events_hints_at_labels_that_are_named_wrongly(
+def test_events_hints_at_wrong_labels(
     capsys: Capture, file: str, options: list[str], hint: str
 ) -> None:
-    """But not where other filters leave nothing over, or where no label is similar."""
+    """There is no hint if only other filters exclude all events, or if no label is similar."""
     _, err = events(capsys, file, *options)
     assert hint in err
     assert bool(hint) == bool(err)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", str(2**63)])
-def test_events_refuses_what_is_no_id(capsys: Capture, file: str, value: str) -> None:
-    """Nothing has it."""
+def test_events_refuses_invalid_id(capsys: Capture, file: str, value: str) -> None:
+    """An id is a positive integer of SQLite."""
     assert execute(["events", "--database", file, "--id", value]) == errors.EXIT_SETTINGS
     assert "'--id'" in capsys.readouterr().err
 

@@ -47,7 +47,7 @@ assert [signal.getsignal(number) for number in signals] == [signal.SIG_DFL] * 2
 
 
 def test_help_lists_each_topic_with_a_line(capsys: Capture) -> None:
-    """Below a line that says how to see one; 80 columns are enough."""
+    """The list fits 80 columns, below a line that says how to show a page."""
     assert execute(["help"]) == errors.EXIT_OK
     first, empty, *lines = capsys.readouterr().out.splitlines()
     assert "scache help TOPIC" in first
@@ -60,15 +60,15 @@ def test_help_lists_each_topic_with_a_line(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_help_writes_a_page_as_markdown_into_a_pipe(capsys: Capture, topic: str) -> None:
-    """To the byte."""
+    """The output is the file, byte for byte."""
     assert execute(["help", topic]) == errors.EXIT_OK
     assert capsys.readouterr() == (PAGES[topic], "")
 
 
 @pytest.mark.parametrize("topic", TOPICS)
 @pytest.mark.parametrize("columns", [60, 200])
-def test_help_lays_a_page_out_for_a_terminal(topic: str, columns: int) -> None:
-    """No line is wider than the terminal, nor than 100 columns; the marks of Markdown are gone."""
+def test_help_formats_a_page_for_a_terminal(topic: str, columns: int) -> None:
+    """No line is wider than the terminal, or than 100 columns; there is no markup of Markdown."""
     command = (*SCACHE, "help", topic)
     with on_terminal(*command, columns=columns, PAGER="cat", LESS="R") as terminal:
         shown = ESCAPE.sub("", terminal.read_to_end()).replace("\r\n", "\n")
@@ -78,28 +78,28 @@ def test_help_lays_a_page_out_for_a_terminal(topic: str, columns: int) -> None:
     assert not re.search(r"^#|\*\*|```", shown, re.MULTILINE)
 
 
-def test_help_needs_no_pager(tmp_path: Path) -> None:
-    """Without one the page is written to the terminal."""
+def test_help_works_without_a_pager(tmp_path: Path) -> None:
+    """The page is written to the terminal."""
     with on_terminal(*SCACHE, "help", "limits", PAGER=str(tmp_path / "none")) as terminal:
         assert "max_clients" in terminal.read_to_end()
     assert terminal.process.returncode == errors.EXIT_OK
 
 
-def test_help_ends_well_when_the_pager_is_left_early() -> None:
-    """That is what a pager is for."""
+def test_help_succeeds_when_the_pager_is_left_early() -> None:
+    """The closed pipe is no error."""
     with on_terminal(*SCACHE, "help", "sql", PAGER="head -n 3") as terminal:
         assert "SQL" in terminal.read_to_end()
     assert terminal.process.returncode == errors.EXIT_OK
 
 
-def test_pipe_that_a_pager_has_closed_ends_nothing() -> None:
+def test_left_to_pager_ignores_a_closed_pipe() -> None:
     """Afterwards the signals have their actions back."""
     result = run_command(sys.executable, "-c", WRITE_TO_A_CLOSED_PIPE)
     assert (result.returncode, result.stderr) == (errors.EXIT_OK, "")
 
 
 def test_help_leaves_ctrl_c_to_the_pager(tmp_path: Path) -> None:
-    """The command waits for the pager: otherwise both it and the shell would read the keyboard."""
+    """The command waits for the pager. Otherwise pager and shell would both read the keyboard."""
     pager = tmp_path / "pager"
     pager.write_text(PAGER)
     pager.chmod(0o755)
@@ -127,27 +127,27 @@ def test_help_leaves_ctrl_c_to_the_pager(tmp_path: Path) -> None:
     ],
 )
 def test_help_suggests_the_nearest_topic(capsys: Capture, topic: str, sentence: str) -> None:
-    """A mistake is one line, and exit code 2."""
+    """An unknown topic is one line, and exit code 2."""
     assert execute(["help", topic]) == errors.EXIT_SETTINGS
     assert capsys.readouterr() == ("", f"scache: {sentence}\n")
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in TOPICS])
-def test_help_leads_from_a_command_to_its_help(capsys: Capture, name: str) -> None:
-    """A command that is no topic has its own help."""
+def test_help_of_a_command_names_its_option(capsys: Capture, name: str) -> None:
+    """A command that is no topic has the option ``--help``."""
     assert execute(["help", name]) == errors.EXIT_SETTINGS
     assert f"scache {name} --help" in capsys.readouterr().err
 
 
-def test_help_of_the_program_names_the_manual(capsys: Capture) -> None:
-    """With and without a topic."""
+def test_help_option_names_the_manual(capsys: Capture) -> None:
+    """It says how to list the pages and how to show one."""
     assert execute(["--help"]) == errors.EXIT_OK
     text = " ".join(capsys.readouterr().out.split())
     assert "`scache help`" in text
     assert "`scache help TOPIC`" in text
 
 
-def test_help_works_where_standard_output_has_another_encoding() -> None:
-    """A page may have any character."""
+def test_help_works_with_another_encoding() -> None:
+    """Characters that the encoding lacks are escaped."""
     result = run_command(*SCACHE, "help", "architecture", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (errors.EXIT_OK, "")

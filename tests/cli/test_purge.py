@@ -1,4 +1,4 @@
-"""The command ``scache purge``: what it closes, lists, asks and hints at."""
+"""The command ``scache purge``: selection, lists, questions and hints."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def left(socket: str) -> tuple[list[bytes], list[bytes]]:
 
 
 def purge(capsys: Capture, socket: str, *options: str) -> tuple[str, str]:
-    """Purge; return what the command says on stdout and on stderr."""
+    """Purge; return the text on stdout and on stderr."""
     assert execute(["purge", "--socket", socket, *options]) == errors.EXIT_OK
     output = capsys.readouterr()
     return output.out, output.err
@@ -116,7 +116,7 @@ class TestNaming:
             (["--all"], [0, 1, 2, 3, 4], [0, 1, 2]),
         ],
     )
-    def test_purge_closes_exactly_what_is_named(
+    def test_purge_closes_exactly_what_is_selected(
         self,
         capsys: Capture,
         socket: str,
@@ -124,7 +124,7 @@ class TestNaming:
         endpoints: Sequence[int],
         destinations: Sequence[int],
     ) -> None:
-        """And says how much that was; the connections of a destination's endpoints go with it."""
+        """It prints the numbers. A destination selects the connections of its endpoints as well."""
         out, err = purge(capsys, socket, *options)
         assert re.findall(r"\d+", out) == [str(len(endpoints)), str(len(destinations))]
         assert err == ""
@@ -137,10 +137,10 @@ class TestNaming:
         "label", [*ODD.values(), rb"a\nb", b"a\nb", rb"\xff", b"\xa0", "\xa0".encode(), b"\xc2\\"]
     )
     @pytest.mark.parametrize("option", ["--endpoint", "--destination", "--field"])
-    def test_purge_accepts_any_label_as_tables_print_it(
+    def test_purge_accepts_printed_form_of_any_label(
         self, capsys: Capture, client: Client, path: Path, label: bytes, option: str
     ) -> None:
-        """A label that has a backslash of its own can be named, too."""
+        """A label with a backslash of its own can be selected as well."""
         if option == "--field":
             label = label.replace(b"\n", b"") or b"field"
         save(client, label, b"other")
@@ -154,15 +154,15 @@ class TestNaming:
         assert err == ""
         assert left(socket) == ([b"other"], [b"other"] if of_destination else [label, b"other"])
 
-    def test_purge_accepts_a_pattern_in_the_printed_form_only_if_it_has_a_backslash(
+    def test_purge_matches_printed_form_only_with_a_backslash(
         self, capsys: Capture, socket: str
     ) -> None:
-        """The letters of an escape are not those of the label: n203 stands in no label."""
+        """The letter of an escape is not part of the label: no label has n203."""
         out, _ = purge(capsys, socket, "--endpoint", "*n203*")
         assert out.startswith("0 connections")
 
     def test_purge_refuses_an_empty_field(self, capsys: Capture, socket: str) -> None:
-        """It may come from a variable that is not set, and would fit nearly every label."""
+        """It may come from a variable that is not set. Nearly every label has an empty field."""
         assert execute(["purge", "--socket", socket, "--field", ""]) == errors.EXIT_SETTINGS
         assert "--field must not be empty" in capsys.readouterr().err
         assert len(left(socket)[0]) == len(ENDPOINTS)
@@ -174,8 +174,8 @@ class TestNaming:
             *("--id 1 --all", "--id 1 --field x"),
         ],
     )
-    def test_purge_takes_exactly_one_kind_of_name(self, capsys: Capture, options: str) -> None:
-        """What is to go must be said, and be said once; nothing is asked before."""
+    def test_purge_takes_exactly_one_selection(self, capsys: Capture, options: str) -> None:
+        """The options are checked before any question."""
         arguments = ["purge", "--socket", "none", *options.split()]
         assert execute(arguments) == errors.EXIT_SETTINGS
         sentence = (
@@ -184,10 +184,10 @@ class TestNaming:
         assert capsys.readouterr().err == sentence
 
     @pytest.mark.parametrize("line", EXAMPLES)
-    def test_purge_examples_fit_labels_of_postfix(
+    def test_purge_examples_match_labels_of_postfix(
         self, capsys: Capture, socket: str, line: str
     ) -> None:
-        """Each example of the help and of the manual names something in a cache of Postfix."""
+        """Each example of the help and of the manual selects something in a cache of Postfix."""
         options = shlex.split(line, comments=True)[2:]
         out, err = purge(capsys, socket, "--dry-run", *options)
         assert out.startswith("connections:\n")
@@ -230,7 +230,7 @@ class TestListing:
         yes: bool,
         code: int,
     ) -> None:
-        """Nothing goes until somebody has seen what it is, and said yes."""
+        """Nothing is closed until the user has seen the list and answered yes."""
         keyboard = io.StringIO(typed)
         monkeypatch.setattr(keyboard, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdin", keyboard)
@@ -243,7 +243,7 @@ class TestListing:
         assert (question in said and listed in said) == (not yes)
         assert (len(left(socket)[0]) < len(ENDPOINTS)) == (yes or typed == "y\n")
 
-    def test_purge_does_not_ask_where_nothing_fits(
+    def test_purge_does_not_ask_if_nothing_matches(
         self, capsys: Capture, monkeypatch: pytest.MonkeyPatch, socket: str
     ) -> None:
         """There is nothing to decide."""
@@ -304,25 +304,25 @@ class TestHints:
             "*[xyz]*",
         ],
     )
-    def test_purge_takes_lists_of_characters_for_what_they_are(
+    def test_purge_gives_no_hint_at_lists_of_characters(
         self, capsys: Capture, socket: str, pattern: str
     ) -> None:
-        """There is no hint where brackets are used as SQLite means them."""
+        """Brackets that hold no name or address are those of GLOB."""
         _, err = purge(capsys, socket, "--endpoint", pattern, "--dry-run")
         assert err == ""
 
-    def test_purge_gives_no_hint_at_brackets_of_a_label_that_is_named_exactly(
+    def test_purge_gives_no_hint_at_brackets_of_an_exact_label(
         self, capsys: Capture, client: Client, path: Path
     ) -> None:
-        """It fits itself, and nothing else does."""
+        """The pattern matches this label and no other."""
         save(client, b"[::1]:25", b"1:26")
         out, err = purge(capsys, str(path), "--endpoint", "[::1]:25")
         assert (out, err) == ("1 connection closed, 0 bindings removed\n", "")
 
-    def test_purge_hints_if_a_label_fits_by_its_brackets_alone(
+    def test_purge_hints_if_a_label_matches_only_by_brackets(
         self, capsys: Capture, client: Client, path: Path
     ) -> None:
-        """Even beside one that is named exactly."""
+        """So it does if another label matches exactly."""
         save(client, b"[::1]:25", b"1:25")
         _, err = purge(capsys, str(path), "--endpoint", "[::1]:25", "--dry-run")
         assert "write [[]::1]:25" in err
@@ -342,10 +342,10 @@ class TestHints:
             (["--endpoint", "x\x1b[2J\n"], r"nothing matches the endpoint x\x1b[2J\n" + "\n"),
         ],
     )
-    def test_purge_hints_at_similar_labels_if_nothing_fits(
+    def test_purge_hints_at_similar_labels_if_nothing_matches(
         self, capsys: Capture, socket: str, options: list[str], hint: str
     ) -> None:
-        """Nothing goes, and the next attempt has something to go by."""
+        """Nothing is closed, and the hint shows labels for the next attempt."""
         out, err = purge(capsys, socket, *options)
         assert out == "0 connections closed, 0 bindings removed\n"
         assert hint in err
@@ -354,7 +354,7 @@ class TestHints:
     def test_purge_of_an_empty_cache_gives_no_hint(
         self, capsys: Capture, client: Client, path: Path
     ) -> None:
-        """All of nothing is nothing."""
+        """With ``--all`` there is no name that could be wrong."""
         client.find_endp("x")
         out, err = purge(capsys, str(path), "--all")
         assert (out, err) == ("0 connections closed, 0 bindings removed\n", "")

@@ -1,4 +1,4 @@
-"""Signals: at any moment they end every command, quietly and with nothing left behind."""
+"""Signals end every command at any moment, without a message and without leftovers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.terminal import on_terminal
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT sum(i) FROM n"
 ENDLESS_ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n"
 ENDLESS_STEP = "SELECT instr(hex(zeroblob(5000000)), hex(zeroblob(2000000)) || 'x')"
-"""Half an hour in one instruction of SQLite's machine, in the middle of which it asks nobody."""
+"""Half an hour in one instruction of SQLite, which has no progress callback meanwhile."""
 
 ENDING = [SIGINT, SIGTERM, SIGHUP]
 
@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def words(line: str, file: Path) -> list[str]:
-    """Return the words of a command, which looks into the file if it is one that looks."""
+    """Return the words of a command, with the database file if it can read one."""
     command = shlex.split(line)
     if command[0] in ("events", "stats", "sql", "dump", "check"):
         command += ["--database", str(file)]
@@ -64,7 +64,7 @@ class TestAnyMoment:
     @pytest.mark.parametrize("count", [30, 20_000, 80_000])
     @pytest.mark.parametrize("line", COMMANDS)
     def test_sigint_ends_every_command_at_once(self, file: Path, line: str, count: int) -> None:
-        """Its process dies of it without a word, in the middle of its imports as well."""
+        """The process ends by the signal without a message, also while it imports modules."""
         result = interrupted(at_event(count), *words(line, file))
         assert (result.returncode, result.stderr) == (-SIGINT, "")
 
@@ -74,13 +74,13 @@ class TestAnyMoment:
     def test_sigint_ends_a_command_at_each_of_many_moments(
         self, file: Path, line: str, count: int
     ) -> None:
-        """There is no moment, from the imports to the last row, at which it goes on."""
+        """The moments are spread from the first import to the last row."""
         result = interrupted(at_event(count), *words(line, file))
         assert (result.returncode, result.stderr) == (-SIGINT, "")
 
     @pytest.mark.parametrize("count", range(1, 9))
     def test_sigint_ends_events_while_a_generator_is_closed(self, file: Path, count: int) -> None:
-        """Python would discard an exception there, and the command would follow for ever."""
+        """Python would discard an exception there, and the command would go on for ever."""
         command = words("events --follow --interval 0.01", file)
         result = interrupted(at_return(count, "image.py:_rest"), *command)
         assert (result.returncode, result.stderr) == (-SIGINT, "")
@@ -90,7 +90,7 @@ class TestAnyMoment:
     def test_signal_ends_a_statement_that_never_ends(
         self, file: Path, statement: str, number: Signals
     ) -> None:
-        """SQLite is not waited for, even in the middle of one of its instructions."""
+        """It does not wait for SQLite, not even for one of its instructions."""
         sql = f"SELECT 'it has ' || 'begun'; {statement}"
         with started(*SCACHE, "sql", "--database", str(file), sql) as process:
             assert process.stdout is not None
@@ -107,7 +107,7 @@ class TestAnyMoment:
     def test_sigint_ends_a_command_whose_daemon_does_not_answer(
         self, tmp_path: Path, command: str
     ) -> None:
-        """The time-out of the client is not waited for."""
+        """It does not wait for the time-out of the client."""
         path = tmp_path / "socket"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
@@ -138,7 +138,7 @@ class TestAnyMoment:
 
 
 def test_sigint_ends_a_daemon_that_is_stopping(tmp_path: Path) -> None:
-    """Between the last request and its end it dies of the signal, without a traceback."""
+    """After its last request it ends by the signal, without a traceback."""
     options = ("--socket", str(tmp_path / "socket"), "--max-idle", "0.1")
     result = interrupted(at_return(1, "maintenance.py:log_statistics"), "serve", *options)
     assert result.returncode == -SIGINT
@@ -147,7 +147,7 @@ def test_sigint_ends_a_daemon_that_is_stopping(tmp_path: Path) -> None:
 
 class TestIgnored:
     def test_sigint_that_was_ignored_at_the_start_stays_ignored(self, file: Path) -> None:
-        """So it is with nohup and in the background of a script: the command goes on."""
+        """With nohup and in the background of a script, the command goes on."""
         command = [*SCACHE, *words("events --follow --interval 0.01 --format jsonl", file)]
         with started(*ignoring(SIGINT), *command) as process:
             assert process.stdout is not None
@@ -160,8 +160,8 @@ class TestIgnored:
             process.send_signal(SIGTERM)
             assert process.wait() == -SIGTERM
 
-    def test_dump_is_written_while_an_ignored_signal_comes(self, file: Path) -> None:
-        """A signal that ends nothing does not end the writing of a file."""
+    def test_dump_completes_when_an_ignored_signal_comes(self, file: Path) -> None:
+        """A signal that ends nothing does not stop the writing of a file."""
         copy = file.with_name("copy")
         command = (*words("dump", file), "--output", str(copy))
         result = interrupted(at_line(5, "replacing.py:replace"), *command, ignored=True)
@@ -170,7 +170,7 @@ class TestIgnored:
 
 
 def dumped(moment: Moment, file: Path, number: Signals) -> bool:
-    """Interrupt ``dump --output``; return whether it was ended, with no file left half-written."""
+    """Interrupt ``dump --output``; check the files; return True if the signal ended it."""
     copy = file.with_name("copy")
     command = (*words("dump", file), "--output", str(copy))
     result = interrupted(moment, *command, number=number)
@@ -187,20 +187,20 @@ class TestDumpOutput:
     @pytest.mark.parametrize("number", ENDING)
     @pytest.mark.parametrize("count", [2, 4, 8])
     def test_signal_leaves_no_temporary_file(self, file: Path, number: Signals, count: int) -> None:
-        """It waits until the file that is written has its name, or is removed."""
+        """The signal waits until the file has its final name or is removed."""
         assert dumped(at_line(count, "replacing.py:replace"), file, number)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", ENDING)
     def test_signal_leaves_no_temporary_file_at_any_line(self, file: Path, number: Signals) -> None:
-        """Before the file is made, while it is written, when it is renamed, and afterwards."""
+        """It may come before the file is made, while it is written or renamed, and afterwards."""
         count = 1
         while dumped(at_line(count, "replacing.py:replace"), file, number):
             count += 1
         assert count > 10
 
     def test_signal_ends_the_writing_at_the_next_chunk(self, file: Path) -> None:
-        """A large file on a slow disk is not written to its end."""
+        """A large file on a slow disk is not completed first."""
         assert dumped(at_return(1, "replacing.py:_held_back"), file, SIGINT)
         assert not file.with_name("copy").exists()
 
@@ -208,7 +208,7 @@ class TestDumpOutput:
 class TestLiveScreen:
     @pytest.mark.parametrize("number", ENDING)
     def test_signal_leaves_the_terminal_as_it_was(self, file: Path, number: Signals) -> None:
-        """The cursor was never hidden, and stands at the begin of a line."""
+        """The cursor was never hidden, and is at the begin of a line."""
         with on_terminal(*SCACHE, *words("stats --watch 0.05", file)) as terminal:
             terminal.read_until("process 42")
             terminal.read_until("process 42")

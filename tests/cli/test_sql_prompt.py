@@ -1,4 +1,4 @@
-"""The prompt of ``scache sql``: typed into, on a terminal and without one."""
+"""The prompt of ``scache sql``, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Prompt = Callable[[str], list[str]]
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the history where nobody else's is."""
+    """Keep the history in a directory of the test."""
     directory = tmp_path / "state"
     monkeypatch.setenv("XDG_STATE_HOME", str(directory))
     monkeypatch.setenv("COLUMNS", "60")
@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prompt(file: Path, capsys: Capture) -> Iterator[Prompt]:
-    """Yield a function that types keys and returns the lines that were said, after the first."""
+    """Yield a function that types keys and returns the lines of output after the first."""
     with ExitStack() as stack:
         keyboard = stack.enter_context(create_pipe_input())
         stack.enter_context(create_app_session(input=keyboard, output=DummyOutput()))
@@ -74,40 +74,40 @@ def prompt(file: Path, capsys: Capture) -> Iterator[Prompt]:
         yield prompt
 
 
-def test_a_statement_ends_with_a_semicolon(prompt: Prompt) -> None:
-    """It may have many lines; until its semicolon, Enter begins the next."""
+def test_prompt_statement_ends_with_a_semicolon(prompt: Prompt) -> None:
+    """It may have several lines: Enter begins the next one."""
     assert prompt(f"SELECT\r1\rAS ';';\r{CTRL_D}") == ['";"', "1"]
 
 
-def test_several_statements_share_the_copy(prompt: Prompt) -> None:
-    """What one changes the next one sees; parameters hold for all."""
+def test_prompt_statements_share_the_image(prompt: Prompt) -> None:
+    """A statement sees the changes of those before; parameters are for all."""
     typed = "DELETE FROM connection WHERE id = :one;\rSELECT count(*) AS n FROM connection;\r"
     assert prompt(typed + CTRL_D) == ['"n"', "1"]
 
 
-def test_an_error_ends_nothing(prompt: Prompt) -> None:
-    """What is wrong is a line, and the next statement is asked for."""
+def test_prompt_goes_on_after_an_error(prompt: Prompt) -> None:
+    """The error is one line."""
     said = prompt(f"SELEC;\rATTACH 'x' AS y;\rSELECT 1 AS x;\r{CTRL_D}")
     assert said[:2] == ['"x"', "1"]
     assert said[2] == 'near "SELEC": syntax error'
     assert said[3].startswith("ATTACH and VACUUM are not allowed")
 
 
-def test_ctrl_c_drops_what_was_typed(prompt: Prompt) -> None:
-    """A line that was begun by mistake is gone, and the prompt is still there."""
+def test_prompt_ctrl_c_drops_the_typed_line(prompt: Prompt) -> None:
+    """The prompt is shown again."""
     assert prompt(f"SELECT nonsense\r{CTRL_C}SELECT 1 AS x;\r{CTRL_D}") == ['"x"', "1"]
 
 
 @pytest.mark.parametrize(
     "end", [CTRL_D, ".quit\r", ".exit;\r", "quit\r", "exit\r", "EXIT;\r", "quit ;\r"]
 )
-def test_ends(prompt: Prompt, end: str) -> None:
-    """Ctrl-D ends it, and so does saying so; an empty line does not."""
+def test_prompt_ends_at_ctrl_d_or_quit(prompt: Prompt, end: str) -> None:
+    """An empty line does not end it."""
     assert prompt(f"\r;\r{end}") == []
 
 
-def test_tables_are_listed(prompt: Prompt) -> None:
-    """Tables and views stand there with their columns."""
+def test_prompt_lists_tables_and_views(prompt: Prompt) -> None:
+    """Each is shown with its columns."""
     said = prompt(f".tables\r{CTRL_D}")
     assert "counter(name, value)" in said
     assert any(line.startswith("saved_never_found(endpoint, saved, found, ") for line in said)
@@ -134,8 +134,8 @@ def test_prompt_suggests_a_similar_command(prompt: Prompt) -> None:
     assert said == ["there is no command .tabels, did you mean .tables?"]
 
 
-def test_help_is_there(prompt: Prompt) -> None:
-    """Commands begin with a dot; those that do not exist are told apart."""
+def test_prompt_has_help(prompt: Prompt) -> None:
+    """An unknown command is one line."""
     said = prompt(f".help\r.nonsense\r{CTRL_D}")
     assert said == [
         *sql_prompt.HELP.splitlines(),
@@ -143,16 +143,16 @@ def test_help_is_there(prompt: Prompt) -> None:
     ]
 
 
-def test_refresh_takes_a_new_copy(
+def test_prompt_refresh_takes_a_new_image(
     prompt: Prompt, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it is asked for, nothing that happens is seen; if nobody answers, the old one stays."""
+    """The image does not change before. If no daemon answers, the old image stays."""
     take = Image.from_file
     taken: list[Image] = []
 
     def from_file(path: str, *, sound: bool = True) -> Image:
         if len(taken) == 2:
-            raise Unavailable("nobody\nanswers")
+            raise Unavailable("no daemon\nanswers")
         if taken:
             with filling(file) as cached:
                 cached.connection(3)
@@ -162,11 +162,11 @@ def test_refresh_takes_a_new_copy(
     monkeypatch.setattr(Image, "from_file", from_file)
     count = "SELECT count(*) AS n FROM connection;\r"
     said = prompt(f"{count}.refresh\r{count}.refresh\r{count}{CTRL_D}")
-    assert said == ['"n"', "2", '"n"', "3", '"n"', "3", r"nobody\nanswers"]
+    assert said == ['"n"', "2", '"n"', "3", '"n"', "3", r"no daemon\nanswers"]
 
 
-def test_statements_are_remembered(prompt: Prompt, state: Path) -> None:
-    """A later session brings back what an earlier one asked; nobody else can read it."""
+def test_prompt_keeps_a_history(prompt: Prompt, state: Path) -> None:
+    """A later session brings back a statement; other users cannot read the file."""
     assert prompt(f"SELECT\r5 AS x;\r{CTRL_D}") == ['"x"', "5"]
     assert prompt(f"{UP}\r{CTRL_D}") == ['"x"', "5"]
     history = state / "scache" / "sql-history"
@@ -175,17 +175,19 @@ def test_statements_are_remembered(prompt: Prompt, state: Path) -> None:
     assert stat.S_IMODE(history.parent.stat().st_mode) == 0o700
 
 
-def test_without_a_place_for_history_there_is_a_prompt(
+def test_prompt_works_without_a_history_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing can be kept, nothing is."""
+    """The history is in memory then."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     assert isinstance(sql_prompt.make_session().history, InMemoryHistory)
 
 
-def test_history_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a valid XDG_STATE_HOME it is kept where that points by default."""
+def test_prompt_history_is_in_the_default_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative XDG_STATE_HOME is ignored."""
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     sql_prompt.make_session()
@@ -204,19 +206,16 @@ def test_history_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("SELECT connection.", ""),
     ],
 )
-def test_names_are_completed(file: Path, typed: str, become: str) -> None:
-    """Tables, views, columns and SQL, in whatever case they are begun; commands at the beginning.
-
-    A table's point begins no command, and a command's is no end of a word.
-    """
+def test_prompt_completes_names(file: Path, typed: str, become: str) -> None:
+    """Tables, views, columns and SQL are completed, and commands at the begin of a line."""
     with Image.from_file(file) as image:
         found = sql_prompt.SqlCompleter(image).get_completions(Document(typed), CompleteEvent())
         texts = [typed[: len(typed) + each.start_position] + each.text for each in found]
     assert " ".join(texts) == become
 
 
-def test_on_a_terminal(file: Path, state: Path) -> None:
-    """The whole of it: a table that fits, an error, a label that drives nothing, Ctrl-D."""
+def test_prompt_works_on_a_terminal(file: Path, state: Path) -> None:
+    """The session has a table, an error, an escaped label and Ctrl-D."""
     command = (*SCACHE, "sql", "--database", str(file))
     with on_terminal(*command, XDG_STATE_HOME=str(state)) as terminal:
         terminal.read_until("scache>")
@@ -235,8 +234,8 @@ def test_on_a_terminal(file: Path, state: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["sum(i)", "i"])
-def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path, what: str) -> None:
-    """Ctrl-C ends a statement that takes too long, or shows too much, and not the session."""
+def test_prompt_ctrl_c_interrupts_a_statement(file: Path, state: Path, what: str) -> None:
+    """The session goes on."""
     begin = "SELECT 'it has ' || 'begun';"
     endless = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT {what} FROM n;"
     command = (*SCACHE, "sql", "--database", str(file))
@@ -254,10 +253,10 @@ def test_a_long_statement_is_interrupted_on_a_terminal(file: Path, state: Path, 
         assert terminal.process.wait() == 0
 
 
-def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
+def test_prompt_ctrl_c_interrupts_a_statement_that_has_not_begun(
     prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal that comes between Enter and the statement is not forgotten."""
+    """A signal between Enter and the statement is not lost."""
 
     def execute(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - those of the original
         monkeypatch.undo()
@@ -277,7 +276,7 @@ def test_ctrl_c_ends_a_statement_that_is_about_to_begin(
 def test_signal_that_ends_the_prompt_restores_the_terminal(
     file: Path, state: Path, number: signal.Signals
 ) -> None:
-    """The shell gets it back with its echo, its cursor and without bracketed paste."""
+    """Echo and cursor are on, and bracketed paste is off."""
     command = (*SCACHE, "sql", "--database", str(file))
     with on_terminal(*command, XDG_STATE_HOME=str(state)) as terminal:
         terminal.read_until("scache>")
@@ -293,8 +292,8 @@ def test_signal_that_ends_the_prompt_restores_the_terminal(
         assert switches[-1] == f"\x1b[{mode}{'h' if mode == '?25' else 'l'}"
 
 
-def test_ctrl_c_during_refresh_ends_the_command(path: Path, state: Path) -> None:
-    """A daemon that does not answer is not waited for."""
+def test_prompt_ctrl_c_during_refresh_ends_the_command(path: Path, state: Path) -> None:
+    """It does not wait for a daemon that does not answer."""
     command = (*SCACHE, "sql", "--socket", str(path))
     with ExitStack() as stack:
         with Daemon(path):

@@ -1,4 +1,4 @@
-"""What people are shown, and what programs are given: tables, JSON, CSV."""
+"""Output formats: tables and event lines, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTHS = [20, 40, 60, 80, 132]
 
 
 def result(columns: list[str], *rows: tuple[Value, ...]) -> Result:
-    """Return what a statement might have given."""
+    """Return the result of a statement."""
     return Result(columns, iter(rows), -1)
 
 
@@ -40,8 +40,8 @@ def table(
 
 class TestShown:
     @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
-    def test_nothing_that_is_shown_can_drive_a_terminal(self, label: bytes) -> None:
-        """Whatever a label holds, it is shown in one line of printable characters."""
+    def test_shown_label_is_printable(self, label: bytes) -> None:
+        """Any label is one line of printable characters, which cannot control a terminal."""
         assert shown(label).isprintable()
 
     @pytest.mark.parametrize(
@@ -57,22 +57,22 @@ class TestShown:
             (0.25, "0.25"),
         ],
     )
-    def test_odd_characters_are_visible(self, value: Value, text: str) -> None:
-        """Text stays text, and what is not printable is spelled out."""
+    def test_shown_escapes_unprintable_characters(self, value: Value, text: str) -> None:
+        """Other text is unchanged."""
         assert shown(value) == text
 
     @pytest.mark.parametrize("width", [1, 2, 5, 30])
     @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
-    def test_shortened_text_fits(self, label: bytes, width: int) -> None:
-        """Wide characters are counted as the terminal counts them."""
+    def test_shortened_text_fits_width(self, label: bytes, width: int) -> None:
+        """Wide characters count as in the terminal."""
         text = shortened(shown(label), width)
         assert cell_len(text) <= width
         assert text == shown(label) or text.endswith("…")
 
     @pytest.mark.parametrize("width", [1, 2, 5, 30])
     @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
-    def test_text_shortened_inside_fits(self, label: bytes, width: int) -> None:
-        """Both its ends stay, of wide characters as well."""
+    def test_text_shortened_inside_fits_width(self, label: bytes, width: int) -> None:
+        """Its begin and its end stay."""
         text = shortened_inside(shown(label), width)
         assert cell_len(text) <= width
         assert text == shown(label) or "…" in text
@@ -94,24 +94,24 @@ class TestShown:
             (1_051_200, "12d 04h"),
         ],
     )
-    def test_spans_are_short(self, seconds: float, text: str) -> None:
-        """A span of time has two units at the most."""
+    def test_span_has_at_most_two_units(self, seconds: float, text: str) -> None:
+        """Seconds below ten have two decimals."""
         assert span(seconds) == text
 
 
 class TestTables:
     @pytest.mark.parametrize("width", WIDTHS)
     @pytest.mark.parametrize("count", [1, 3, 15])
-    def test_every_line_fits(self, width: int, count: int) -> None:
-        """Whatever there is to show, no line is wider than the terminal."""
+    def test_table_fits_width(self, width: int, count: int) -> None:
+        """No line is wider than the terminal, whatever the labels are."""
         columns = [f"column {number}" for number in range(count)]
         rows = [[label] * count for label in ODD.values()]
         for line in table(columns, rows, width).splitlines():
             assert cell_len(line) <= width
             assert line.isprintable()
 
-    def test_columns_stand_beside_each_other(self) -> None:
-        """Text stands on the left, numbers on the right, NULL is nothing."""
+    def test_table_aligns_columns(self) -> None:
+        """Text is aligned to the left, numbers to the right, and NULL is empty."""
         rows: list[list[Value]] = [[b"mx1", 5, None], [b"a.longer.name", 12345, 0.5]]
         assert table(["endpoint", "n", "x"], rows, 60).splitlines() == [
             "endpoint           n    x",
@@ -120,8 +120,8 @@ class TestTables:
             "a.longer.name  12345  0.5",
         ]
 
-    def test_long_text_gives_way(self) -> None:
-        """What does not fit is shortened; numbers and times are not."""
+    def test_table_shortens_long_text(self) -> None:
+        """Numbers and times are not shortened."""
         at = b"2023-11-14T22:13:20.000Z"
         text = table(["id", "endpoint", "at"], [[123456789, b"x" * 3000, at]], 60)
         assert text.splitlines()[-1] == f"123456789  {'x' * 22}…  {at.decode()}"
@@ -161,10 +161,10 @@ class TestTables:
         assert last == "4  xxxx"
 
     @pytest.mark.parametrize("width", [30, 60, None])
-    def test_numbers_of_later_rows_are_whole(
+    def test_table_widens_columns_for_longer_numbers(
         self, width: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """However much longer ids become, each is there and stands below its column's name."""
+        """The numbers are aligned under the name of their column."""
         monkeypatch.setattr(tables, "CHUNK", 2)
         ids = [10**digits for digits in range(9)]
         lines = table(["id", "label"], [[each, b"x" * 50] for each in ids], width).splitlines()
@@ -176,10 +176,10 @@ class TestTables:
             elif "x" in line:
                 assert line.index(" ", end - 1) == end
 
-    def test_the_text_of_later_rows_takes_the_room_that_there_is(
+    def test_table_repeats_header_when_columns_become_wider(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first rows do not keep a column narrow; what moves the columns repeats the header."""
+        """The first rows do not limit the width of a column."""
         monkeypatch.setattr(tables, "CHUNK", 1)
         kinds = [b"expired", b"purge_endp", b"lost"]
         text = table(["kind", "n"], [[kind, 1] for kind in kinds], 60)
@@ -188,25 +188,25 @@ class TestTables:
             *("kind        n", "──────────  ─", "purge_endp  1", "lost        1"),
         ]
 
-    def test_a_number_among_text_is_whole(self) -> None:
-        """Where a column has both, text alone gives way."""
+    def test_table_does_not_shorten_number_in_text_column(self) -> None:
+        """In a column with both, only text is shortened."""
         rows: list[list[Value]] = [[b"x" * 90, b"y" * 90], [2**62, b"y"]]
         assert str(2**62) in table(["a", "b"], rows, 37)
 
-    def test_an_empty_table_says_so(self) -> None:
-        """No rows are told from no answer."""
+    def test_table_without_rows_says_so(self) -> None:
+        """The text is ``(no rows)``."""
         assert table(["id"], [], 60) == "(no rows)"
 
-    def test_without_a_terminal_there_is_room(self) -> None:
-        """A table that goes to a file is as wide as it needs to be, within reason."""
+    def test_table_in_a_file_has_a_width_limit_for_columns(self) -> None:
+        """A column has at most 200 characters."""
         assert len(table(["label"], [[b"x" * 150]], None).splitlines()[-1]) == 150
         assert len(table(["label"], [[b"x" * 3000]], None).splitlines()[-1]) == 200
 
 
 class TestJson:
     @pytest.mark.parametrize("label", ODD.values(), ids=ODD)
-    def test_nothing_is_lost(self, label: bytes) -> None:
-        """Text is text; bytes that are none are an object that says so."""
+    def test_json_keeps_every_byte(self, label: bytes) -> None:
+        """Bytes that are not UTF-8 become an object with Base64."""
         text = json_value(label)
         assert text.isascii()
         value = json.loads(text)
@@ -218,38 +218,38 @@ class TestJson:
             assert value.encode() == label
 
     @pytest.mark.parametrize("value", [0, -(2**63), 0.1, 1e300, float("inf"), -float("inf"), None])
-    def test_numbers_are_numbers(self, value: Value) -> None:
-        """What is read is what was written."""
+    def test_json_keeps_numbers(self, value: Value) -> None:
+        """A number is read as it was written."""
         assert json.loads(json_value(value)) == value
 
     @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_an_array_has_an_object_a_line(self, count: int) -> None:
-        """It can be read as a whole, and line by line by people."""
+    def test_json_array_has_one_object_for_each_line(self, count: int) -> None:
+        """The whole output is valid JSON."""
         rows = [(number, b"x") for number in range(count)]
         text = "".join(json_array(result(["n", "label"], *rows)))
         assert json.loads(text) == [{"n": number, "label": "x"} for number in range(count)]
         assert text.count("\n") == (count + 1 if count else 0)
 
-    def test_columns_of_one_name_are_all_there(self) -> None:
-        """Later ones are numbered."""
+    def test_json_numbers_columns_of_the_same_name(self) -> None:
+        """No value is lost."""
         (text,) = json_objects(result(["a", "b", "a"], (1, 2, 3)), table="t")
         assert json.loads(text) == {"table": "t", "a": 1, "b": 2, "a_2": 3}
 
 
 class TestCsv:
-    def test_text_is_exact_and_quoted(self) -> None:
-        """What a reader of CSV gives is what was saved, newlines and bytes included."""
+    def test_csv_text_is_exact_and_quoted(self) -> None:
+        """A CSV reader returns the label, with its newlines and bytes."""
         data = b"".join(csv_line([number, label]) for number, label in enumerate(ODD.values()))
         rows = list(csv.reader(io.StringIO(data.decode("latin-1"), newline="")))
         assert [(int(number), label.encode("latin-1")) for number, label in rows] == list(
             enumerate(ODD.values())
         )
 
-    def test_null_is_not_empty_text(self) -> None:
-        """Nothing at all stands for NULL, a pair of quotes for empty text."""
+    def test_csv_null_is_not_empty_text(self) -> None:
+        """NULL is an empty field, and empty text is a pair of quotes."""
         assert csv_line([None, b"", 1, 0.5]) == b',"",1,0.5\n'
 
-    def test_figures_have_names_with_dots(self) -> None:
-        """What is nested becomes rows."""
+    def test_flat_figures_have_names_with_dots(self) -> None:
+        """Nested figures become rows."""
         figures = {"a": 1, "b": {"c": {"d": 0.5}, "e": True}}
         assert dict(flat(figures)) == {"a": 1, "b.c.d": 0.5, "b.e": 1}

@@ -1,4 +1,4 @@
-"""Running the command line as a person would: in a process of its own."""
+"""Runs commands in processes of their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCACHE = (sys.executable, "-m", "scache")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Return the environment without what the tests' own surroundings set for scache."""
+    """Return the environment without variables for scache and its tools."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SCACHE_")}
     for name in ("PYTHON", "VENV"):
         ours.pop(name, None)
@@ -29,8 +29,8 @@ def clean_environment(**more: str) -> dict[str, str]:
 def default_signals() -> Iterator[None]:
     """Start processes with the default action of the signals that end them.
 
-    The tests may have been started with some of them ignored (nohup, a script's ``&``), and a
-    process inherits that.
+    If the tests were started with some of them ignored (nohup, a script's ``&``), a process would
+    inherit that.
     """
     numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
     ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
@@ -44,13 +44,13 @@ def default_signals() -> Iterator[None]:
 
 
 def ignoring(number: signal.Signals) -> tuple[str, ...]:
-    """Return the words that go before a command to start it with this signal ignored."""
+    """Return words to put before a command that starts it with this signal ignored."""
     return ("sh", "-c", f'trap "" {number.value}; exec "$@"', "sh")
 
 
 @contextmanager
 def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command whose output is read as it comes; it is killed at the end if it still runs."""
+    """Start a command whose output the caller reads; kill it at the end if it still runs."""
     with default_signals():
         process = subprocess.Popen(
             command,
@@ -69,7 +69,7 @@ def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
 def run_command(
     *command: str | Path, stdout: int | IO[bytes] = subprocess.PIPE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return what it said."""
+    """Run a command to its end; return its exit code and output."""
     return subprocess.run(
         command,
         env=clean_environment(**environment),

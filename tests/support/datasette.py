@@ -1,4 +1,4 @@
-"""Datasette on a database file, as somebody would run it beside the daemon."""
+"""Datasette on a database file, run as an administrator would run it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:([0-9]+) ")
 
 
 class Datasette:
-    """What a running Datasette answers."""
+    """A client of a running Datasette."""
 
     def __init__(self, port: int, database: str, timeout: float) -> None:
         self._port = port
@@ -39,12 +39,12 @@ class Datasette:
         return self._get(f"/{self._database}/{path}").decode()
 
     def query(self, sql: str, parameters: Mapping[str, object]) -> list[dict[str, Any]]:
-        """Return what a statement with named parameters gives."""
+        """Return the rows of a statement with named parameters."""
         rows = self._fetch(f"/{self._database}.json", sql=sql, **parameters)
         assert isinstance(rows, list), rows
         return rows
 
-    def _fetch(self, path: str, **query: object) -> Any:  # noqa: ANN401 - whatever it answers
+    def _fetch(self, path: str, **query: object) -> Any:  # noqa: ANN401 - any JSON
         return json.loads(self._get(f"{path}?{urlencode({**query, '_shape': 'array'})}"))
 
     def _get(self, path: str) -> bytes:
@@ -61,7 +61,7 @@ class Datasette:
 
 @contextmanager
 def datasette(command: Sequence[str], path: Path, timeout: float = DEADLINE) -> Iterator[Datasette]:
-    """Run a command line of Datasette, the file's path to be added, on a free port of loopback."""
+    """Run a command line of Datasette on a file and a free port of the loopback address."""
     program, *options = command
     assert program == "datasette"
     process = subprocess.Popen(
@@ -93,7 +93,7 @@ def _encoded(name: str) -> str:
 
 
 class _Log:
-    """Reads what Datasette says, lest it wait for us."""
+    """A reader of the log of Datasette, so that Datasette never waits for it."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -104,13 +104,13 @@ class _Log:
         self._reader.start()
 
     def wait_for_port(self, timeout: float) -> int:
-        """Return where it listens; raise RuntimeError if it does not, in time."""
+        """Return the port; raise RuntimeError if Datasette does not listen in time."""
         if not self._ready.wait(timeout) or not self._port:
             raise RuntimeError(f"Datasette does not listen: {self._lines}")
         return self._port
 
     def close(self) -> None:
-        """Read to the end, which comes with that of the process."""
+        """Wait for the end of the log, after the end of the process."""
         self._reader.join()
 
     def _read(self) -> None:

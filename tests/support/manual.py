@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
     language: str
     text: str
-    """Without the indentation of a list that it belongs to."""
+    """The block, without the indentation of a list around it."""
 
 
 def blocks(text: str, language: str | None = None) -> list[Block]:
@@ -38,7 +38,7 @@ def blocks(text: str, language: str | None = None) -> list[Block]:
 
 
 def section(text: str, title: str) -> str:
-    """Return what stands under a heading, up to the next heading of its level or a higher one."""
+    """Return the text under a heading, up to the next heading of the same or a higher level."""
     heading = re.search(rf"^(#+) {re.escape(title)}\n", text, re.MULTILINE)
     assert heading, f"no heading {title!r}"
     rest = text[heading.end() :]

@@ -18,28 +18,28 @@ from tests.support.wire import DEADLINE
 
 
 class Terminal:
-    """What a command shows, and what is typed into it."""
+    """The terminal of a command: its output, and its keyboard."""
 
     def __init__(self, screen: int, process: subprocess.Popen[bytes]) -> None:
         self._screen = screen
         self.process = process
         self.shown = ""
-        """All that it has written so far."""
+        """All output so far."""
         self._seen = 0
         # One read may end in the middle of a character.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def is_cooked(self) -> bool:
-        """Return whether the terminal echoes and edits lines, as a shell leaves it to a command."""
+        """Return True if the terminal echoes and edits lines, as a shell sets it for a command."""
         flags = int(termios.tcgetattr(self._screen)[3])
         return bool(flags & termios.ECHO and flags & termios.ICANON)
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Type text."""
         os.write(self._screen, text.encode())
 
     def read_until(self, text: str) -> str:
-        """Wait until the command shows this; return what it has shown from the last time on."""
+        """Wait until the command shows a text; return the output since the last call."""
         begin = self._seen
         while (found := self.shown.find(text, begin)) < 0:
             if not self._read():
@@ -48,7 +48,7 @@ class Terminal:
         return self.shown[begin : self._seen]
 
     def read_to_end(self) -> str:
-        """Wait for the end of the command; return what it has shown from the last time on."""
+        """Wait for the end of the command; return the output since the last call."""
         while self._read():
             pass
         return self.shown[self._seen :]
@@ -58,7 +58,7 @@ class Terminal:
             raise AssertionError(f"it went silent, having shown {self.shown!r}")
         try:
             data = os.read(self._screen, 65536)
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open
             return False
         self.shown += self._decoder.decode(data)
         return bool(data)
@@ -66,7 +66,7 @@ class Terminal:
 
 @contextmanager
 def on_terminal(*command: str, columns: int = 60, **environment: str) -> Iterator[Terminal]:
-    """Run a command on a terminal; it is killed at the end if it still runs."""
+    """Run a command on a terminal; kill it at the end if it still runs."""
     screen, inner = pty.openpty()
     try:
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))

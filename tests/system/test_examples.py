@@ -53,7 +53,7 @@ ENDLESS = {"--follow", "--watch"}
 def test_python_example_runs_as_it_is_printed(
     path: Path, database: str, tmp_path: Path, example: str, backend: str
 ) -> None:
-    """On a daemon with a database in memory or in a file, the async ones on both event loops."""
+    """The database is in memory or in a file; async examples run on both event loops."""
     names = {
         DEMO_SOCKET: str(path),
         DEMO_DATABASE: str(tmp_path / "cache.db"),
@@ -87,7 +87,7 @@ def test_python_example_can_be_pasted_at_the_prompt(
 def test_command_of_a_page_works(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its options exist, and it works on a database as well; one that never ends is not begun."""
+    """Its options exist, and it works on a database file. An endless command is only parsed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT 1")))
     _, name, *arguments = words[: words.index(">")] if ">" in words else words
@@ -108,8 +108,8 @@ def test_commands_page_shows_every_command_that_looks_inside() -> None:
 
 
 @pytest.mark.root
-def test_sqlite3_reads_a_file_at_rest_as_immutable_without_writing_to_its_directory() -> None:
-    """As the page of SQL says: `-readonly` does not, and `scache sql` does."""
+def test_sqlite3_reads_file_at_rest_only_as_immutable() -> None:
+    """The user cannot write to the directory; `-readonly` fails, and `scache sql` works."""
     (immutable,) = (
         words
         for block in blocks(PAGES["sql"], "sh")
@@ -136,7 +136,7 @@ def test_sqlite3_reads_a_file_at_rest_as_immutable_without_writing_to_its_direct
 
 
 def test_label_that_is_not_utf8_stops_a_tool_that_decodes(tmp_path: Path) -> None:
-    """In the words of the page of SQL."""
+    """The error message is the one on the page of SQL."""
     (words,) = re.findall(r"`OperationalError: (.*?)`", PAGES["sql"])
     with filling(tmp_path / "cache.db") as cached:
         cached.event("expired", endpoint=b"\xff")
@@ -164,7 +164,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 
 def test_sessions_of_the_readme_show_what_is_printed(shell: Shell) -> None:
-    """The finder has the very connection of the saver; the second session looks at the first."""
+    """Finder and saver have the same connection; the second session looks at the first."""
     demonstration, look = blocks(README, "console")
     outcomes = shell.run(demonstration.text)
     saver, finder = (outcome for outcome in outcomes if "at local port" in outcome)

@@ -1,4 +1,4 @@
-"""The manual: the facts in it that the code knows as well."""
+"""The pages of the manual, compared with the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT_SETTINGS = [
 ]
 
 LANGUAGES = {"python", "sh", "sql", "console", "text"}
-"""Of fenced blocks: each but ``text`` is an example, and runs in a test."""
+"""Languages of fenced blocks. Each block but ``text`` is an example, which runs in a test."""
 
 RUN_BY = {
     "postfix": {"sh": "test_recipe", "text": "test_manual"},
@@ -35,7 +35,7 @@ RUN_BY = {
     "confined": {"sh": "not run: needs such a kernel", "text": "not run: lines of its log"},
     "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},
 }
-"""The test that runs the blocks of a page, by language; test_examples runs those of the others."""
+"""The test that runs the blocks of a page, by language; for other pages it is test_examples."""
 
 PACKAGE = ROOT / "scache"
 
@@ -66,8 +66,8 @@ def test_topics_are_the_pages_of_the_manual() -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-def test_page_begins_with_a_title_and_a_line_that_says_what_it_is_about(topic: str) -> None:
-    """`scache help` lists that line, which fits a terminal of 80 columns."""
+def test_page_begins_with_a_title_and_a_summary(topic: str) -> None:
+    """`scache help` lists the summary, which fits a terminal of 80 columns."""
     title, empty, line, empty_again, _ = PAGES[topic].split("\n", 4)
     assert re.fullmatch(r"# [\w ]+", title)
     assert empty == empty_again == ""
@@ -85,7 +85,7 @@ def test_page_names_topics_that_exist(topic: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_every_block_of_a_page_is_run_by_a_test(topic: str) -> None:
-    """A block has a language, and a test that runs blocks of this language of this page."""
+    """Each block has a language, and a test runs the blocks of this language and page."""
     default = {"sh": "test_examples", "python": "test_examples", "console": "test_examples"}
     run_by = RUN_BY.get(topic, default)
     assert {block.language for block in blocks(PAGES[topic])} <= run_by.keys() & LANGUAGES
@@ -93,20 +93,20 @@ def test_every_block_of_a_page_is_run_by_a_test(topic: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_examples_of_a_page_fit_a_terminal_of_80_columns(topic: str) -> None:
-    """With the margins that `scache help` gives them."""
+    """`scache help` adds a margin of one column on each side."""
     lines = [line for block in blocks(PAGES[topic]) for line in block.text.splitlines()]
     assert max(map(len, lines), default=0) <= 78
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_settings_page_describes_every_setting(setting: Setting) -> None:
-    """Its key, its option, its variable, its default and its help, each as the code has it."""
+    """Key, option, variable, default and help are those of the code."""
     begin = f"`{setting.option}`, `{setting.variable}`. Default: `{setting.default}`."
     assert section(PAGES["settings"], setting.name).startswith(f"\n{begin}\n\n{setting.help}\n")
 
 
-def test_settings_page_describes_settings_that_exist() -> None:
-    """In the order of the code. Settings of earlier versions are named as such."""
+def test_settings_page_has_the_order_of_the_code() -> None:
+    """It names the settings of earlier versions as well."""
     titles = re.findall(r"^### (.*)$", PAGES["settings"], re.MULTILINE)
     assert titles == [setting.name for setting in SETTINGS]
     assert all(f"`{name}`" in PAGES["settings"] for name in RETIRED)
@@ -114,7 +114,7 @@ def test_settings_page_describes_settings_that_exist() -> None:
 
 @pytest.mark.parametrize("setting", LIMIT_SETTINGS, ids=lambda setting: setting.name)
 def test_limits_page_has_every_limit(setting: Setting) -> None:
-    """With its default."""
+    """Its default is that of the code."""
     (default,) = re.findall(rf"\*\*{setting.name}\*\* \((.*?)\)", PAGES["limits"])
     if setting.default == "0":
         assert default == "default: as many as open files allow"
@@ -125,14 +125,14 @@ def test_limits_page_has_every_limit(setting: Setting) -> None:
 
 
 def test_limits_page_names_the_counters_of_limits() -> None:
-    """Each counter of a limit is where the limit is described."""
+    """Each counter that begins with limit_ is on the page."""
     for name in COUNTERS:
         if name.startswith("limit_"):
             assert f"`{name}`" in PAGES["limits"]
 
 
 def test_sql_page_has_every_counter() -> None:
-    """Each counter is in the table by its name, or by the pattern of the requests."""
+    """A counter is in the table by its name, or by the pattern for requests."""
     table = section(PAGES["sql"], "Counters")
     named = re.findall(r"`(\w+)`", "".join(columns(table, 0)))
     (pattern,) = (cell for cell in columns(table, 1) if "REQUEST is" in cell)
@@ -144,21 +144,21 @@ def test_sql_page_has_every_counter() -> None:
 
 
 def test_sql_page_has_every_table_and_view() -> None:
-    """And no other."""
+    """It has no other names."""
     for title, kind in ("Tables", "table"), ("Views", "view"):
         named = re.findall(r"^\| `(\w+)` \|", section(PAGES["sql"], title), re.MULTILINE)
         assert sorted(named) == sorted(name for of, name in ours() if of == kind)
 
 
 def test_exit_codes_page_has_every_exit_code() -> None:
-    """And no other."""
+    """It has no other codes."""
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     table = PAGES["exit-codes"].split("## Signals")[0]
     assert [int(code) for code in columns(table, 0) if code.isdecimal()] == sorted(codes)
 
 
-def test_postfix_page_shows_the_statistics_as_the_daemon_logs_them() -> None:
-    """To the byte, but for the process and the time."""
+def test_postfix_page_shows_the_statistics_as_logged() -> None:
+    """Only the process id and the time differ."""
     (shown,) = blocks(PAGES["postfix"], "text")
     statistics = Statistics(Clock())
     statistics.domain_hits, statistics.domain_misses = 86, 34

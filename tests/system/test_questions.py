@@ -1,7 +1,7 @@
-"""The manual's questions, answered on a cache that a real Postfix filled.
+"""The questions of the manual, answered on a cache that a real Postfix filled.
 
-What is right is told by what Postfix logged (``conn_use``, and which process delivered what), by
-the statistics that the daemon logged, and by counting over the tables.
+The right answers come from the log of Postfix (``conn_use``, and the process of each delivery),
+from the statistics that the daemon logged, and from counting rows of the tables.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ COMMANDS = [
     for words in commands(block.text)
 ]
 FILE = "/var/lib/postfix/scache.db"
-"""What the manual calls the file."""
+"""The database file in the manual."""
 
 LATENESS = 60
-"""Seconds by which a connection may expire late on a busy machine."""
+"""Seconds that an expiry may be late on a busy machine."""
 
 VOLATILE = {"remaining", "age"}
-"""Columns of views of what is alive that no two queries agree on."""
+"""Columns of live views that change from query to query."""
 
 ROWS_OF_DATASETTE = 1000
-"""As many as it gives at once."""
+"""Rows that Datasette returns at once."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def cache(request: pytest.FixtureRequest, filled: Traffic) -> Traffic:
 
 
 class Asked:
-    """A question, put to the file as ``scache sql`` puts it."""
+    """The statement of a question, and the cache that it is executed on."""
 
     def __init__(self, cache: Traffic, statement: str) -> None:
         self.cache = cache
@@ -95,7 +95,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def answers(title: str) -> Callable[[Check], Check]:
-    """Say which question a check is for."""
+    """Register a check for the question with this title."""
 
     def register(check: Check) -> Check:
         assert CHECKS.setdefault(title, check) is check
@@ -104,20 +104,20 @@ def answers(title: str) -> Callable[[Check], Check]:
     return register
 
 
-def test_every_question_has_its_check() -> None:
-    """A question has one check, and a check has one question."""
+def test_question_has_one_check() -> None:
+    """Each question of the manual has one check, and each check has one question."""
     assert list(CHECKS) == TITLES
     assert len(TITLES) == len(set(TITLES)) == SECTION.count("```sql")
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_answer(cache: Traffic, title: str) -> None:
-    """The SQL of the manual answers its question rightly."""
+def test_question_has_right_answer(cache: Traffic, title: str) -> None:
+    """The SQL of the manual gives the answer that the log of Postfix implies."""
     CHECKS[title](Asked(cache, QUESTIONS[title]))
 
 
-def test_the_trail_tells_what_postfix_logged(cache: Traffic) -> None:
-    """Each delivery took the connection that it says, after as many uses as it says."""
+def test_audit_log_agrees_with_log_of_postfix(cache: Traffic) -> None:
+    """Each delivery took the connection of the audit log, after the uses that Postfix logged."""
     assert Counter(step.delivery.domain for step in cache.steps) == MESSAGES
     uses: dict[int, int] = {}
     for step in cache.steps:
@@ -134,8 +134,8 @@ def test_the_trail_tells_what_postfix_logged(cache: Traffic) -> None:
     assert reused == kinds[b"found"] > 0.7 * len(cache.deliveries)
 
 
-def test_the_statistics_agree_with_the_trail(cache: Traffic) -> None:
-    """What the daemon logged are the hits and misses of the trail, and what Postfix logged."""
+def test_statistics_agree_with_audit_log(cache: Traffic) -> None:
+    """Hits and misses in the daemon's log are those of the audit log and of Postfix's log."""
     counts = Counter((event["kind"], event["status"]) for event in cache.events())
     assert cache.lookups == {
         "domain": (counts[b"find_dest", 0], counts[b"find_dest", 2]),
@@ -149,7 +149,7 @@ def test_the_statistics_agree_with_the_trail(cache: Traffic) -> None:
 
 @answers("What is cached for a host, which client saved it, and when does it expire?")
 def check_cached(asked: Asked) -> None:
-    """Every connection to the host's sink that Postfix opened, under its last user's name."""
+    """Expect each connection to the host that Postfix opened, with its last saver."""
     cache = asked.cache
     rows = asked.rows(host="localhost")
     if not cache.running:
@@ -158,7 +158,7 @@ def check_cached(asked: Asked) -> None:
     shared = cache.endpoints["same.example"]
     taken = {step.taken for step in cache.steps}
     left = {s.saved: s for s in cache.steps if s.endpoint == shared and s.saved not in taken}
-    # Each connection that was ever opened there is there again.
+    # Each connection that was ever opened to this server is cached again.
     ports = {d.port for d in cache.deliveries if d.domain == "same.example"}
     opened = sum(d.uses == 1 and d.port in ports for d in cache.deliveries)
     assert len(rows) == len(left) == opened > 0
@@ -217,7 +217,7 @@ def check_never_found(asked: Asked) -> None:
     assert all(d.uses == 1 for d in cache.deliveries if d.domain == "lonely.example")
     rows = {row["endpoint"]: row for row in asked.rows()}
     lonely, odd = rows.pop(cache.endpoints["lonely.example"]), rows.pop(ODD)
-    assert rows == {}  # everywhere else Postfix found some
+    assert rows == {}  # Postfix found connections of all other endpoints
     assert (lonely["saved"], lonely["never_found"], lonely["live"]) == (1, 1, 0)
     assert (odd["saved"], odd["never_found"], odd["live"]) == (
         (1, 0, 1) if cache.running else (1, 1, 0)
@@ -238,7 +238,7 @@ def check_shared(asked: Asked) -> None:
 
 @answers("Was a connection used for another destination than it was saved for?")
 def check_handed_over(asked: Asked) -> None:
-    """As often as the log says, and only between the two names of one sink."""
+    """Expect the numbers of Postfix's log, and only the two names of one server."""
     cache = asked.cache
     saved_for = {step.saved: step.destination for step in cache.steps}
     expected = Counter(
@@ -256,8 +256,8 @@ def check_handed_over(asked: Asked) -> None:
     assert counts == sorted(counts, reverse=True)
 
 
-def test_handover_names_what_smtp_did(cache: Traffic) -> None:
-    """Of each delivery through a connection that was there: whose it was, and for what before."""
+def test_handover_names_destinations_of_each_reuse(cache: Traffic) -> None:
+    """For each delivery over a cached connection, the view has the destination before and now."""
     saved_for = {step.saved: step.destination for step in cache.steps}
     expected = {
         step.taken: (saved_for[step.taken], step.destination)
@@ -314,12 +314,12 @@ def check_processes(asked: Asked) -> None:
 
 @answers("How old are connections when they leave, by close reason?")
 def check_lifetime(asked: Asked) -> None:
-    """As many were found as the log tells of reuse; the ages are those of the trail."""
+    """Compare the numbers with the reuse in Postfix's log, and the ages with the audit log."""
     cache = asked.cache
     rows = {row["way_out"]: row for row in asked.rows()}
     counts = {way: row["connections"] for way, row in rows.items()}
     reused = sum(delivery.uses > 1 for delivery in cache.deliveries)
-    # What was saved and is neither found nor expired is still there, the odd one with it.
+    # Connections that were neither found nor expired are still cached, with that of this test.
     left = len(cache.deliveries) - reused - 1 + 1
     assert counts == {b"found": reused, b"expired": 1} | ({} if cache.running else {b"lost": left})
     if cache.running:
@@ -338,7 +338,7 @@ def check_lifetime(asked: Asked) -> None:
 
 @answers("What happened in the last minute?")
 def check_lately(asked: Asked) -> None:
-    """No more and no less than what is as young as that."""
+    """Expect exactly the events that are not older than the given time."""
     events = asked.cache.events()
     outcomes = {0: b"ok", 1: b"bad", 2: b"fail", None: None}
 
@@ -358,10 +358,10 @@ def check_lately(asked: Asked) -> None:
         before = time.time()
         span = before - middle
         lately = answer(f"-{span:.3f} seconds")
-        # Give or take what passed while it was asked, and the milliseconds that a view leaves out.
+        # The query itself took time, and the view rounds to milliseconds.
         assert counted(middle + time.time() - before + 0.002) <= lately <= counted(middle - 0.002)
         if lately:
-            break  # on a busy machine what is asked for may be over by then: ask for more
+            break  # on a busy machine the span may be over: try a longer one
     assert 0 < lately.total() < len(events)
 
 
@@ -390,7 +390,7 @@ def check_runs(asked: Asked) -> None:
 
 
 def _seconds(shown: bytes) -> float:
-    """Return the time that a view shows, in milliseconds that SQLite has rounded its own way."""
+    """Return the time in a view, which SQLite has rounded to milliseconds."""
     return datetime.fromisoformat(shown.decode()).timestamp()
 
 
@@ -403,7 +403,7 @@ def _postfix_uid() -> int:
 
 
 def command(program: str) -> list[str]:
-    """Return the manual's command line of a program, without the file."""
+    """Return the command line of a program in the manual, without the file."""
     for words in COMMANDS:
         if words[0] == program and FILE in words:
             return [word for word in words if word != FILE]
@@ -424,14 +424,16 @@ def parameters(cache: Traffic, statement: str) -> Parameters:
 @pytest.mark.parametrize(
     "asking", [ask_scache, partial(ask_sqlite3, COMMAND_OF_SQLITE3)], ids=["scache", "sqlite3"]
 )
-def test_programs_agree(cache: Traffic, title: str, asking: Callable[..., list[Row]]) -> None:
-    """Our command and SQLite's give the same answer."""
+def test_scache_and_sqlite3_give_the_same_answer(
+    cache: Traffic, title: str, asking: Callable[..., list[Row]]
+) -> None:
+    """Each answer is that of a direct query of the file."""
     question = (cache.database, QUESTIONS[title], parameters(cache, QUESTIONS[title]))
     assert asking(*question) == shown(ask(*question))
 
 
-def test_datasette_agrees(cache: Traffic) -> None:
-    """Datasette answers every question, and shows every view, on the file as it is."""
+def test_datasette_gives_the_same_answers(cache: Traffic) -> None:
+    """It answers each question, and shows each view, on the file of the daemon."""
     with datasette(COMMAND_OF_DATASETTE, cache.database) as server:
         for statement in QUESTIONS.values():
             given = parameters(cache, statement)
@@ -440,8 +442,8 @@ def test_datasette_agrees(cache: Traffic) -> None:
         check_views(cache, server, cache.database)
 
 
-def test_datasette_agrees_on_a_copy(cache: Traffic, tmp_path: Path) -> None:
-    """What ``scache dump --output`` wrote may be opened as immutable."""
+def test_datasette_shows_a_dump_as_immutable(cache: Traffic, tmp_path: Path) -> None:
+    """It neither changes the copy nor writes beside it."""
     copy = tmp_path / "copy.db"
     dump = ("dump", "--database", str(cache.database), "--output", str(copy))
     assert run_command(*SCACHE, *dump).returncode == 0
@@ -453,7 +455,7 @@ def test_datasette_agrees_on_a_copy(cache: Traffic, tmp_path: Path) -> None:
 
 
 def check_views(cache: Traffic, server: Datasette, database: Path) -> None:
-    """Compare all views of a file as JSON with what sqlite3 says of them."""
+    """Compare all views of a file as JSON with the output of sqlite3."""
     for view in VIEWS:
         statement = f"SELECT * FROM {view} LIMIT {ROWS_OF_DATASETTE}"
         expected = ask_sqlite3(COMMAND_OF_SQLITE3, database, statement, {})
@@ -462,7 +464,7 @@ def check_views(cache: Traffic, server: Datasette, database: Path) -> None:
 
 
 def _lasting(view: str, rows: list[Row]) -> list[Row]:
-    """Return rows without what no two queries agree on, nor two ways to write a number."""
+    """Return rows without columns that change, and with rounded numbers."""
     gone = VOLATILE if view.startswith("live_") else set()
     return [
         {

@@ -1,4 +1,4 @@
-"""The README: its order, its length, and where it leads."""
+"""The README: its order, length and links."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CONTRIBUTORS = ["tests/README.md", "tools/README.md"]
 
 
 def test_readme_is_short_and_in_order() -> None:
-    """Two hundred lines, from what it is to the license."""
+    """It has at most 200 lines."""
     assert README.count("\n") <= 200
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == HEADINGS
 
 
-def test_readme_leads_to_every_page_and_to_the_notes_of_contributors() -> None:
-    """Each link leads to a file of the tree; a comment leads nowhere yet."""
+def test_readme_links_every_page_and_the_notes_for_contributors() -> None:
+    """Each link leads to a file of the tree; links in comments are not checked."""
     links = re.findall(r"\[[\w.-]+\]\(([^)]+)\)", section(README, "Where to read on"))
     assert {f"scache/manual/{topic}.md" for topic in TOPICS} | {*CONTRIBUTORS} <= {*links}
     shown = re.sub(r"<!--.*?-->", "", README)
@@ -41,7 +41,7 @@ def test_readme_leads_to_every_page_and_to_the_notes_of_contributors() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", *CONTRIBUTORS])
 def test_readme_names_tools_and_tests_that_exist(name: str) -> None:
-    """Each tool and each file of tests that is named is in the tree."""
+    """Each tool and each test file that is named is in the tree."""
     text = ROOT.joinpath(name).read_text(encoding="utf-8")
     tools = set(re.findall(r"`((?:tools|\.ci)/\w+)", text))
     tests = {f"tests/{file}" for file in re.findall(r"((?:\w+/)?test_\w+\.py)", text)}
@@ -50,6 +50,6 @@ def test_readme_names_tools_and_tests_that_exist(name: str) -> None:
 
 
 def test_readme_has_a_language_for_every_block() -> None:
-    """Each but the diagram is an example, which a test runs."""
+    """Each block but the diagram is an example, which runs in a test."""
     languages = [block.language for block in blocks(README)]
     assert languages == ["text", "sh", "console", "sh", "sh", "python", "console"]

@@ -1,4 +1,4 @@
-"""The recipe of the manual in place of Postfix's scache(8), run as it is printed."""
+"""The recipe of the manual for Postfix, run as it is printed."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ HELP = ROOT.joinpath("scache", "cli", "commands", "serve.py").read_text(encoding
 
 
 @pytest.mark.parametrize("name", ["help", *DOCUMENTS])
-def test_every_example_for_postfix_is_of_the_recipe(name: str) -> None:
-    """Each command that serves Postfix is the recipe's, and each socket among Postfix's is, too."""
+def test_every_example_for_postfix_is_that_of_the_recipe(name: str) -> None:
+    """Each document has the same command, and no other socket in Postfix's directory."""
     text = HELP.replace("\\\\\n", "\\\n") if name == "help" else DOCUMENTS[name]
     (_, socket), *_ = re.findall(r"(--socket) (\S+)", SERVE)
     of_master = {str(Path(socket).parent / "scache")} if name == "master" else set()
@@ -76,7 +76,7 @@ def test_every_example_for_postfix_is_of_the_recipe(name: str) -> None:
 
 
 def test_readme_has_the_recipe() -> None:
-    """Word for word: the daemon, and the switch."""
+    """The commands are those of the page, word for word."""
     serve, switch = blocks(section(README, "With Postfix"), "sh")
     assert words(serve.text) == words(SERVE)
     assert switch.text.strip() == SWITCH
@@ -84,7 +84,7 @@ def test_readme_has_the_recipe() -> None:
 
 
 class Administrator:
-    """A person who runs the recipe on a private Postfix, and looks at what comes of it."""
+    """An administrator, who runs the recipe on a private Postfix and checks the result."""
 
     def __init__(self, postfix: PrivatePostfix) -> None:
         self._postfix = postfix
@@ -102,25 +102,25 @@ class Administrator:
         return shlex.split(command)
 
     def scache(self, command: str) -> list[str]:
-        """Return such a command of ours, with the program that is tested."""
+        """Return the words of a command of scache, with the program under test."""
         program, *arguments = self.here(command)
         assert program == "scache"
         return [*SCACHE, *arguments]
 
     def reload(self, commands: str) -> str:
-        """Run commands of Postfix, one of which is a reload, until that is done."""
+        """Run commands of Postfix that include a reload; wait until it is done."""
         said = self._postfix.run(commands)
         self._reloads += 1
         self._postfix.wait_reloaded(self._reloads)
         return said
 
     def check(self) -> list[str]:
-        """Run ``postfix check``; return what it says, and all that Postfix complained of before."""
+        """Run ``postfix check``; return its output, and the complaints in the log of Postfix."""
         said = self._postfix.run("postfix check").splitlines()
         return [*said, *(line for line in self._postfix.log() if COMPLAINT.search(line))]
 
     def deliver(self) -> int:
-        """Send mail; return how many connections were reused, by what smtp(8) logged."""
+        """Send mail; return the number of reused connections in the log of smtp(8)."""
         before = self._postfix.deliveries()
         self._postfix.send(MESSAGES, SESSIONS)
         self._postfix.wait_delivered(len(before) + MESSAGES)
@@ -129,7 +129,7 @@ class Administrator:
         return sum("conn_use=" in delivery for delivery in sent)
 
     def is_given_up(self) -> bool:
-        """Return whether a connection is not handed out whose server says 421 meanwhile."""
+        """Return True if a connection is closed when its server sends 421."""
         ours, servers = socket.socketpair()
         with scache.Client(self.socket) as cache, ours, servers:
             assert cache.save_endp(60, "mx.example", "", ours)
@@ -140,7 +140,7 @@ class Administrator:
             return False
 
     def found(self) -> int:
-        """Return how many connections our daemon has handed out."""
+        """Return the number of connections that clients of the daemon found."""
         stats = run_command(*(*SCACHE, "stats", "--format", "json", "--socket", str(self.socket)))
         assert stats.stderr == ""
         return int(json.loads(stats.stdout)["ways_out"]["found"])
@@ -148,14 +148,14 @@ class Administrator:
 
 @pytest.mark.postfix
 @pytest.mark.slow
-@pytest.mark.parametrize("genuine", [True, False], ids=["as installed", "without scache(8)"])
-def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
-    """Connections are reused through us until the way back, and `postfix check` is silent.
+@pytest.mark.parametrize("with_scache", [True, False], ids=["as installed", "without scache(8)"])
+def test_recipe_works_and_survives_an_upgrade_of_postfix(with_scache: bool) -> None:
+    """Connections are reused through the daemon until the way back; `postfix check` is silent.
 
-    Not even `postfix upgrade-configuration`, which adds Postfix's scache(8) to a master.cf
-    without it, takes the socket from us.
+    `postfix upgrade-configuration` adds Postfix's scache(8) to a master.cf without it; the socket
+    of this daemon stays.
     """
-    with PrivatePostfix(with_scache=genuine) as postfix:
+    with PrivatePostfix(with_scache=with_scache) as postfix:
         administrator = Administrator(postfix)
         with DaemonProcess(administrator.scache(SERVE)) as daemon:
             assert administrator.reload(SWITCH) == ""
@@ -172,7 +172,7 @@ def test_recipe_works_and_survives_an_upgrade_of_postfix(genuine: bool) -> None:
             assert administrator.check() == []
 
             upgraded = administrator.reload("postfix upgrade-configuration; postfix reload")
-            assert ("adding missing entry for scache service" in upgraded) != genuine
+            assert ("adding missing entry for scache service" in upgraded) != with_scache
             assert administrator.check() == []
             before = administrator.found()
             assert administrator.deliver() == administrator.found() - before > 0
