@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from scache.cache.statistics import Statistics
 from scache.cli.commands.help import TOPICS, summary
 from scache.clock import Clock
 from scache.settings.declarations import RETIRED, SETTINGS, Setting
+from scache.settings.loading import from_file, gather
 from scache.store.schema import ours
 from scache.vocabulary import COUNTERS
 from tests.support.commands import ROOT
@@ -110,6 +112,15 @@ def test_settings_page_has_the_order_of_the_code() -> None:
     titles = re.findall(r"^### (.*)$", PAGES["settings"], re.MULTILINE)
     assert titles == [setting.name for setting in SETTINGS]
     assert all(f"`{name}`" in PAGES["settings"] for name in RETIRED)
+
+
+def test_settings_page_shows_lines_of_a_file(tmp_path: Path) -> None:
+    """They are TOML, and their values are accepted."""
+    lines = re.findall(r"`(\w+ = [^`]+)`", PAGES["settings"])
+    file = tmp_path / "scache.toml"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    gather(from_file(file))
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize("setting", LIMIT_SETTINGS, ids=lambda setting: setting.name)

@@ -145,10 +145,12 @@ def _populations(figures: dict[str, Any]) -> Iterator[_Row]:
         note += f", oldest {span(connections['oldest'])}"
     yield "clients", f"{clients['connected']:,}", f"{clients['total']:,}", ""
     yield "connections", f"{connections['cached']:,}", f"{saved:,}", note
-    yield "bindings", f"{bindings['live']:,}", "", f"{bindings['destinations']:,} destinations"
+    destinations = bindings["destinations"]
+    served = f"{destinations:,} destination{'s' * (destinations != 1)}"
+    yield "bindings", f"{bindings['live']:,}", "", served
     note = f"{events['dropped']:,} dropped" if events["dropped"] else ""
     if events["oldest"] is not None:
-        note = f"back {span(events['oldest'])}" + (f", {note}" if note else "")
+        note = f"oldest {span(events['oldest'])}" + (f", {note}" if note else "")
     yield "events", f"{events['kept']:,}", "", note
 
 
