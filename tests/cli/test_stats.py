@@ -138,7 +138,7 @@ def test_stats_fits_terminal_even_if_everything_is_used(filled: Path) -> None:
     lines = text.splitlines()
     assert len(lines) == 23
     assert all(len(line) <= 80 for line in lines)
-    assert re.fullmatch(r"\(\d+ more lines; scache stats --format table \| cat\)", lines[-1])
+    assert re.fullmatch(r"\(\d+ more lines: add --format table \| cat\)", lines[-1])
 
 
 def test_stats_shows_how_long_stopped_daemon_ran(file: Path, capsys: Capture) -> None:

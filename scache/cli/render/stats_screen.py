@@ -79,7 +79,7 @@ def screen(target: Target, figures: dict[str, Any], width: int, height: int | No
     if room is not None and len(lines) > max(room, 1):
         kept = max(room - 1, 0)
         missing = len(lines) - kept
-        lines = [*lines[:kept], f"({missing} more lines; scache stats --format table | cat)"]
+        lines = [*lines[:kept], f"({missing} more lines: add --format table | cat)"]
     text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
     if not alarm:
         return text
