@@ -133,8 +133,12 @@ def _read_toml(path: Path) -> dict[str, object]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that suggests a similar known name; empty if there is none."""
+    """Return the end of a sentence that suggests a similar known name; empty if there is none.
+
+    Case does not matter.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    by_folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f", did you mean {by_folded[close[0]]}?" if close else ""

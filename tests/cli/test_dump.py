@@ -182,6 +182,7 @@ def test_dump_output_does_not_overwrite_other_files(
     [
         (["event"], "--output writes all tables: name no tables with it"),
         (["--limit", "5"], "--output writes all rows: it takes no --limit"),
+        (["--all-columns"], "--output writes all columns: it takes no --all-columns"),
         (["--format", "csv"], "--output writes a database file: it takes no --format"),
         (["--format", "json"], "--output writes a database file: it takes no --format"),
     ],

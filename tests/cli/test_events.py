@@ -63,6 +63,7 @@ def test_events_prints_events_that_match_all_filters(
         ("--id=0", "must be a whole number from 1 to 2^63 - 1, not '0'"),
         ("--connection=²", "not '²'"),
         (f"--limit={2**63}", f"must be a whole number from 0 to 2^63 - 1, not '{2**63}'"),
+        ("--client=", "--client must not be empty"),
         (f"--client={2**63}", "no id is that large"),
         (f"--client={'9' * 5000}", "no id is that large"),
         ("--interval=0", "0"),

@@ -88,7 +88,7 @@ def dump(
     says so.
     """
     if output is not None:
-        _check_alone(names, limit)
+        _check_alone(names, limit, all_columns=all_columns)
     elif layout == "csv" and len(names) != 1:
         raise click.UsageError("CSV holds one table: name exactly one, or choose another --format")
     with target.image() as image:
@@ -117,7 +117,7 @@ def dump(
             rows.say_what_is_missing(chosen)
 
 
-def _check_alone(names: Sequence[str], limit: int | None) -> None:
+def _check_alone(names: Sequence[str], limit: int | None, *, all_columns: bool) -> None:
     """Raise UsageError for options and arguments that have no effect with ``--output``."""
     if names:
         raise click.UsageError("--output writes all tables: name no tables with it")
@@ -126,6 +126,8 @@ def _check_alone(names: Sequence[str], limit: int | None) -> None:
         raise click.UsageError("--output writes a database file: it takes no --format")
     if limit is not None:
         raise click.UsageError("--output writes all rows: it takes no --limit")
+    if all_columns:
+        raise click.UsageError("--output writes all columns: it takes no --all-columns")
 
 
 class _Rows:

@@ -268,6 +268,8 @@ def _known(kinds: Sequence[str]) -> Sequence[str]:
 
 
 def _pid(client: str) -> int | None:
+    if not client:
+        raise click.UsageError("--client must not be empty: it takes the id of a process or a GLOB")
     if not (client.isascii() and client.isdecimal()):
         return None
     if len(client) > len(str(LARGEST)) or int(client) > LARGEST:
