@@ -96,10 +96,10 @@ class Named(NamedTuple):
         return ("endpoint", self.endpoint), ("destination", self.destination)
 
 
-def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> None:
+def give_hints(image: Image, named: Named, *, recorded: bool, nothing: bool) -> None:
     """Write hints to stderr about patterns and fields that may be mistakes.
 
-    ``trail`` is true if the audit log was searched, and false for what is cached. ``nothing`` is
+    ``recorded`` is true if the audit log was searched, and false for what is cached. ``nothing`` is
     true if the search matched nothing.
     """
     from scache.inspection.labels import any_has_fields, count_fits
@@ -108,14 +108,14 @@ def give_hints(image: Image, named: Named, *, trail: bool, nothing: bool) -> Non
         advice = None if pattern is None else bracket_hint(pattern)
         if pattern is None or not (advice or nothing):
             continue
-        fitting, exact = count_fits(image, column, os.fsencode(pattern), trail=trail)
+        fitting, exact = count_fits(image, column, os.fsencode(pattern), recorded=recorded)
         if advice and (not fitting or fitting > exact):
             say(advice)
         if not fitting:
-            say(*_nothing_hint(image, column, pattern, trail=trail))
+            say(*_nothing_hint(image, column, pattern, recorded=recorded))
     fields = list(map(os.fsencode, named.fields))
-    if fields and nothing and not any_has_fields(image, fields, trail=trail):
-        say(*_nothing_hint(image, "field", " and ".join(named.fields), trail=trail))
+    if fields and nothing and not any_has_fields(image, fields, recorded=recorded):
+        say(*_nothing_hint(image, "field", " and ".join(named.fields), recorded=recorded))
 
 
 def no_such(what: str, name: str, known: Iterable[str]) -> click.UsageError:
@@ -154,7 +154,7 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterator[str]:
+def _nothing_hint(image: Image, what: str, text: str, *, recorded: bool) -> Iterator[str]:
     """Yield the hint that nothing matches a text.
 
     For the audit log there is no hint without a reason or a similar label: the command itself shows
@@ -164,7 +164,7 @@ def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterato
 
     words = [word.strip(".-") for word in _WORD.findall(_ESCAPE.sub(" ", text))]
     word = max(words, key=len, default="")
-    similar = near(image, word.encode(), _SIMILAR, trail=trail) if word else []
+    similar = near(image, word.encode(), _SIMILAR, recorded=recorded) if word else []
     reasons = []
     if _ELLIPSIS in text:
         reasons.append(
@@ -172,5 +172,5 @@ def _nothing_hint(image: Image, what: str, text: str, *, trail: bool) -> Iterato
         )
     if similar:
         reasons.append(f"similar labels: {', '.join(map(shown, similar))}")
-    if reasons or not trail:
+    if reasons or not recorded:
         yield "; ".join([f"nothing matches the {what} {text}", *reasons])

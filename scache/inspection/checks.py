@@ -124,13 +124,13 @@ CHECKS: Final = (
     Check(
         "connections without a descriptor",
         "SELECT id FROM connection EXCEPT SELECT connection_id FROM descriptor ORDER BY 1",
-        "nobody can be given these connections",
+        "these connections have no descriptor, so no client can get them",
         f"{_LIVE} AND {_WELL}",
     ),
     Check(
         "descriptors without a connection",
         "SELECT connection_id FROM descriptor EXCEPT SELECT id FROM connection ORDER BY 1",
-        "nobody can find these descriptors, by the ids of their connections",
+        "these descriptors have no connection, so no client can find them (ids of connections)",
         f"{_LIVE} AND {_WELL}",
     ),
     Check(
@@ -173,12 +173,12 @@ CHECKS: Final = (
         _WELL,
     ),
     Check(
-        "connections that nobody saved",
+        "connections without a save",
         """
         SELECT id FROM connection
         EXCEPT SELECT connection_id FROM event WHERE kind = 'save_endp' AND status = 0 ORDER BY 1
         """,
-        "these are there, and nothing tells who saved them",
+        "these are cached, and no event says which client saved them",
         f"{_WELL} AND {_COMPLETE}",
     ),
     Check(
@@ -212,7 +212,7 @@ CHECKS: Final = (
         _WELL,
     ),
     Check(
-        "counters below the trail",
+        "counters below the audit log",
         f"""
         SELECT name || ' is ' || coalesce(value, 0) || ', with ' || events || ' events'
         FROM ({_COUNTED}) LEFT JOIN counter USING (name)
@@ -222,7 +222,7 @@ CHECKS: Final = (
         _WELL,
     ),
     Check(
-        "counters above the trail",
+        "counters above the audit log",
         f"""
         SELECT name || ' is ' || value || ', with ' || coalesce(events, 0) || ' events'
         FROM counter LEFT JOIN ({_COUNTED}) USING (name)

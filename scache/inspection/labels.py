@@ -138,14 +138,14 @@ def field_parameters(fields: Sequence[bytes]) -> dict[str, Value | str]:
     return {f"field{number}": field for number, field in enumerate(fields)}
 
 
-def count_fits(image: Image, column: str, pattern: bytes, *, trail: bool) -> tuple[int, int]:
+def count_fits(image: Image, column: str, pattern: bytes, *, recorded: bool) -> tuple[int, int]:
     """Count the rows whose label matches a pattern, and the rows whose label is equal to it.
 
-    The rows are those of the audit log if ``trail`` is true, otherwise those of the cache. The
+    The rows are those of the audit log if ``recorded`` is true, otherwise those of the cache. The
     column is ``endpoint`` or ``destination``.
     """
     prepare(image)
-    table = "event" if trail else _TABLES[column]
+    table = "event" if recorded else _TABLES[column]
     conditions = fits(column, "text", pattern), is_exactly(column, "text", pattern)
     sql = _COUNT.format(table, *conditions)
     ((fitting, exact),) = image.execute(sql, {"text": pattern}).rows
@@ -154,10 +154,10 @@ def count_fits(image: Image, column: str, pattern: bytes, *, trail: bool) -> tup
     return fitting, exact
 
 
-def any_has_fields(image: Image, fields: Sequence[bytes], *, trail: bool) -> bool:
-    """Return True if a label of the audit log (``trail``) or of the cache has all these fields."""
+def any_has_fields(image: Image, fields: Sequence[bytes], *, recorded: bool) -> bool:
+    """Return True if a label of the audit log (``recorded``) or the cache has all these fields."""
     prepare(image)
-    source = _RECORDED if trail else _CACHED
+    source = _RECORDED if recorded else _CACHED
     sql = _ANY.format(source, has_fields("label", fields))
     ((found,),) = image.execute(sql, field_parameters(fields)).rows
     return found == 1
@@ -171,12 +171,12 @@ def binding_of(image: Image, binding_id: int) -> bytes | None:
     return None
 
 
-def near(image: Image, word: bytes, limit: int, *, trail: bool) -> list[bytes]:
+def near(image: Image, word: bytes, limit: int, *, recorded: bool) -> list[bytes]:
     """Return up to ``limit`` labels that contain a word, in upper or lower case.
 
-    The labels are those of the audit log if ``trail`` is true, otherwise those of the cache.
+    The labels are those of the audit log if ``recorded`` is true, otherwise those of the cache.
     """
-    sql = _NEAR.format(_RECORDED if trail else _CACHED)
+    sql = _NEAR.format(_RECORDED if recorded else _CACHED)
     rows = image.execute(sql, {"word": word, "limit": limit}).rows
     return [label for (label,) in rows if isinstance(label, bytes)]
 

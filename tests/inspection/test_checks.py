@@ -111,7 +111,7 @@ BROKEN: list[tuple[str, Break, str]] = [
     ),
     ("connections both here and gone", lambda c: c.event("found", connection_id=10), ": 10$"),
     (
-        "connections that nobody saved",
+        "connections without a save",
         run("UPDATE event SET status = 2 WHERE connection_id IN (10, 11) AND kind = 'save_endp'"),
         ": 10; 11$",
     ),
@@ -123,17 +123,17 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("bindings with two ways out", lambda c: c.event("purged", binding_id=31), ": 31$"),
     ("bindings both here and gone", lambda c: c.event("purged", binding_id=30), ": 30$"),
     (
-        "counters below the trail",
+        "counters below the audit log",
         lambda c: c.count(save_endp_ok=5, connections_found=0),
         "connections_found is 0, with 1 events; save_endp_ok is 5, with 6 events$",
     ),
     (
-        "counters below the trail",
+        "counters below the audit log",
         run("DELETE FROM counter WHERE name = 'bindings_expired'"),
         "bindings_expired is 0, with 1 events$",
     ),
     (
-        "counters above the trail",
+        "counters above the audit log",
         lambda c: c.count(save_endp_ok=7, find_dest_bad=1),
         "find_dest_bad is 1, with 0 events; save_endp_ok is 7, with 6 events$",
     ),
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_a_finding(
 CANNOT_TELL: list[tuple[Break, list[str]]] = [
     (
         run("DELETE FROM event WHERE id <= 6"),
-        ["counters above the trail", "connections that nobody saved"],
+        ["counters above the audit log", "connections without a save"],
     ),
     (
         lambda c: c.count(events_dropped=3),
@@ -219,7 +219,7 @@ CANNOT_TELL: list[tuple[Break, list[str]]] = [
     ),
     (
         lambda c: c.count(runs_not_recorded=1),
-        ["counters above the trail", "bindings gone without a way out"],
+        ["counters above the audit log", "bindings gone without a way out"],
     ),
     (
         lambda c: c.setting(database_fault="it is full"),

@@ -159,7 +159,7 @@ def events(
         return
     with target.image() as image:
         found = _write(image, wanted, layout, limit, local=local)
-        give_hints(image, named, trail=True, nothing=not found)
+        give_hints(image, named, recorded=True, nothing=not found)
         _warn(image)
 
 
@@ -209,7 +209,7 @@ class _Follower:
     def run(self, limit: int | None, named: Named) -> None:
         """Write the last ``limit`` events, and then each new one; never return."""
         with self._target.image() as image:
-            give_hints(image, named, trail=True, nothing=False)
+            give_hints(image, named, recorded=True, nothing=False)
             self._write_new(image, limit)
             _warn(image)
         for _ in repeated(self._look, self._interval):

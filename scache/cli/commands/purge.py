@@ -111,7 +111,7 @@ def _chosen(image: Image, named: Named) -> Selection:
         fields=list(map(os.fsencode, named.fields)),
         ids=named.ids,
     )
-    give_hints(image, named, trail=False, nothing=not any(chosen))
+    give_hints(image, named, recorded=False, nothing=not any(chosen))
     _hint_at_ids(image, named.ids, chosen)
     return chosen
 
