@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
+
 
 def one_line(text: str) -> str:
     r"""Return the text as one line, with unprintable characters as \n, \x1b and so on."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    r"""Return an escape sequence; \xff for a byte that is not UTF-8 (surrogateescape)."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:x}"
+    return ascii(char)[1:-1]
+
+
+def quoted(text: str) -> str:
+    """Return the text as one printable word of a shell; unprintable characters need bash or zsh."""
+    if text.isprintable():
+        return shlex.quote(text)
+    literal = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(literal)}'"
 
 
 def shown(value: float | bytes | str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from scache.daemon.socket_watch import LOOK_INTERVAL, SocketWatch
 from scache.daemon.transport import Transport, client_logger
 from scache.daemon.watchdog import Watchdog
 from scache.errors import ScacheError, SocketError
+from scache.escape import quoted
 from scache.model import Connection
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
@@ -148,7 +148,7 @@ class Server:
                     "listening on %s, database %s; look inside with `scache stats --socket %s`",
                     self._settings.socket,
                     self._database.path,
-                    shlex.quote(str(self._settings.socket)),
+                    quoted(str(self._settings.socket)),
                 )
                 self._supervisor.ready()
                 await self._stop.wait()

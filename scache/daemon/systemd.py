@@ -57,7 +57,7 @@ class Systemd(Supervisor):
     def _send(self, message: str) -> None:
         # A notification that systemd cannot take now is lost; the next one has newer figures.
         with suppress(OSError):
-            self._socket.sendto(message.encode(), self._address)
+            self._socket.sendto(message.encode(errors="backslashreplace"), self._address)
 
 
 def systemd(environment: MutableMapping[str, str]) -> Systemd | None:

@@ -33,7 +33,7 @@ MEMORY = ":memory:"
 _STOP_ATTEMPTS = 5
 """Attempts to make the last commit of a run, FAULT_RETRY_INTERVAL apart."""
 
-_CHANGE_SETTING = "UPDATE setting SET value = ? WHERE name = ?"
+_CHANGE_SETTING = "UPDATE setting SET value = CAST(? AS TEXT) WHERE name = ?"
 
 _LOST: Mapping[Loss, str] = {
     "deleted": "its file was deleted; what is cached stays, and the file is made anew",
@@ -112,7 +112,7 @@ class Database:
     def record_settings(self, settings: Mapping[str, str]) -> None:
         """Record the settings after a reload in the table ``setting``."""
         for name, value in settings.items():
-            self.batch.execute_eventually(_CHANGE_SETTING, (value, name))
+            self.batch.execute_eventually(_CHANGE_SETTING, (os.fsencode(value), name))
         self.batch.on_pending()
 
     async def commit(self) -> bool:
@@ -203,7 +203,7 @@ class Database:
         async with AsyncExitStack() as stack:
             stack.callback(os.close, claim)
             stack.callback(Path(name).unlink, missing_ok=True)
-            await self._control.execute("VACUUM INTO ?", (name,))
+            await self._control.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(name),))
             await anyio.to_thread.run_sync(os.fsync, claim)
             old.give_way_to(name)
             stack.callback(Path(old.path).unlink, missing_ok=True)

@@ -81,7 +81,8 @@ _LAST_ID = "SELECT coalesce(max(last_id), 0) FROM instance"
 _FORGET_SETTINGS = "DELETE FROM setting"
 # A database restored from a dump contains the descriptors of the dumped daemon.
 _FORGET_DESCRIPTORS = "DELETE FROM descriptor"
-_RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, ?)"
+# A path may have bytes that are not UTF-8, which a parameter of type str cannot have.
+_RECORD_SETTING = "INSERT INTO setting (name, value) VALUES (?, CAST(? AS TEXT))"
 _START = """
     INSERT INTO instance (started_at, version, pid, last_id, boot, booted_at)
     VALUES (?, ?, ?, ?, ?, ?)
@@ -187,7 +188,8 @@ async def _recover(control: aiosqlite.Connection, start: Start) -> tuple[int, in
     first = await _number(control, _LAST_ID) + 1
     await control.execute(_FORGET_DESCRIPTORS)
     await control.execute(_FORGET_SETTINGS)
-    await control.executemany(_RECORD_SETTING, start.settings.items())
+    rows = [(name, os.fsencode(value)) for name, value in start.settings.items()]
+    await control.executemany(_RECORD_SETTING, rows)
     run = (now, start.version, os.getpid(), first + ID_RESERVE, clock.boot, clock.offset)
     async with control.execute(_START, run) as cursor:
         instance_id = cursor.lastrowid

@@ -31,7 +31,7 @@ _ADD_DESCRIPTOR = """
         (connection_id, fd, kind, local, peer, tcp_state, rtt_us, unread_bytes)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-_ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, ?)"
+_ADD_SETTING = "INSERT OR REPLACE INTO setting (name, value) VALUES (?, CAST(? AS TEXT))"
 _TRIGGERS = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
 
 MAX_DISCONNECTED_CLIENTS = 10_000
@@ -80,7 +80,7 @@ def complete(
         copy.execute('DROP TRIGGER "{}"'.format(name.replace('"', '""')))
     copy.executemany(_ADD_CONNECTION, on_their_way)
     copy.executemany(_ADD_DESCRIPTOR, ((row_id, *facts) for row_id, facts in descriptors))
-    copy.executemany(_ADD_SETTING, settings.items())
+    copy.executemany(_ADD_SETTING, ((name, os.fsencode(value)) for name, value in settings.items()))
     for _, sql in triggers:
         copy.execute(sql)
     copy.execute("COMMIT")

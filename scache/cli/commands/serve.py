@@ -149,6 +149,8 @@ def describe(sourced: Sourced) -> str:
         text = setting.kind.write(value)
         if not isinstance(value, bool | float) and setting.kind not in _NUMBERS:
             text = json.dumps(text, ensure_ascii=False)  # TOML quotes as JSON does
+            # TOML cannot hold bytes that are not UTF-8, so they are shown as \xff.
+            text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
         source = one_line(sourced.origins[setting.name])
         if setting.name in AT_START:
             source += "; read at the start only"
