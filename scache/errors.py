@@ -65,6 +65,12 @@ class SocketError(StartupError):
     exit_code = EXIT_SOCKET
 
 
+class ResourceError(StartupError):
+    """The daemon or a command lacks descriptors or threads."""
+
+    exit_code = EXIT_NOT_NOW
+
+
 class DatabaseError(StartupError):
     """The database cannot be opened, migrated, read or written."""
 

@@ -6,8 +6,10 @@ when it is used, and imports its dependencies when it runs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -20,12 +22,23 @@ import click
 
 from scache.cli.shell_completion import VARIABLE, answer
 from scache.cli.streams import OutputError, guard
-from scache.errors import EXIT_FAILURE, EXIT_NOT_NOW, EXIT_OK, EXIT_SETTINGS, ScacheError
+from scache.errors import (
+    EXIT_FAILURE,
+    EXIT_NOT_NOW,
+    EXIT_OK,
+    EXIT_SETTINGS,
+    ResourceError,
+    ScacheError,
+)
 from scache.escape import one_line
 from scache.version import __version__
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """Exit code if input ends at a question; a shell reports the same after Ctrl-C."""
+
+MIN_OPEN_FILES = 10
+"""Smallest limit on open files that a command starts with. Reading a database takes 7 descriptors;
+with fewer, SQLite says that it cannot open the file, which may be read."""
 
 EPILOG = """\b
 Examples:
@@ -80,8 +93,20 @@ class Commands(click.Group):
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Cache live connections for other processes, as Postfix's scache(8) does; look inside."""
+    if context.invoked_subcommand != "serve":  # which needs more, and says so itself
+        _check_open_files()
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+def _check_open_files() -> None:
+    """Raise ResourceError if the limit on open files is less than MIN_OPEN_FILES."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < MIN_OPEN_FILES:
+        raise ResourceError(
+            f"only {limit} files may be open, and a command needs {MIN_OPEN_FILES}: "
+            "raise the limit (ulimit -n)"
+        )
 
 
 def run() -> int:
@@ -133,12 +158,30 @@ def _fail_with(error: Exception) -> int:
         error = error.exceptions[0]  # a task group has wrapped it
     if isinstance(error, ScacheError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, MemoryError):
-        return _fail("out of memory", EXIT_NOT_NOW)
+    if (shortage := _shortage(error)) is not None:
+        return _fail(shortage, EXIT_NOT_NOW)
     code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
     if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
     return code
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what this process is out of, and the remedy; None for another error."""
+    full = os.strerror(errno.EMFILE)
+    match error:
+        case MemoryError() | OSError(errno=errno.ENOMEM):
+            return "out of memory"
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return "out of descriptors: raise the limit on open files (ulimit -n)"
+        case ImportError() if full in str(error):  # from dlopen(3)
+            return "out of descriptors: raise the limit on open files (ulimit -n)"
+        case RuntimeError() if "start new thread" in str(error):
+            from scache.unix.process import NO_THREAD
+
+            return NO_THREAD
+        case _:
+            return None
 
 
 def _fail(text: str, code: int) -> int:

@@ -22,7 +22,7 @@ from scache.settings.declarations import Settings
 from scache.store import MEMORY, Database, Start, open_database
 from scache.store.migrations import migrations
 from scache.unix.namespace import ROOT
-from scache.unix.process import become, raise_open_files, reap_children
+from scache.unix.process import become, check_threads, raise_open_files, reap_children
 from scache.version import __version__
 
 CLOSE_TIMEOUT = 1.0
@@ -61,6 +61,7 @@ async def _run(settings: Settings, launch: Launch, open_files: int) -> None:
             logger.warning("%s", too_little)
         migrations()  # read before the daemon gives up root, which may be needed for that
         become(*settings.user_ids)
+        check_threads()  # the database needs one; a limit may be that of the new user
         clock = Clock()
         settings = replace(settings, socket=sock.path)
         start = _start(settings, room, open_files, clock)

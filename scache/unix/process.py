@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import pwd
@@ -12,11 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from scache.errors import SettingsError
+from scache.errors import ResourceError, SettingsError
 from scache.unix.namespace import UNCHANGED, user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
 """Numbers of the capabilities that the daemon uses (Linux, include/uapi/linux/capability.h)."""
+
+NO_THREAD: Final = (
+    "no thread can be started: raise the limit on processes (ulimit -u, or TasksMax= in a unit of "
+    "systemd)"
+)
 
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 
@@ -28,6 +34,14 @@ def raise_open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return open_files
+
+
+def check_threads() -> None:
+    """Raise ResourceError if this process may not start a thread."""
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError as error:
+        raise ResourceError(NO_THREAD) from error
 
 
 def has_capability(name: str) -> bool:
