@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import scache
 from scache import errors
 from scache.cache.statistics import Statistics
 from scache.cli.commands.help import TOPICS, summary
@@ -159,6 +160,16 @@ def test_sql_page_has_every_table_and_view() -> None:
     for title, kind in ("Tables", "table"), ("Views", "view"):
         named = re.findall(r"^\| `(\w+)` \|", section(PAGES["sql"], title), re.MULTILINE)
         assert sorted(named) == sorted(name for of, name in ours() if of == kind)
+
+
+def test_python_page_has_every_method_and_error() -> None:
+    """Both clients have the same methods."""
+    methods = {name for name in dir(scache.Client) if not name.startswith("_")}
+    assert methods == {name for name in dir(scache.AsyncClient) if not name.startswith("_")}
+    named = {"*_many" if name.endswith("_many") else name for name in methods}
+    errors_of_scache = {name for name in scache.__all__ if name not in ("AsyncClient", "Client")}
+    for name in (named | errors_of_scache) - {"__version__", "ScacheError", "Found"}:
+        assert re.search(rf"`(scache\.)?{re.escape(name)}(\(.*?\))?`", PAGES["python"]), name
 
 
 def test_exit_codes_page_has_every_exit_code() -> None:
