@@ -119,8 +119,8 @@ def test_closed_pipe_ends_command_silently(line: str) -> None:
     """The process ends by SIGPIPE."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "wb") as nobody:
-        result = run_command(*SCACHE, *line.split(), stdout=nobody)
+    with os.fdopen(writer, "wb") as closed:
+        result = run_command(*SCACHE, *line.split(), stdout=closed)
     assert result.stderr == ""
     assert result.returncode == -signal.SIGPIPE
 

@@ -79,7 +79,7 @@ def test_setting_is_an_environment_variable(
 def test_option_can_restore_a_default(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A switch and an owner can be set back to their defaults, whatever the variable says."""
+    """A switch and an owner can be set back to their defaults, for any value of the variable."""
     monkeypatch.setenv("SCACHE_ANNOUNCE", "false")
     monkeypatch.setenv("SCACHE_SOCKET_OWNER", "1:2")
     assert execute(["serve", "--announce", "--socket-owner", ""]) == errors.EXIT_OK

@@ -142,7 +142,7 @@ def test_ping_that_is_too_long_is_malformed(path: Path, pipes: list[int]) -> Non
 def test_client_that_leaves_during_a_ping_leaves_no_descriptor(
     daemon: Daemon, pipes: list[int]
 ) -> None:
-    """The daemon has the descriptor, and nobody to send it to."""
+    """The daemon has the descriptor, but no client to send it to."""
     before = descriptors_of(daemon.pid)
     for _ in range(20):
         with greeted(daemon.path) as client, stopped(daemon.pid):

@@ -1,4 +1,4 @@
-"""``scache check``: each rule, what breaks it, and what an image cannot tell."""
+"""``scache check``: changes that break each rule, and rules that an image cannot decide."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Break = Callable[[Cached], None]
 
 
 def fill(cached: Cached) -> None:
-    """Make a live cache in which everything is as it should be, with all of its history."""
+    """Fill a live cache that breaks no rule, with its whole audit log."""
     cached.instance(last_id=1_000_000)
     cached.client(1, program=b"smtp")
     cached.client(2, disconnected_at=NOW + 5)
@@ -57,7 +57,7 @@ def fill(cached: Cached) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Make such a file."""
+    """Make a file that breaks no rule."""
     path = tmp_path / "cache.db"
     with filling(path) as cached:
         fill(cached)
@@ -65,7 +65,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def results(file: Path, *, live: bool = True) -> dict[str, tuple[str, int | None, str]]:
-    """Return what became of each rule: the result, how much was found, and what."""
+    """Return the result, the number of findings and the detail of each rule."""
     with Image.from_file(file, sound=False) as image:
         report = check(image, live=live)
     found: dict[str, Any] = {}
@@ -79,14 +79,14 @@ def results(file: Path, *, live: bool = True) -> dict[str, tuple[str, int | None
 
 
 def test_a_sound_cache_is_well(file: Path) -> None:
-    """Nothing is found where nothing is wrong, by any rule."""
+    """No rule has a finding."""
     found = results(file)
     assert set(found) == {each.name for each in CHECKS} | {"schema"}
     assert {name: each for name, each in found.items() if each != ("ok", 0, "")} == {}
 
 
 def run(sql: str) -> Break:
-    """Return what carries out a statement."""
+    """Return a function that executes a statement."""
     return lambda cached: cached.run(sql)
 
 
@@ -158,7 +158,7 @@ BROKEN: list[tuple[str, Break, str]] = [
 
 @pytest.mark.parametrize(("name", "spoil", "detail"), BROKEN)
 def test_what_breaks_a_rule_is_named(name: str, spoil: Break, detail: str, file: Path) -> None:
-    """Each rule finds what breaks it, and tells where."""
+    """The rule reports the change, and its detail says where it is."""
     with filling(file) as cached:
         spoil(cached)
     result, count, text = results(file)[name]
@@ -168,14 +168,14 @@ def test_what_breaks_a_rule_is_named(name: str, spoil: Break, detail: str, file:
 
 
 def test_every_rule_has_been_broken() -> None:
-    """The list above leaves out no rule but that of the file itself, which has its own test."""
+    """Only the rule ``integrity`` is not in the list above; it has its own test."""
     assert {name for name, _, _ in BROKEN} | {"integrity"} == {each.name for each in CHECKS} | {
         "schema"
     }
 
 
 def test_few_of_many_are_named(file: Path) -> None:
-    """However much is found, the first are named, and all are counted."""
+    """The detail names the first findings, and the number counts all of them."""
     with filling(file) as cached:
         for row_id in range(100, 200):
             cached.descriptor(row_id, row_id)
@@ -186,7 +186,7 @@ def test_few_of_many_are_named(file: Path) -> None:
 
 
 def damage_an_index(file: Path) -> None:
-    """Let an index miss a row: quick_check does not see that."""
+    """Make an index that lacks a row, which quick_check does not detect."""
     with filling(file) as cached:
         cached.run("PRAGMA writable_schema = ON")
         cached.run(
@@ -199,7 +199,7 @@ def damage_an_index(file: Path) -> None:
 def test_a_damaged_file_is_a_finding(
     spoil: Callable[[Path], None], file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """What SQLite finds damaged is told, and whatever else can be looked at is."""
+    """The rule ``integrity`` reports the damage, and the other rules are still checked."""
     damaged = file if spoil is damage_an_index else tmp_path / "other.db"
     spoil(damaged)
     result, count, _ = results(damaged, live=False)["integrity"]
@@ -229,8 +229,10 @@ CANNOT_TELL: list[tuple[Break, list[str]]] = [
 
 
 @pytest.mark.parametrize(("limit", "names"), CANNOT_TELL)
-def test_what_an_image_cannot_tell_is_skipped(limit: Break, names: list[str], file: Path) -> None:
-    """A rule that would need more than the image has finds nothing."""
+def test_rule_that_the_image_cannot_decide_is_skipped(
+    limit: Break, names: list[str], file: Path
+) -> None:
+    """The audit log or the database of the image is incomplete."""
     with filling(file) as cached:
         limit(cached)
     found = results(file)
@@ -238,8 +240,8 @@ def test_what_an_image_cannot_tell_is_skipped(limit: Break, names: list[str], fi
         assert found[name] == ("skipped", 0, "the image cannot tell")
 
 
-def test_the_file_of_a_daemon_that_runs_has_no_descriptors(file: Path) -> None:
-    """In a file what is on its way has no trace: neither that nor descriptors are missed."""
+def test_rules_about_descriptors_are_skipped_for_the_file_of_a_running_daemon(file: Path) -> None:
+    """A file has neither descriptors nor connections that are being delivered."""
     with filling(file) as cached:
         cached.run("DELETE FROM descriptor")
         cached.run("DELETE FROM connection WHERE id = 10")
@@ -252,16 +254,16 @@ def test_the_file_of_a_daemon_that_runs_has_no_descriptors(file: Path) -> None:
     assert found["connections gone without a way out"][:2] == ("wrong", 1)
 
 
-def test_clients_that_may_have_been_forgotten(file: Path) -> None:
-    """A client that came during a fault has no row, and nobody is to miss it."""
+def test_client_that_was_not_recorded_is_no_finding(file: Path) -> None:
+    """A client that connected during a fault has no row."""
     with filling(file) as cached:
         cached.connection(50, client_id=3)
         cached.count(clients_not_recorded=1)
     assert results(file)["clients"][0] == "ok"
 
 
-def test_a_clock_that_was_set_back_between_two_runs(tmp_path: Path) -> None:
-    """What an earlier run saved later than now is no finding, and what is overdue still is."""
+def test_clock_set_back_between_two_runs_is_no_finding(tmp_path: Path) -> None:
+    """Rows of the earlier run are in the future; an overdue client is still found."""
     file, peer = tmp_path / "cache.db", Peer(1, 2, 3)
     with rigged(file) as rig:
         client = rig.cache.client_connected(peer)
@@ -282,8 +284,8 @@ def test_a_clock_that_was_set_back_between_two_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["table", "json", "jsonl", "csv"])
-def test_output(layout: str, file: Path, capsys: Capture) -> None:
-    """A line for each rule, in every format; 0 if all is well, and 6 if not."""
+def test_check_prints_a_line_for_each_rule(layout: str, file: Path, capsys: Capture) -> None:
+    """The exit code is 0 without findings, and 6 with findings."""
     command = ["check", "--database", str(file), "--format", layout]
     assert execute(command) == EXIT_OK
     output = capsys.readouterr()
@@ -303,18 +305,18 @@ def test_output(layout: str, file: Path, capsys: Capture) -> None:
     assert output.err == (f"scache: 1 check found something wrong in the database {file}\n")
 
 
-def test_what_cannot_be_checked_at_all(tmp_path: Path, capsys: Capture) -> None:
-    """Where there is nothing to look at the exit code is that of every other command."""
+def test_check_without_daemon_or_file_fails(tmp_path: Path, capsys: Capture) -> None:
+    """The exit codes are those of other commands."""
     assert execute(["check", "--socket", str(tmp_path / "none")]) == EXIT_SOCKET
     assert execute(["check", "--database", str(tmp_path / "none")]) == EXIT_DATABASE
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_a_daemon_that_has_done_everything_is_well(
+def test_check_of_a_busy_daemon_has_no_findings(
     kind: str, path: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """After saves, finds, misses, expiry, purges, rude clients and a crash all fits together."""
+    """There were saves, finds, misses, expiry, purges, malformed requests and a crash."""
     database = str(tmp_path / "cache.db") if kind == "file" else ":memory:"
     for crash in (True, False):
         with Daemon(path, database=database) as daemon, Client(path) as client:
@@ -333,7 +335,7 @@ def test_a_daemon_that_has_done_everything_is_well(
 
 
 def exercise(client: Client, path: Path) -> None:
-    """Let a bit of everything happen."""
+    """Make requests of each kind."""
     parked = [Parked(client, 60, f"e{number}") for number in range(6)]
     short = Parked(client, 1, "short")
     for number in range(3):

@@ -23,13 +23,13 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def dump(tmp_path: Path) -> Path:
-    """Name a dump that does not exist yet."""
+    """Return the path of a dump that does not exist yet."""
     return tmp_path / "dump.db"
 
 
 @contextmanager
 def in_use(path: Path, database: Path | str) -> Iterator[Daemon]:
-    """Run a daemon with three connections, of which one is on its way to its finder, and more."""
+    """Run a daemon with three connections, one of which is being delivered."""
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(path, database=database))
         client = stack.enter_context(Client(path))
@@ -49,7 +49,7 @@ def in_use(path: Path, database: Path | str) -> Iterator[Daemon]:
 
 
 def verdicts(capsys: Capture, *origin: str | Path) -> dict[str, str]:
-    """Return the rules that `scache check` finds broken, with what it says of each."""
+    """Return the rules that `scache check` reports as broken, with their details."""
     capsys.readouterr()
     execute(["check", "--format", "jsonl", *map(str, origin)])
     rows = map(json.loads, capsys.readouterr().out.splitlines())
@@ -57,7 +57,7 @@ def verdicts(capsys: Capture, *origin: str | Path) -> dict[str, str]:
 
 
 def serve_on(dump: Path, path: Path, capsys: Capture) -> None:
-    """Serve on a dump, look inside, stop; all is well at each step but what the dump tells."""
+    """Serve on a dump, check it, stop, and check it again."""
     with Daemon(path, database=dump) as daemon:
         assert read(dump, "SELECT count(*) FROM descriptor") == [(0,)]
         assert read(dump, "SELECT count(*) FROM connection") == [(0,)]
@@ -70,7 +70,7 @@ def serve_on(dump: Path, path: Path, capsys: Capture) -> None:
 def test_serve_on_a_dump_accounts_for_its_connections(
     path: Path, database: str, dump: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """The connections of a dump are lost, one on its way to its finder too; bindings stay."""
+    """The connections of a dump are lost, also the one being delivered; bindings are kept."""
     with in_use(path, database):
         assert execute(["dump", "--socket", str(path), "--output", str(dump)]) == EXIT_OK
     cached = read(dump, "SELECT id FROM connection ORDER BY id")
@@ -86,7 +86,7 @@ def test_serve_on_a_dump_accounts_for_its_connections(
 def test_serve_on_a_dump_of_a_database_with_a_fault(
     path: Path, dump: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """What the daemon could not write when the dump was taken leaves no trace that is wrong."""
+    """Rows that the daemon could not write when the dump was taken break no rule."""
     file = tmp_path / "cache.db"
     with in_use(path, file) as daemon, Client(path) as client, locked(file):
         assert not client.save_endp(60, "e", "p", 0)
@@ -96,10 +96,10 @@ def test_serve_on_a_dump_of_a_database_with_a_fault(
     serve_on(dump, tmp_path / "next", capsys)
 
 
-def test_a_dump_of_a_served_dump_is_well(
+def test_dump_of_a_served_dump_breaks_no_rule(
     path: Path, dump: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """A dump of a daemon that serves on a dump has the descriptors of that daemon alone."""
+    """The second dump has only the descriptors of the second daemon."""
     with in_use(path, ":memory:"):
         assert execute(["dump", "--socket", str(path), "--output", str(dump)]) == EXIT_OK
     again = tmp_path / "again.db"

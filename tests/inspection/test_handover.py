@@ -1,4 +1,4 @@
-"""The view handover: what it tells of clients that behave as smtp(8), and of all others.
+"""The view handover: its destinations for clients that behave like smtp(8), and for others.
 
 It guesses only where one request follows another directly, and is silent elsewhere.
 """
@@ -19,7 +19,7 @@ from tests.support.sample_database import NOW, Cached, filling
 
 Event = dict[str, Any]
 Told = dict[int, tuple[bytes | None, bytes | None]]
-"""Of each connection that was found, what for it was saved and found."""
+"""By the id of each found connection: the destinations for which it was saved and found."""
 
 A, B, C = b"a.example", b"b.example", b"c.example"
 X, Y = b"mx1.example:25", b"mx2.example:25"
@@ -44,14 +44,14 @@ def take(connection: int, endpoint: bytes = X, client: int = 2) -> Event:
 
 
 def miss(endpoint: bytes = X, client: int = 2) -> Event:
-    """Look for a connection of an endpoint in vain."""
+    """Request a connection of an endpoint; none is found."""
     return {"kind": "find_endp", "status": 2, "endpoint": endpoint, "client_id": client}
 
 
 def seek(
     destination: bytes, connection: int | None = None, client: int = 2, status: int | None = None
 ) -> Event:
-    """Look for a connection by a destination, in vain or not."""
+    """Request a connection by a destination; without ``connection``, none is found."""
     hit = {"connection_id": connection, "endpoint": X} if connection else {}
     outcome = status if status is not None else 0 if connection else 2
     one = {"kind": "find_dest", "status": outcome, "destination": destination}
@@ -77,11 +77,11 @@ def other(kind: str = "unknown", client: int = 1, status: int = 1) -> Event:
 
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[..., Told]:
-    """Return what the view tells of events, a second apart, and of steps of the clock."""
+    """Return a function that returns the view of events, a second apart, and of clock steps."""
 
     def tell(events: list[Event], *steps: tuple[float, float]) -> Told:
         def fill(cached: Cached) -> None:
-            # Ids follow the order of time only by and large.
+            # Ids follow the order of time only roughly.
             ids = list(range(1, len(events) + 1))
             random.Random(len(events)).shuffle(ids)
             for number, event in enumerate(events):
@@ -125,7 +125,7 @@ def told(tmp_path: Path) -> Callable[..., Told]:
 def test_saved_for_is_bound_directly_before_or_after(
     requests: list[Event], saved_for: list[bytes | None], told: Callable[..., Told]
 ) -> None:
-    """A save_dest for the endpoint, next to the save_endp, names the destination."""
+    """The save_dest for the endpoint is directly before or after the save_endp."""
     found = [ends("found", number + 1) for number in range(len(saved_for))]
     assert [saved for saved, _ in told([*requests, *found]).values()] == saved_for
 
@@ -159,7 +159,7 @@ def test_saved_for_is_bound_directly_before_or_after(
     ],
 )
 def test_saved_for_is_not_guessed(requests: list[Event], told: Callable[..., Told]) -> None:
-    """What is not directly beside it, or may belong to another save, is not its destination."""
+    """A save_dest that is not adjacent, or may belong to another save, is not used."""
     assert told([*requests, ends("found", 1)]) == {1: (None, None)}
 
 
@@ -188,14 +188,14 @@ def test_saved_for_is_not_guessed(requests: list[Event], told: Callable[..., Tol
         *("by destination", "by another destination", "smtp", "the last", "several addresses"),
         *("another client in between", "nothing", "a request in between", "a save in between"),
         *("a binding in between", "the second find", "a hit", "another client"),
-        *("an earlier client", "a find that the trail forgot"),
+        *("an earlier client", "a find that was trimmed"),
         *("malformed", "afterwards"),
     ],
 )
-def test_found_for_is_sought_directly_before(
+def test_found_for_is_that_of_the_request_before(
     requests: list[Event], found_for: bytes | None, told: Callable[..., Told]
 ) -> None:
-    """A find_dest names its own; a find_endp has that of a find_dest in vain right before it."""
+    """A find_dest has its own; a find_endp has that of an unsuccessful find_dest before it."""
     assert told([*requests, ends("found", 1)])[1] == (None, found_for)
 
 
@@ -204,7 +204,7 @@ def test_found_for_is_sought_directly_before(
 def test_connection_put_back_is_found_for_the_last_find(
     again: int, by: str, told: Callable[..., Told]
 ) -> None:
-    """A find that ended with the connection put back names nothing, whichever client made it."""
+    """A find whose connection was restored is not used, from the same client or another."""
     first = [seek(A), take(1)] if by == "endpoint" else [seek(A, 1)]
     last = [seek(B, 1, client=again)] if by == "endpoint" else [seek(B, client=again)]
     if by == "destination":
@@ -218,14 +218,14 @@ def test_connection_put_back_is_found_for_the_last_find(
 
 @pytest.mark.parametrize("kind", ["found", "put_back", "purged", "expired"])
 def test_connection_that_leaves_is_no_request(kind: str, told: Callable[..., Told]) -> None:
-    """What became of other connections in between breaks no order of requests."""
+    """Events of other connections in between are no requests."""
     of_saver, of_finder = ends(kind, 8, client=1), ends(kind, 9)
     events = [bind(A), of_saver, save(1), seek(B), of_finder, take(1), ends("found", 1)]
     assert told(events)[1] == (A, B)
 
 
-def test_handover_that_the_trail_forgot_is_told_as_far_as_it_is_known(tmp_path: Path) -> None:
-    """Without its save a connection has a row, and of its finder what is known."""
+def test_handover_of_a_trimmed_save_has_null_columns(tmp_path: Path) -> None:
+    """A connection whose save was trimmed has a row with its finder."""
 
     def fill(cached: Cached) -> None:
         cached.client(2)
@@ -269,12 +269,12 @@ def test_handover_that_the_trail_forgot_is_told_as_far_as_it_is_known(tmp_path: 
         *("reaches it", "its save", "its find", "several"),
     ],
 )
-def test_times_that_the_clock_showed_twice_give_no_order(
+def test_times_before_a_clock_step_back_give_no_order(
     steps: list[tuple[float, float]],
     expected: tuple[bytes | None, bytes | None],
     told: Callable[..., Told],
 ) -> None:
-    """Where the clock was set back, nothing is guessed; what a find_dest asked for is no guess."""
+    """No destination is guessed then; that of a find_dest is no guess."""
     events = [bind(A), save(1), seek(B), take(1), ends("found", 1)]
     assert told(events, *steps) == {1: expected}
     events = [seek(C, 1), ends("found", 1)]
@@ -286,10 +286,10 @@ def test_times_that_the_clock_showed_twice_give_no_order(
     [(NOW - 9, 0, B), (NOW - 9, 40, None), (NOW, 40, B), (None, 40, None)],
     ids=["whole", "trimmed", "connected later", "forgotten client"],
 )
-def test_requests_that_the_trail_forgot_are_no_reason_to_guess(
+def test_trimmed_requests_prevent_a_guess(
     connected_at: float | None, trimmed: int, expected: bytes | None, tmp_path: Path
 ) -> None:
-    """A save_dest whose save_endp was trimmed is not taken for that of the next save_endp."""
+    """A save_dest whose save_endp was trimmed is not used for the next save_endp."""
 
     def fill(cached: Cached) -> None:
         if connected_at:
@@ -305,8 +305,8 @@ def test_requests_that_the_trail_forgot_are_no_reason_to_guess(
     assert row["saved_for"] == expected
 
 
-def test_order_within_the_oldest_commit_of_a_trimmed_trail_is_unknown(tmp_path: Path) -> None:
-    """Requests between those of the oldest commit that are left may have been trimmed."""
+def test_order_within_the_oldest_commit_of_a_trimmed_audit_log_is_unknown(tmp_path: Path) -> None:
+    """Requests between the remaining ones of that commit may have been trimmed."""
 
     def fill(cached: Cached) -> None:
         cached.client(1)
@@ -323,12 +323,12 @@ def test_order_within_the_oldest_commit_of_a_trimmed_trail_is_unknown(tmp_path: 
 
 @pytest.mark.parametrize("order", ["smtp", "readme"])
 @pytest.mark.parametrize("seed", range(3))
-def test_clients_that_know_what_for_are_told_apart(
+def test_handover_has_no_wrong_destination(
     order: str, seed: int, told: Callable[..., Told]
 ) -> None:
-    """In whatever order several clients save and find, no connection has a wrong destination.
+    """Several clients save and find in random order.
 
-    What is saved for is always known; what is found for, of all that was found by destination.
+    saved_for is always known; found_for is known if the connection was found by destination.
     """
     choice = random.Random(seed)
     events: list[Event] = []
@@ -354,8 +354,10 @@ def test_clients_that_know_what_for_are_told_apart(
 
 @pytest.mark.parametrize("view", ["handover", "client_activity"])
 @pytest.mark.parametrize("clients", [1, 40, 10_000], ids="{} clients".format)
-def test_effort_of_a_view_grows_as_the_trail_does(view: str, clients: int, tmp_path: Path) -> None:
-    """Four times as many events take four times as many steps of SQLite, and a little more."""
+def test_view_takes_time_proportional_to_the_audit_log(
+    view: str, clients: int, tmp_path: Path
+) -> None:
+    """Four times as many events take at most five times as many steps of SQLite."""
 
     def steps(size: int) -> int:
         path = tmp_path / f"{size}.db"

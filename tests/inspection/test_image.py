@@ -1,4 +1,4 @@
-"""Images: private copies of a cache, of files in any state, that reach nothing else."""
+"""Images: private copies of a cache, made from files in any state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDLESS = """
 
 
 def rows(result: Result) -> list[tuple[object, ...]]:
-    """Return what a statement gave."""
+    """Return the rows of a result."""
     return list(result.rows)
 
 
@@ -64,26 +64,26 @@ def refusal(path: Path | str) -> str:
 
 class TestFiles:
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_file_may_have_any_name(self, file: Path, name: str) -> None:
-        """No character of a name means anything to SQLite."""
+    def test_image_of_file_with_any_name(self, file: Path, name: str) -> None:
+        """No character of the name has a meaning for SQLite."""
         path = file.rename(file.with_name(name.replace("/", "_")))
         with Image.from_file(path) as image:
             assert rows(image.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
 
-    def test_a_name_may_be_no_text(self, file: Path) -> None:
-        """A name that is no UTF-8 is a name."""
+    def test_image_of_file_whose_name_is_not_utf_8(self, file: Path) -> None:
+        """The name is passed on as bytes."""
         path = file.rename(file.with_name(os.fsdecode(b"\xff.db")))
         Image.from_file(path).close()
 
-    def test_a_look_leaves_nothing_behind(self, file: Path) -> None:
-        """A file that no daemon uses is read without making a log beside it."""
+    def test_image_leaves_no_files(self, file: Path) -> None:
+        """Reading a file that no daemon uses creates no log beside it."""
         before = file.read_bytes()
         Image.from_file(file).close()
         assert list(file.parent.iterdir()) == [file]
         assert file.read_bytes() == before
 
-    def test_a_link_is_followed(self, file: Path) -> None:
-        """The log is looked for beside the file itself, not beside a link to it."""
+    def test_image_of_a_link_has_the_log_of_its_target(self, file: Path) -> None:
+        """The log is beside the target, not beside the link."""
         link = file.parent / "elsewhere" / "link"
         link.parent.mkdir()
         link.symlink_to(file)
@@ -93,8 +93,8 @@ class TestFiles:
             with Image.from_file(link) as image:
                 assert rows(image.execute("SELECT count(*) FROM connection")) == [(0,)]
 
-    def test_a_file_in_use_shows_what_is_committed(self, file: Path) -> None:
-        """What stands in the log alone is seen; what is not committed is not, and nobody waits."""
+    def test_image_of_file_in_use_has_committed_rows(self, file: Path) -> None:
+        """Committed rows of the log are in the image; the image does not wait for a writer."""
         with closing(sqlite3.connect(file, isolation_level=None)) as writer:
             writer.execute("PRAGMA wal_autocheckpoint = 0")
             writer.execute("DELETE FROM connection WHERE id > 0")
@@ -104,8 +104,8 @@ class TestFiles:
                 assert rows(image.execute("SELECT id FROM connection")) == [(0,)]
             writer.execute("COMMIT")
 
-    def test_an_image_holds_up_no_checkpoint(self, file: Path) -> None:
-        """While somebody asks an image, the whole log can be copied and started over."""
+    def test_image_does_not_delay_a_checkpoint(self, file: Path) -> None:
+        """While an image is queried, the whole log can be copied and restarted."""
         with closing(sqlite3.connect(file, isolation_level=None)) as writer:
             writer.execute("DELETE FROM connection WHERE id > 0")
             with Image.from_file(file) as image:
@@ -116,8 +116,8 @@ class TestFiles:
                 assert rows(result) == [(0,)]
 
     @pytest.mark.root
-    def test_who_may_only_read_can_look(self, file: Path) -> None:
-        """A file in a directory that one may not write is read, whether a daemon uses it or not."""
+    def test_user_without_write_permission_can_read(self, file: Path) -> None:
+        """The user cannot write to the directory; a daemon may or may not use the file."""
         file.chmod(0o644)
         for directory in file.parents[:-1]:
             directory.chmod(directory.stat().st_mode | 0o111)
@@ -137,10 +137,10 @@ class TestFiles:
             run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (run.stdout, run.stderr) == ("0\n", "")
 
-    def test_a_daemon_that_starts_meanwhile_is_noticed(
+    def test_image_has_the_log_of_a_daemon_that_starts_meanwhile(
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What was read while a log appeared is read again, with the log."""
+        """If a log appears during the read, the file is read again with the log."""
         connect = sqlite3.connect
         with closing(connect(file, isolation_level=None)) as writer:
             asked = []
@@ -157,52 +157,52 @@ class TestFiles:
 
 
 class TestRefusals:
-    """What is no cache is refused in one sentence that says what to do."""
+    """Files that are no cache are refused with one sentence that says what to do."""
 
-    def test_missing(self, tmp_path: Path) -> None:
-        """A file that does not exist is not made."""
+    def test_missing_file_is_refused(self, tmp_path: Path) -> None:
+        """The file is not created."""
         assert refusal(tmp_path / "no") == "does not exist: name the file of a daemon"
         assert not list(tmp_path.iterdir())
 
-    def test_directory(self, tmp_path: Path) -> None:
-        """A directory is told from a file."""
+    def test_directory_is_refused(self, tmp_path: Path) -> None:
+        """It is no regular file."""
         assert refusal(tmp_path) == "is no regular file: name the file of a daemon"
 
-    def test_link_that_leads_to_itself(self, tmp_path: Path) -> None:
-        """A link in a circle ends nowhere."""
+    def test_link_to_itself_is_refused(self, tmp_path: Path) -> None:
+        """The sentence has the reason of the system."""
         link = tmp_path / "link"
         link.symlink_to(link)
         assert refusal(link).startswith("cannot be read: ")
 
     @pytest.mark.parametrize("content", [b"[scache]\nttl_limit = 5\n", b"x" * 5000])
-    def test_no_database(self, tmp_path: Path, content: bytes) -> None:
-        """A text is no database."""
+    def test_text_file_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        """The file is not a SQLite database."""
         path = tmp_path / "text"
         path.write_bytes(content)
         assert refusal(path) == "is not a SQLite database: name the file of a daemon"
 
     @pytest.mark.parametrize("statement", ["VACUUM", "CREATE TABLE connection (id)"])
-    def test_another_program(self, tmp_path: Path, statement: str) -> None:
-        """A database without our mark is somebody else's, whatever its tables are called."""
+    def test_database_of_another_program_is_refused(self, tmp_path: Path, statement: str) -> None:
+        """It has no mark of scache, but may have a table with the same name."""
         path = tmp_path / "other.db"
         with closing(sqlite3.connect(path)) as other:
             other.execute(statement)
         assert refusal(path) == "is of another program: name the file of a daemon"
 
-    def test_empty(self, tmp_path: Path) -> None:
-        """An empty file, which SQLite takes for a database, is nobody's yet."""
+    def test_empty_file_is_refused(self, tmp_path: Path) -> None:
+        """SQLite accepts an empty file as a database, but it has no mark."""
         path = tmp_path / "empty"
         path.touch()
         assert "is empty: no daemon has used it yet" in refusal(path)
 
-    def test_newer(self, file: Path) -> None:
-        """A schema that a newer version made may mean something else."""
+    def test_schema_of_a_newer_version_is_refused(self, file: Path) -> None:
+        """Its tables may have another meaning."""
         with closing(sqlite3.connect(file)) as newer:
             newer.execute(f"PRAGMA user_version = {migrations()[-1].version + 1}")
         assert refusal(file) == "was made by a newer version of scache: upgrade this one"
 
-    def test_older(self, tmp_path: Path) -> None:
-        """A schema without our views is brought up to date by a daemon alone."""
+    def test_schema_of_an_older_version_is_refused(self, tmp_path: Path) -> None:
+        """Only a daemon migrates a database."""
         path = tmp_path / "old.db"
         with closing(sqlite3.connect(path)) as older:
             older.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -212,8 +212,8 @@ class TestRefusals:
         )
 
     @pytest.mark.parametrize("where", ["header", "tree", "end"])
-    def test_corrupt(self, file: Path, where: str) -> None:
-        """A file that is damaged anywhere is called corrupt."""
+    def test_corrupt_file_is_refused(self, file: Path, where: str) -> None:
+        """The damage may be anywhere in the file."""
         data = bytearray(file.read_bytes())
         match where:
             case "header":
@@ -225,8 +225,10 @@ class TestRefusals:
         file.write_bytes(data)
         assert refusal(file).startswith("is corrupt (")
 
-    def test_locked(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who keeps a file to himself is waited for, but not for ever."""
+    def test_locked_file_is_refused_after_a_timeout(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The image waits READ_TIMEOUT for the other program."""
         monkeypatch.setattr(module, "READ_TIMEOUT", 0.01)
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
@@ -234,8 +236,10 @@ class TestRefusals:
             assert refusal(file) == "is locked by another program: try again when that is done"
 
     @pytest.mark.parametrize("allowed", [False, True])
-    def test_permission(self, file: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
-        """Who may not read it is told who may, whoever notices."""
+    def test_unreadable_file_is_refused(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+    ) -> None:
+        """The sentence says which users can read it, if access(2) or SQLite reports the error."""
         if allowed:
             unreachable = partial(sqlite3.connect, "/nowhere/at/all")
             monkeypatch.setattr(sqlite3, "connect", lambda *_, **_options: unreachable())
@@ -244,15 +248,15 @@ class TestRefusals:
         assert refusal(file).endswith(": ask as the user of the daemon, or as root")
 
     @pytest.mark.parametrize("data", [b"", b"nonsense" * 1000])
-    def test_bytes(self, data: bytes) -> None:
-        """Bytes that are no image are told like a file."""
+    def test_bytes_that_are_no_database_are_refused(self, data: bytes) -> None:
+        """The sentence begins with the name that the caller gave."""
         with pytest.raises(DatabaseError, match="the answer is "):
             Image.from_bytes(data, "the answer")
 
 
 class TestQueries:
-    def test_labels_are_exact(self, image: Image) -> None:
-        """Text comes as the bytes that were saved; numbers and NULL as themselves."""
+    def test_text_is_returned_as_bytes(self, image: Image) -> None:
+        """Text has the bytes that were saved; numbers and NULL keep their types."""
         found = rows(image.execute("SELECT endpoint FROM connection ORDER BY id"))
         assert found == [(label,) for label in ODD.values()]
         assert rows(image.execute("SELECT 1, 1.5, NULL, 'a', x'ff'")) == [
@@ -260,13 +264,13 @@ class TestQueries:
         ]
 
     def test_parameters_have_names(self, image: Image) -> None:
-        """A statement names what it is to be told."""
+        """A statement refers to its parameters by name."""
         result = image.execute("SELECT :number + 1 AS more, :text", {"number": 1, "text": "é"})
         assert result.columns == ["more", ":text"]
         assert rows(result) == [(2, "é".encode())]
 
     def test_changes_stay_in_the_image(self, image: Image, file: Path) -> None:
-        """Whatever is deleted, the file still has it."""
+        """A row that a statement deletes is still in the file."""
         result = image.execute("DELETE FROM connection")
         assert (result.columns, result.changed) == ([], len(ODD))
         image.execute("DROP TABLE event")
@@ -274,8 +278,8 @@ class TestQueries:
             assert rows(another.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
 
     @pytest.mark.parametrize("sql", ["ATTACH '{}' AS o", "VACUUM INTO '{}'", "ATTACH :f AS o"])
-    def test_no_file_is_reached(self, image: Image, tmp_path: Path, sql: str) -> None:
-        """No statement opens another database, and the next statement works as ever."""
+    def test_statement_cannot_reach_a_file(self, image: Image, tmp_path: Path, sql: str) -> None:
+        """A statement that would open another database is refused; the next statement succeeds."""
         target = tmp_path / "other.db"
         with pytest.raises(QueryError, match="ATTACH and VACUUM are not allowed"):
             image.execute(sql.format(target), {"f": str(target)})
@@ -297,26 +301,26 @@ class TestQueries:
             "INSERT INTO setting VALUES (NULL, 1)",
         ],
     )
-    def test_what_cannot_be_done_is_a_query_error(self, image: Image, sql: str) -> None:
-        """A statement that fails says why, and the image is as before."""
+    def test_failed_statement_is_a_query_error(self, image: Image, sql: str) -> None:
+        """The error has the reason, and the image does not change."""
         with pytest.raises(QueryError):
             image.execute(sql)
         assert rows(image.execute("SELECT count(*) FROM connection")) == [(len(ODD),)]
 
-    def test_a_query_may_fail_half_way(self, image: Image) -> None:
-        """An error that comes with a later row is told like one that comes at once."""
+    def test_error_in_a_later_row_is_a_query_error(self, image: Image) -> None:
+        """The first rows are returned before."""
         sql = "SELECT abs(column1) FROM (VALUES (1), (-9223372036854775808))"
         result = image.execute(sql)
         with pytest.raises(QueryError, match="overflow"):
             rows(result)
 
-    def test_an_integer_too_large_is_a_query_error(self, image: Image) -> None:
-        """What SQLite cannot hold is refused."""
+    def test_too_large_integer_is_a_query_error(self, image: Image) -> None:
+        """SQLite cannot store the parameter."""
         with pytest.raises(QueryError):
             image.execute("SELECT :n", {"n": 2**63})
 
-    def test_a_statement_ends_once_it_is_asked_to_stop(self, image: Image) -> None:
-        """One that would never end is given up in the middle, and the next one works as ever."""
+    def test_stop_if_interrupts_a_statement(self, image: Image) -> None:
+        """An endless statement is interrupted, and the next statement succeeds."""
         answers = iter([False, False, True])
         image.stop_if(lambda: next(answers, False))
         with pytest.raises(KeyboardInterrupt):
@@ -324,8 +328,8 @@ class TestQueries:
         assert next(answers, None) is None
         assert rows(image.execute("SELECT 1")) == [(1,)]
 
-    def test_reading_rows_ends_once_it_is_asked_to_stop(self, image: Image) -> None:
-        """The question comes with each row, however few steps of SQLite it takes."""
+    def test_stop_if_interrupts_the_reading_of_rows(self, image: Image) -> None:
+        """The function is called for each row, also if the row takes few steps of SQLite."""
         stop = False
         image.stop_if(lambda: stop)
         result = image.execute("SELECT column1 FROM (VALUES (1), (2), (3))")
@@ -334,8 +338,8 @@ class TestQueries:
         with pytest.raises(KeyboardInterrupt):
             next(result.rows)
 
-    def test_rows_may_be_given_up(self, file: Path) -> None:
-        """Who has seen enough of them leaves them, even after the image is closed."""
+    def test_rows_can_be_closed_early(self, file: Path) -> None:
+        """The generator can be closed before its last row, also after the image is closed."""
         with Image.from_file(file) as image:
             result = image.execute("SELECT endpoint FROM connection")
             next(result.rows)
@@ -343,7 +347,7 @@ class TestQueries:
         result.rows.close()
 
     def test_relations_are_tables_and_then_views(self, image: Image) -> None:
-        """Each has its columns; a view of a table that is gone has none."""
+        """Each has its columns; a view of a table that was dropped has none."""
         relations = {relation.name: relation for relation in image.relations()}
         assert next(iter(relations)) == "instance"
         assert relations["counter"].columns == ["name", "value"]
@@ -354,15 +358,15 @@ class TestQueries:
         assert "binding" not in relations
         assert relations["live_binding"].columns == []
 
-    def test_all_of_a_relation(self, image: Image) -> None:
-        """A name is a name, whatever is in it."""
+    def test_all_of_quotes_the_name(self, image: Image) -> None:
+        """A name may have any characters."""
         image.execute('CREATE TABLE "a ""b""" (x)')
         assert rows(image.all_of('a "b"')) == []
 
 
 class TestFilesThatAreWritten:
-    def test_any_tool_opens_it(self, image: Image, tmp_path: Path) -> None:
-        """It is a database without a log, whole, ours, and for its owner's eyes alone."""
+    def test_dump_is_a_complete_database(self, image: Image, tmp_path: Path) -> None:
+        """It has no log and the mark of scache, and only its owner can read it."""
         path = tmp_path / "dump.db"
         image.write_to(path)
         with closing(sqlite3.connect(path)) as other:
@@ -378,7 +382,7 @@ class TestFilesThatAreWritten:
             ]
 
     def test_an_earlier_dump_is_replaced(self, image: Image, tmp_path: Path) -> None:
-        """Writing again to the same name is fine, and no other file is left."""
+        """Writing again to the same name replaces the dump, and leaves no other file."""
         path = tmp_path / "dump.db"
         image.write_to(path)
         image.execute("DELETE FROM connection")
@@ -388,10 +392,10 @@ class TestFilesThatAreWritten:
         assert {each.name for each in tmp_path.iterdir()} == {"cache.db", "dump.db"}
 
     @pytest.mark.parametrize("what", ["text", "other", "daemon", "directory", "device"])
-    def test_nothing_else_is_overwritten(
+    def test_dump_replaces_no_other_file(
         self, image: Image, tmp_path: Path, file: Path, what: str
     ) -> None:
-        """Neither a text nor another program's database nor that of a daemon gives way."""
+        """A text, a database of another program and that of a daemon stay as they are."""
         path = tmp_path / what
         match what:
             case "text":
@@ -410,18 +414,18 @@ class TestFilesThatAreWritten:
             image.write_to(path)
         assert not path.is_file() or path.read_bytes() == before
 
-    def test_a_dump_that_somebody_writes_is_not_overwritten(
+    def test_dump_that_another_program_writes_is_not_replaced(
         self, image: Image, tmp_path: Path
     ) -> None:
-        """A file beside which a journal lies is in use."""
+        """A file with a journal beside it is in use."""
         path = tmp_path / "dump.db"
         image.write_to(path)
         Path(f"{path}-journal").touch()
         with pytest.raises(DatabaseError, match="choose another name"):
             image.write_to(path)
 
-    def test_a_place_that_is_none(self, image: Image, tmp_path: Path) -> None:
-        """A directory that does not exist is not made."""
+    def test_dump_does_not_create_directories(self, image: Image, tmp_path: Path) -> None:
+        """The error has the reason of the system."""
         with pytest.raises(DatabaseError, match=r"cannot write .*: No such file or directory"):
             image.write_to(tmp_path / "no" / "dump.db")
 
@@ -439,16 +443,16 @@ class TestStatements:
             ("SELECT '", ["SELECT '"]),
         ],
     )
-    def test_a_text_is_cut_between_statements(self, text: str, expected: list[str]) -> None:
-        """A semicolon in quotes or in a comment ends nothing."""
+    def test_statements_are_split_at_semicolons(self, text: str, expected: list[str]) -> None:
+        """A semicolon in quotes or in a comment ends no statement."""
         assert list(statements(text)) == expected
 
-    def test_a_trigger_is_one_statement(self) -> None:
-        """So is what holds other statements."""
+    def test_trigger_is_one_statement(self) -> None:
+        """It contains other statements."""
         text = "CREATE TRIGGER t AFTER DELETE ON event BEGIN SELECT 1; SELECT 2; END;"
         assert list(statements(text)) == [text]
 
-    def test_what_is_no_text_is_complete(self) -> None:
-        """What can never be a statement is not waited for."""
+    def test_text_that_is_not_unicode_is_complete(self) -> None:
+        """More lines cannot make it a statement."""
         assert is_complete("\udcff")
         assert not is_complete("SELECT 1")

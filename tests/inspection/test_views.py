@@ -1,4 +1,4 @@
-"""The views for people, against the same numbers counted in Python."""
+"""The views, compared with the same numbers counted in Python."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def events(request: pytest.FixtureRequest) -> list[Event]:
     return history(*request.param)
 
 
-def test_an_empty_cache_has_empty_views(tmp_path: Path) -> None:
-    """Every view of nothing is empty, and there are these views and no others."""
+def test_views_of_an_empty_cache_are_empty(tmp_path: Path) -> None:
+    """The database has these views and no others."""
     with (
         seen(tmp_path / "cache.db", lambda _: None) as rows,
         Image.from_file(tmp_path / "cache.db") as image,
@@ -113,7 +113,7 @@ def test_an_empty_cache_has_empty_views(tmp_path: Path) -> None:
     ],
 )
 def test_hit_rates(events: list[Event], tmp_path: Path, view: str, kind: str, label: str) -> None:
-    """A find is a hit or a miss; what was malformed is neither. The most wanted comes first."""
+    """A find is a hit or a miss; a malformed request is neither. The most requested comes first."""
     finds = [e for e in events if e["kind"] == kind and e["status"] != 1]
     wanted = Counter(e[label] for e in finds)
     hits = Counter(e[label] for e in finds if e["status"] == 0)
@@ -133,8 +133,8 @@ def test_hit_rates(events: list[Event], tmp_path: Path, view: str, kind: str, la
     ]
 
 
-def test_saved_never_found(events: list[Event], tmp_path: Path) -> None:
-    """Endpoints are told of whose connections left without being found, or still wait for it."""
+def test_saved_never_found_has_unused_endpoints(events: list[Event], tmp_path: Path) -> None:
+    """The rows are endpoints with connections that left the cache, or are cached, and unfound."""
     live = [(1_000_000 + number, b"%d" % (number % 3)) for number in range(7)]
     counts: dict[bytes, Counter[str]] = defaultdict(Counter)
     saved_at: dict[bytes, float] = {}
@@ -169,8 +169,10 @@ def test_saved_never_found(events: list[Event], tmp_path: Path) -> None:
     assert {row.pop("endpoint"): row for row in found} == expected
 
 
-def test_the_bug_of_lmtp_shows_at_once(tmp_path: Path) -> None:
-    """Connections saved under a name that nobody looks for are the first row, and all of it."""
+def test_saved_never_found_begins_with_an_endpoint_that_clients_do_not_ask_for(
+    tmp_path: Path,
+) -> None:
+    """LMTP clients of some versions save and find under different labels."""
 
     def fill(cached: Cached) -> None:
         for number in range(1, 51):
@@ -189,8 +191,8 @@ def test_the_bug_of_lmtp_shows_at_once(tmp_path: Path) -> None:
     assert (row["saved"], row["found"], row["never_found"], row["expired"]) == (50, 0, 50, 50)
 
 
-def test_a_connection_that_was_put_back_is_found_once(tmp_path: Path) -> None:
-    """Who was given a connection and vanished does not make it two."""
+def test_saved_never_found_counts_a_restored_connection_once(tmp_path: Path) -> None:
+    """The first finder disconnected before the delivery."""
 
     def fill(cached: Cached) -> None:
         one: Event = {"endpoint": b"e", "connection_id": 7}
@@ -204,8 +206,8 @@ def test_a_connection_that_was_put_back_is_found_once(tmp_path: Path) -> None:
     assert (row["saved"], row["found"], row["never_found"]) == (1, 1, 1)
 
 
-def test_lifetime(events: list[Event], tmp_path: Path) -> None:
-    """Ages by the way out; a percentile is an age that occurred, by nearest rank."""
+def test_lifetime_has_percentiles_of_ages(events: list[Event], tmp_path: Path) -> None:
+    """A percentile is an age that occurred, by nearest rank."""
     ages: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event["kind"] in WAYS_OUT and "connection_id" in event:
@@ -244,17 +246,17 @@ CLIENTS: dict[int, Row] = {
     }
     for number in (1, 2, 3, 4, 9)
 }
-"""Some of those who act in a history, and one who does not."""
+"""Some clients of a history, and one without a request."""
 
 
 def insert_clients(cached: Cached) -> None:
-    """Insert the clients whose rows have not been dropped."""
+    """Insert the clients whose rows were not deleted."""
     for number, columns in CLIENTS.items():
         cached.client(number, **columns)
 
 
-def test_client_activity(events: list[Event], tmp_path: Path) -> None:
-    """A row for each client that is known or did anything, with what it did."""
+def test_client_activity_counts_requests(events: list[Event], tmp_path: Path) -> None:
+    """There is a row for each client in the table client or in the audit log."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     latest: dict[int, float] = {}
     for event in events:
@@ -286,7 +288,7 @@ def test_client_activity(events: list[Event], tmp_path: Path) -> None:
 
 
 def test_client_activity_counts_purges_by_id(tmp_path: Path) -> None:
-    """They are counted by their outcome, as those by label are."""
+    """Successful and failed requests are counted separately."""
 
     def fill(cached: Cached) -> None:
         for status in (0, 0, 1, 2):
@@ -301,8 +303,8 @@ def _word(event: Event) -> str:
     return "ok" if event["status"] == 0 else "fail"
 
 
-def test_event_log(events: list[Event], tmp_path: Path) -> None:
-    """Every event, in order, with its outcome in a word and whoever asked, if that is known."""
+def test_event_log_has_every_event(events: list[Event], tmp_path: Path) -> None:
+    """Each row has the outcome as a word, and the client if its row exists."""
 
     def fill(cached: Cached) -> None:
         insert(cached, events)
@@ -310,9 +312,9 @@ def test_event_log(events: list[Event], tmp_path: Path) -> None:
 
     with seen(tmp_path / "cache.db", fill) as rows:
         found = rows("event_log")
-    nobody = dict.fromkeys(CLIENTS[1])
+    unknown = dict.fromkeys(CLIENTS[1])
     for event, row in zip(events, found, strict=True):
-        client = CLIENTS.get(event["client_id"], nobody)
+        client = CLIENTS.get(event["client_id"], unknown)
         assert row == {
             "id": event["id"],
             "at": iso(event["at"]),
@@ -331,8 +333,8 @@ def test_event_log(events: list[Event], tmp_path: Path) -> None:
 
 
 class TestHandover:
-    def test_smtp_names_the_destination_first(self, tmp_path: Path) -> None:
-        """What smtp(8) asks for before a request of an endpoint is what that request is for."""
+    def test_handover_takes_destinations_from_earlier_requests(self, tmp_path: Path) -> None:
+        """smtp(8) names the destination in the request before that for an endpoint."""
 
         def fill(cached: Cached) -> None:
             insert_clients(cached)
@@ -340,13 +342,13 @@ class TestHandover:
                 {"kind": "save_dest", "destination": b"a.org", "endpoint": b"mx", "client_id": 1},
                 {"kind": "save_endp", "endpoint": b"mx", "connection_id": 7, "client_id": 1},
                 {"kind": "find_dest", "status": 2, "destination": b"b.org", "client_id": 2},
-                # In between, somebody else.
+                # Another client in between.
                 {"kind": "find_dest", "status": 2, "destination": b"other", "client_id": 4},
                 {"kind": "find_endp", "status": 2, "endpoint": b"mx1", "client_id": 2},
                 {"kind": "find_endp", "endpoint": b"mx", "connection_id": 7, "client_id": 2},
             ]
             for number, request in enumerate(requests):
-                # Ids follow the order of time only by and large.
+                # Ids follow the order of time only roughly.
                 cached.event(**{"id": 50 - number, "status": 0, "at": NOW + number, **request})
             found: Event = {"endpoint": b"mx", "connection_id": 7, "client_id": 2}
             cached.event("found", at=NOW + 5.5, age=4.5, **found)
@@ -367,8 +369,8 @@ class TestHandover:
             "found_by_pid": 1002,
         }
 
-    def test_what_nobody_named_is_not_told(self, tmp_path: Path) -> None:
-        """A destination that was named for another endpoint, or after it, is none."""
+    def test_handover_does_not_guess_destinations(self, tmp_path: Path) -> None:
+        """A destination that was named for another endpoint, or later, is not used."""
 
         def fill(cached: Cached) -> None:
             one: Event = {"client_id": 1, "connection_id": 7, "endpoint": b"mx"}
@@ -388,8 +390,10 @@ class TestHandover:
         ]
         assert all(row["saved_for"] is row["found_for"] is None for row in found)
 
-    def test_every_connection_that_was_found(self, events: list[Event], tmp_path: Path) -> None:
-        """Whatever happened, each is told of once."""
+    def test_handover_has_every_found_connection_once(
+        self, events: list[Event], tmp_path: Path
+    ) -> None:
+        """The history is random."""
         with seen(tmp_path / "cache.db", lambda cached: insert(cached, events)) as rows:
             found = rows("handover")
         expected = [event["connection_id"] for event in events if event["kind"] == "found"]
@@ -397,8 +401,8 @@ class TestHandover:
 
 
 class TestLive:
-    def test_a_connection_tells_whose_it_is_and_what_for(self, tmp_path: Path) -> None:
-        """Its destinations, whoever saved it, and what the kernel knows stand beside it."""
+    def test_live_connection_has_client_destinations_and_peer(self, tmp_path: Path) -> None:
+        """The destinations are those bound to the endpoint, each once."""
         before = round(time.time(), 3)  # half a millisecond is rounded up by one, down by another
 
         def fill(cached: Cached) -> None:
@@ -439,8 +443,8 @@ class TestLive:
         for name in ("pid", "uid", "program", "destinations", "peer", "tcp_state"):
             assert orphan[name] is None
 
-    def test_a_binding_tells_whether_there_is_a_connection(self, tmp_path: Path) -> None:
-        """Bindings stand in the order in which a find tries them, with what it would find."""
+    def test_live_binding_counts_connections(self, tmp_path: Path) -> None:
+        """Bindings are in the order in which a find tries them."""
 
         def fill(cached: Cached) -> None:
             insert_clients(cached)
@@ -461,8 +465,8 @@ class TestLive:
         assert found[0]["expires_at"] == b"2023-11-14T22:14:20.000Z"
         assert found[0]["age"] - 60 == pytest.approx(-found[0]["remaining"], abs=0.01)
 
-    def test_odd_labels_are_exact(self, tmp_path: Path) -> None:
-        """A view gives the bytes that were saved."""
+    def test_views_return_labels_byte_for_byte(self, tmp_path: Path) -> None:
+        """The labels have difficult bytes."""
 
         def fill(cached: Cached) -> None:
             for number, label in enumerate(ODD.values()):
@@ -477,7 +481,7 @@ class TestLive:
         assert all(row["connections"] == 1 for row in bound.values())
 
 
-def test_no_view_looks_through_the_events_for_each_row(tmp_path: Path) -> None:
+def test_views_do_not_scan_events_for_each_row(tmp_path: Path) -> None:
     """No view's plan has a correlated subquery or a scan inside a scan."""
     with filling(tmp_path / "cache.db"):
         pass

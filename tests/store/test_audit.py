@@ -1,4 +1,4 @@
-"""The audit trail in times of trouble: nothing is lost, told twice, or told late."""
+"""The audit log during faults: no event is lost, recorded twice or recorded late."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.store_fixture import NOW, Opened, connection, locked, no_spac
 
 @pytest.fixture
 def rig(file: Path) -> Iterator[Rig]:
-    """Work on a file, whose disk can be full."""
+    """Make a cache on a file, so that its disk can be full."""
     with rigged(file) as rig:
         yield rig
 
 
 def events(file: Path) -> list[tuple[Any, ...]]:
-    """Return what the trail says: kinds and connections."""
+    """Return the kinds and connections of the audit log."""
     return read(file, "SELECT kind, connection_id FROM event ORDER BY id")
 
 
@@ -40,10 +40,8 @@ def find(rig: Rig) -> Delivery:
     return delivery
 
 
-def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
-    rig: Rig, file: Path
-) -> None:
-    """The commit that succeeds at last leaves no event waiting for another occasion."""
+def test_events_during_a_full_disk_are_recorded_later(rig: Rig, file: Path) -> None:
+    """The first commit that succeeds writes all of them."""
     rig.save()
     with no_space():
         assert not rig.batch.commit()
@@ -62,10 +60,8 @@ def test_what_happened_while_the_disk_was_full_is_recorded_once_it_is_not(
 
 
 @pytest.mark.parametrize("audit_rows", [1000, 0])
-def test_a_commit_is_due_when_a_client_says_late_that_it_has_its_connection(
-    audit_rows: int, file: Path
-) -> None:
-    """The way out and its counter wait for no other request, though the row went long ago."""
+def test_late_confirmation_of_a_delivery_makes_a_commit_due(audit_rows: int, file: Path) -> None:
+    """The event and its counter are committed without another request."""
     with rigged(file, audit_rows) as rig:
         rig.save()
         delivery = find(rig)
@@ -76,8 +72,8 @@ def test_a_commit_is_due_when_a_client_says_late_that_it_has_its_connection(
         assert due
 
 
-def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
-    """The trail is trimmed with the commit that made it grow, however it grew."""
+def test_audit_log_has_at_most_audit_rows(file: Path) -> None:
+    """The commit that adds events also trims the audit log."""
     with rigged(file, audit_rows=5) as rig:
         for _ in range(ROWS_AT_ONCE):
             rig.save()
@@ -89,8 +85,8 @@ def test_no_more_rows_are_kept_than_are_to_be(file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_what_is_trimmed_is_counted(kind: str, file: Path) -> None:
-    """Nothing that was recorded goes without a trace, and no counter is there while it is 0."""
+def test_trimmed_events_are_counted(kind: str, file: Path) -> None:
+    """The counter does not exist while it is 0."""
     with rigged(file if kind == "file" else ":memory:", audit_rows=5) as rig:
         counted = "SELECT value FROM counter WHERE name = 'events_trimmed'"
         for _ in range(5):
@@ -104,8 +100,8 @@ def test_what_is_trimmed_is_counted(kind: str, file: Path) -> None:
         assert rig.opened.rows(counted) == [(2 * ROWS_AT_ONCE,)]
 
 
-def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept while the disk is full has a bound, and each event that is dropped counts."""
+def test_dropped_events_are_counted(rig: Rig, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full, the number of waiting events is limited."""
     monkeypatch.setattr(event_writer, "MAX_PENDING", 3 * ROWS_AT_ONCE)
     for _ in range(ROWS_AT_ONCE):
         rig.save()
@@ -127,7 +123,7 @@ def test_what_is_dropped_is_counted(rig: Rig, file: Path, monkeypatch: pytest.Mo
 
 
 def save_and_take(file: Path, audit_rows: int = 1000, *, kept: int = 2) -> None:
-    """Crash with so many connections in the cache, and another one on its way to a client."""
+    """Crash with ``kept`` cached connections, and another one that is being delivered."""
     with rigged(file, audit_rows) as rig:
         for _ in range(kept + 1):
             rig.save()
@@ -136,16 +132,16 @@ def save_and_take(file: Path, audit_rows: int = 1000, *, kept: int = 2) -> None:
 
 
 @pytest.mark.parametrize("audit_rows", [1000, 2, 0])
-def test_what_was_on_its_way_in_a_crash_is_counted_as_lost(audit_rows: int, file: Path) -> None:
-    """The counters account for every connection, however little of the trail is kept."""
+def test_connection_being_delivered_in_a_crash_is_lost(audit_rows: int, file: Path) -> None:
+    """The counters account for it, also if the audit log is short or off."""
     for _ in range(2):
         save_and_take(file, audit_rows)
     with rigged(file):
         assert count_of(file, "save_endp_ok") == count_of(file, "connections_lost") == 6
 
 
-def test_what_was_lost_without_a_trail_is_not_lost_again(file: Path) -> None:
-    """A run that records nothing loses connections, and the next one that records leaves it so."""
+def test_connections_lost_without_an_audit_log_are_not_lost_again(file: Path) -> None:
+    """A later run with an audit log does not record the losses of a run without one."""
     save_and_take(file)
     with rigged(file, audit_rows=0):
         pass
@@ -155,10 +151,10 @@ def test_what_was_lost_without_a_trail_is_not_lost_again(file: Path) -> None:
 
 
 @pytest.mark.parametrize("crash", [True, False])
-def test_what_was_found_is_not_lost_because_the_event_was_dropped(
+def test_found_connection_with_a_dropped_event_is_not_lost(
     crash: bool, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that was found while events were dropped is not told to be lost."""
+    """It was found while events were dropped."""
     monkeypatch.setattr(event_writer, "MAX_PENDING", ROWS_AT_ONCE)
     with rigged(file) as rig:
         rig.save()
@@ -179,10 +175,8 @@ def test_what_was_found_is_not_lost_because_the_event_was_dropped(
 
 
 @pytest.mark.parametrize("audit_rows", [1000, 0])
-def test_a_binding_that_expires_while_no_daemon_runs_has_a_way_out(
-    audit_rows: int, file: Path
-) -> None:
-    """What the next start clears away is counted, and recorded as what a sweep clears away is."""
+def test_binding_that_expired_while_no_daemon_ran_is_recorded(audit_rows: int, file: Path) -> None:
+    """The next start counts and records it like any other expired binding."""
     with rigged(file) as rig:
         rig.bind(ttl=2)
         rig.bind(ttl=9, destination=b"other")
@@ -195,10 +189,8 @@ def test_a_binding_that_expires_while_no_daemon_runs_has_a_way_out(
         assert read(file, "SELECT destination FROM binding") == [(b"other",)]
 
 
-def test_the_age_of_what_expires_while_the_database_is_locked_is_known(
-    rig: Rig, file: Path
-) -> None:
-    """Rows can be read while another program writes, so the trail tells how old they were."""
+def test_event_of_an_expiry_during_a_lock_has_an_age(rig: Rig, file: Path) -> None:
+    """Rows can be read while another program writes."""
     rig.save(ttl=2)
     assert rig.batch.commit()
     with locked(file):
@@ -208,10 +200,10 @@ def test_the_age_of_what_expires_while_the_database_is_locked_is_known(
     assert read(file, "SELECT age FROM event WHERE kind = 'expired'") == [(3,)]
 
 
-def test_long_labels_do_not_fill_the_memory(
+def test_events_with_long_labels_are_limited_by_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of events with long labels fewer are kept, the newest, after a restart too."""
+    """Only the newest are kept, also after a restart."""
     monkeypatch.setattr(event_writer, "MAX_LONG_SIZE", 100_000)
     path, sizes = tmp_path / "cache.db", "SELECT count(*), sum(length(endpoint)) FROM event"
     for run in range(2):

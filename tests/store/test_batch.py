@@ -1,4 +1,4 @@
-"""The write batch: one transaction, whose operations survive whatever the database refuses."""
+"""The write batch: one transaction, whose operations are repeated after a failed commit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRITES: dict[str, Write] = {
 
 @pytest.fixture(params=WRITES)
 def write(request: pytest.FixtureRequest) -> Write:
-    """Name a way to write."""
+    """Return a function that writes."""
     return WRITES[request.param]
 
 
@@ -48,14 +48,14 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connection(file: Path) -> Iterator[sqlite3.Connection]:
-    """Open it as the daemon does: without transactions of Python's, and waiting for nobody."""
+    """Open the file like the daemon: without implicit transactions, and without a timeout."""
     with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as connection:
         yield connection
 
 
 @pytest.fixture
 def batch(connection: sqlite3.Connection) -> Iterator[Batch]:
-    """Make a batch."""
+    """Make a batch on the file."""
     batch = Batch(connection, Clock())
     yield batch
     with closing(sqlite3.connect(":memory:")) as nothing:
@@ -63,7 +63,7 @@ def batch(connection: sqlite3.Connection) -> Iterator[Batch]:
 
 
 def refuse(connection: sqlite3.Connection, item: int) -> None:
-    """Let the database refuse this item, by a trigger of this connection alone."""
+    """Let the database refuse this item, by a temporary trigger."""
     connection.execute(
         f"CREATE TEMP TRIGGER refuse BEFORE INSERT ON item WHEN new.id = {item} "
         "BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -71,13 +71,13 @@ def refuse(connection: sqlite3.Connection, item: int) -> None:
 
 
 def accept(connection: sqlite3.Connection) -> None:
-    """Let the database refuse nothing any more."""
+    """Let the database accept all items again."""
     connection.execute("DROP TRIGGER refuse")
 
 
 class TestTransaction:
-    def test_each_write_begins_one(self, batch: Batch, file: Path, write: Write) -> None:
-        """Others see nothing of it until the commit."""
+    def test_each_write_begins_a_transaction(self, batch: Batch, file: Path, write: Write) -> None:
+        """Other programs do not see the write before the commit."""
         write(batch, 1)
         assert read(file, ITEMS) == []
         assert batch.query(ITEMS, ()) == [(1,)]
@@ -85,7 +85,7 @@ class TestTransaction:
         assert read(file, ITEMS) == [(1,)]
 
     def test_commit_is_announced_as_due_once(self, batch: Batch, write: Write) -> None:
-        """The first write of each batch says so, and no further one."""
+        """Only the first write of a batch calls `on_pending`."""
         due: list[int] = []
         batch.on_pending = lambda: due.append(1)
         for item in (1, 2):
@@ -96,7 +96,7 @@ class TestTransaction:
         assert len(due) == 2
 
     def test_counts_are_written_with_the_commit(self, batch: Batch, file: Path) -> None:
-        """A count alone is a batch as well, and is added to what the table has."""
+        """A count alone makes a batch, and is added to the value in the table."""
         for _ in range(2):
             batch.counts["things"] += 3
             assert batch.commit()
@@ -105,10 +105,10 @@ class TestTransaction:
 
 class TestRefusedStatement:
     @pytest.mark.parametrize("way", ["execute", "add", "add_many"])
-    def test_write_changes_nothing(
+    def test_refused_write_changes_nothing(
         self, batch: Batch, connection: sqlite3.Connection, file: Path, way: str
     ) -> None:
-        """What was written before it stays, and so does what is written afterwards."""
+        """Writes before and after it are kept."""
         refuse(connection, 2)
         batch.execute(INSERT, (1,))
         with pytest.raises(DatabaseFault, match="refused"):
@@ -121,7 +121,7 @@ class TestRefusedStatement:
     def test_add_many_does_all_rows_or_none(
         self, batch: Batch, connection: sqlite3.Connection, file: Path
     ) -> None:
-        """Rows before the one that is refused are taken back."""
+        """Rows before the refused one are rolled back."""
         refuse(connection, 3)
         batch.execute(INSERT, (1,))
         with pytest.raises(DatabaseFault, match="refused"):
@@ -130,10 +130,10 @@ class TestRefusedStatement:
         assert batch.commit()
         assert read(file, ITEMS) == [(1,)]
 
-    def test_execute_eventually_is_done_once_the_database_allows_it(
+    def test_execute_eventually_is_repeated_until_it_succeeds(
         self, batch: Batch, connection: sqlite3.Connection, file: Path
     ) -> None:
-        """It is not lost with the transaction in which it was refused."""
+        """It is not lost with the transaction that refused it."""
         refuse(connection, 2)
         batch.execute(INSERT, (1,))
         assert batch.execute_eventually(INSERT, (2,)) is None
@@ -142,10 +142,10 @@ class TestRefusedStatement:
         assert batch.commit()
         assert read(file, ITEMS) == [(1,), (2,)]
 
-    def test_undo_is_done_once_the_database_allows_it(
+    def test_undo_is_repeated_until_it_succeeds(
         self, batch: Batch, connection: sqlite3.Connection, file: Path
     ) -> None:
-        """A write that waits for its commit is forgotten, though its undoing is refused."""
+        """The write is removed from the batch although the database refuses its undoing."""
         connection.execute(
             "CREATE TEMP TRIGGER refuse BEFORE DELETE ON item "
             "BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -159,8 +159,8 @@ class TestRefusedStatement:
         assert batch.commit()
         assert read(file, ITEMS) == [(2,)]
 
-    def test_undo_of_what_was_committed_is_a_write(self, batch: Batch, file: Path) -> None:
-        """It is in the next batch."""
+    def test_undo_of_a_committed_write_is_a_write(self, batch: Batch, file: Path) -> None:
+        """The next batch has it."""
         batch.execute(INSERT, (1,))
         assert batch.commit()
         batch.undo((INSERT, (1,)), ("DELETE FROM item WHERE id = ?", (1,)))
@@ -172,7 +172,7 @@ class TestLockedDatabase:
     def test_fault_announces_a_commit_as_due(
         self, batch: Batch, file: Path, write: Write, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Without a further write somebody finds out that the database can be written again."""
+        """A commit without a further write detects the end of the fault."""
         due: list[int] = []
         batch.on_pending = lambda: due.append(1)
         with locked(file):
@@ -190,8 +190,8 @@ class TestLockedDatabase:
             "the database can be written again; nothing was lost",
         ]
 
-    def test_what_happened_meanwhile_is_written_in_order(self, batch: Batch, file: Path) -> None:
-        """Each operation of the time is done again, once."""
+    def test_operations_during_a_lock_are_executed_in_order(self, batch: Batch, file: Path) -> None:
+        """Each operation is repeated once."""
         with locked(file):
             batch.execute_eventually(INSERT, (1,))
             batch.execute_eventually("UPDATE item SET id = id + 10", ())
@@ -200,10 +200,10 @@ class TestLockedDatabase:
         assert batch.commit()
         assert read(file, ITEMS) == [(2,), (11,)]
 
-    def test_nothing_grows_after_a_commit_that_failed(
+    def test_failed_commit_stops_the_growth_of_the_batch(
         self, batch: Batch, connection: sqlite3.Connection, file: Path
     ) -> None:
-        """What is kept for later has a bound: adding is refused, until a commit succeeds."""
+        """Rows cannot be added until a commit succeeds."""
         connection.execute("PRAGMA journal_mode = DELETE")
         batch.execute(INSERT, (1,))
         with closing(sqlite3.connect(file, isolation_level=None)) as reader:
@@ -222,8 +222,8 @@ class TestLockedDatabase:
 
 
 class TestFullDisk:
-    def test_commit_that_is_refused_is_done_again(self, batch: Batch, file: Path) -> None:
-        """Single writes, rows and counts are true meanwhile, and there in the end, once."""
+    def test_failed_commit_is_repeated(self, batch: Batch, file: Path) -> None:
+        """Writes, rows and counts stay in effect meanwhile, and are committed once."""
         batch.add_many(INSERT, [(1,), (2,)])
         batch.execute("UPDATE item SET id = id + 10", ())
         batch.counts["things"] += 1
@@ -238,10 +238,8 @@ class TestFullDisk:
         assert read(file, ITEMS) == [(11,), (12,)]
         assert read(file, "SELECT value FROM counter") == [(3,)]
 
-    def test_what_waits_for_the_commit_is_written_by_the_retry(
-        self, batch: Batch, file: Path
-    ) -> None:
-        """What could not be added meanwhile is, as soon as a commit succeeds."""
+    def test_before_commit_is_called_again_after_a_fault(self, batch: Batch, file: Path) -> None:
+        """Rows that could not be added are added when a commit succeeds."""
         waiting = [1]
 
         def write() -> None:
@@ -259,8 +257,8 @@ class TestFullDisk:
 
 
 class TestImage:
-    def test_image_holds_all_that_waits(self, batch: Batch) -> None:
-        """The batch under way, the counts, and what is written before a commit are in it."""
+    def test_image_has_the_current_batch(self, batch: Batch) -> None:
+        """The image has its writes, its counts and the rows of `before_commit`."""
         batch.execute(INSERT, (1,))
         batch.counts["things"] += 1
         batch.before_commit = lambda: batch.add_many(INSERT, [(2,)])
@@ -269,10 +267,8 @@ class TestImage:
             assert image.execute(ITEMS).fetchall() == [(1,), (2,)]
             assert image.execute("SELECT value FROM counter").fetchall() == [(1,)]
 
-    def test_gathering_from_a_locked_database_raises_nothing(
-        self, batch: Batch, file: Path
-    ) -> None:
-        """The image is then of what was committed last."""
+    def test_gather_ignores_a_locked_database(self, batch: Batch, file: Path) -> None:
+        """The image has the last commit then."""
         batch.counts["things"] += 1
         with locked(file):
             batch.gather()
@@ -280,14 +276,14 @@ class TestImage:
 
 
 def test_query_that_fails_is_a_fault(batch: Batch) -> None:
-    """SQLite's reason is told."""
+    """The fault has SQLite's message."""
     with pytest.raises(DatabaseFault, match="no such table: absent"):
         batch.query("SELECT * FROM absent", ())
     assert batch.fault == "no such table: absent"
 
 
-def test_batch_goes_on_with_another_database(batch: Batch, tmp_path: Path) -> None:
-    """What waits to be committed is done there, and a commit is announced as due."""
+def test_go_on_with_executes_the_batch_in_another_database(batch: Batch, tmp_path: Path) -> None:
+    """A commit is announced as due."""
     path = tmp_path / "other.db"
     batch.execute(INSERT, (1,))
     batch.counts["things"] += 1

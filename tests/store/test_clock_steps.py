@@ -1,4 +1,4 @@
-"""Lifetimes on CLOCK_BOOTTIME, and what a step of the wall clock does to the database."""
+"""Lifetimes on CLOCK_BOOTTIME, and the effect of clock steps on the database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOTH_WAYS = pytest.mark.parametrize("step", [3600, -3600, YEAR, -YEAR, 1.25, -1.
 
 
 def set_wall_clock(rig: Rig, seconds: float) -> None:
-    """Set the clock by so much, and let the daemon look at it."""
+    """Set the clock by this number of seconds, and let the daemon check it."""
     rig.clock.set_by += seconds
     rig.sweep()
 
@@ -51,7 +51,7 @@ def times(rig: Rig) -> dict[str, list[Any]]:
 
 
 def test_find_returns_nothing_that_expired_while_the_machine_slept(rig: Rig) -> None:
-    """Neither by its endpoint nor by its destination, and the binding is over as well."""
+    """Neither find_endp nor find_dest returns it; the binding has expired as well."""
     rig.save(ttl=10)
     rig.bind(ttl=10)
     rig.clock.time += NIGHT
@@ -67,8 +67,8 @@ def test_find_returns_nothing_that_expired_while_the_machine_slept(rig: Rig) -> 
 
 
 @BOTH_WAYS
-def test_step_moves_the_times_of_what_is_live(rig: Rig, step: float) -> None:
-    """Connections, bindings, connected clients and the run; not those that left, nor events."""
+def test_step_moves_the_times_of_live_rows(rig: Rig, step: float) -> None:
+    """Connections, bindings, connected clients and the run are live; events are not."""
     rig.cache.client_connected(PEER)
     rig.cache.client_disconnected(rig.cache.client_connected(PEER))
     rig.save(ttl=5)
@@ -91,7 +91,7 @@ def test_step_moves_the_times_of_what_is_live(rig: Rig, step: float) -> None:
 
 @BOTH_WAYS
 def test_step_changes_no_lifetime(rig: Rig, step: float) -> None:
-    """Everything is found until its time is over, and gone after that."""
+    """Each connection and binding is found until its ttl ends."""
     rig.save(ttl=5)
     rig.bind(ttl=5)
     rig.bind(ttl=9, destination=b"long")
@@ -116,7 +116,7 @@ def test_step_changes_no_lifetime(rig: Rig, step: float) -> None:
 
 
 def test_steps_add_up(rig: Rig) -> None:
-    """Each has its row; what is saved in between has the time of the clock as it is then."""
+    """Each has its row; a save in between has the time of the clock at that moment."""
     rig.save(ttl=10)
     for step in (3600, -7200, 60):
         set_wall_clock(rig, step)
@@ -128,8 +128,8 @@ def test_steps_add_up(rig: Rig) -> None:
     assert steps_taken == [(NOW + 3600, 3600), (NOW + 1 - 3600, -7200), (NOW + 2 - 3540, 60)]
 
 
-def test_changes_of_a_second_or_less_are_left_until_they_add_up(rig: Rig) -> None:
-    """So the times are true within a second, and small corrections of a clock cost nothing."""
+def test_changes_of_a_second_or_less_add_up(rig: Rig) -> None:
+    """Times are right within a second, and small corrections of the clock cost no writes."""
     rig.save(ttl=10)
     for step in (1, -1, 0.75):
         set_wall_clock(rig, step)
@@ -141,7 +141,7 @@ def test_changes_of_a_second_or_less_are_left_until_they_add_up(rig: Rig) -> Non
 
 
 def test_step_is_one_line_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """It says in which direction, and by how much."""
+    """The line has the direction and the number of seconds."""
     with caplog.at_level(logging.WARNING):
         set_wall_clock(rig, 3600)
         set_wall_clock(rig, -90.5)
@@ -154,7 +154,7 @@ def test_step_is_one_line_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture)
 
 
 def test_steps_are_kept_up_to_a_limit(rig: Rig) -> None:
-    """The oldest give way, so that a clock that never rests cannot fill the disk."""
+    """The oldest rows are deleted, so that a clock that changes often cannot fill the disk."""
     taken = [*range(2, steps.MAX_STEPS + 5)]
     for step in taken:
         set_wall_clock(rig, step)
@@ -162,8 +162,8 @@ def test_steps_are_kept_up_to_a_limit(rig: Rig) -> None:
     assert kept == taken[-steps.MAX_STEPS :]
 
 
-def test_step_while_the_database_is_locked_is_made_up_for(file_rig: Rig) -> None:
-    """The times move once for each step, in order, as soon as the lock is gone."""
+def test_step_during_a_lock_is_applied_later(file_rig: Rig) -> None:
+    """The times move once for each step, in order, when the lock is free."""
     file_rig.save(ttl=10)
     file_rig.bind(ttl=10)
     assert file_rig.batch.commit()
@@ -185,8 +185,8 @@ def test_step_while_the_database_is_locked_is_made_up_for(file_rig: Rig) -> None
     assert file_rig.cache.find_dest(b"d", 1) is not None
 
 
-def test_step_on_a_full_disk_is_made_up_for(file_rig: Rig) -> None:
-    """The batch that is done again has the step at its place: after the save, before the other."""
+def test_step_on_a_full_disk_is_applied_later(file_rig: Rig) -> None:
+    """The repeated batch has the step between the two saves."""
     file_rig.save(ttl=9)
     with no_space():
         set_wall_clock(file_rig, 3600)
@@ -207,7 +207,7 @@ def test_step_on_a_full_disk_is_made_up_for(file_rig: Rig) -> None:
 def test_binding_survives_a_step_when_the_lock_ends_at_the_worst_moment(
     file_rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query that saw rows which the step has not moved yet must not decide what has expired."""
+    """A query of rows that the step has not moved yet must not decide what has expired."""
     file_rig.bind(ttl=10)
     assert file_rig.batch.commit()
     removing = live_rows.LiveRows.remove_binding
@@ -228,10 +228,10 @@ def test_binding_survives_a_step_when_the_lock_ends_at_the_worst_moment(
 
 @BOTH_WAYS
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "in one batch"])
-def test_delivery_across_a_step_goes_back_with_its_remaining_ttl(
+def test_restored_connection_keeps_its_remaining_ttl_across_a_step(
     rig: Rig, step: float, committed: bool
 ) -> None:
-    """The clock is set while a connection is on its way to a client that vanishes then."""
+    """The clock is set during a delivery, and then the client disconnects."""
     rig.save(ttl=5)
     if committed:
         assert rig.batch.commit()
@@ -249,8 +249,8 @@ def test_delivery_across_a_step_goes_back_with_its_remaining_ttl(
     assert rig.cache.find_endp(b"e", 1) == delivery._replace(found_at=NOW + 4.999)
 
 
-def test_delivery_goes_back_while_the_step_waits_for_the_lock(file_rig: Rig) -> None:
-    """Its row has the right time, though it is written after what moves the others."""
+def test_restored_connection_has_the_right_time_if_the_step_waits(file_rig: Rig) -> None:
+    """Its row is written after the statement that moves the other rows."""
     file_rig.save(ttl=5)
     delivery = file_rig.cache.find_endp(b"e", 1)
     assert delivery is not None
@@ -265,8 +265,8 @@ def test_delivery_goes_back_while_the_step_waits_for_the_lock(file_rig: Rig) -> 
 
 
 @BOTH_WAYS
-def test_age_of_what_leaves_after_a_step_is_the_time_it_was_cached(rig: Rig, step: float) -> None:
-    """Found, expired, purged: whatever the clock says, it was there for so many seconds."""
+def test_age_after_a_step_is_the_time_in_the_cache(rig: Rig, step: float) -> None:
+    """The age of found, expired and purged connections does not depend on the wall clock."""
     for endpoint in (b"found", b"expired", b"purged"):
         rig.save(ttl=5, endpoint=endpoint)
     rig.bind(ttl=5)
@@ -293,7 +293,7 @@ def test_age_of_what_leaves_after_a_step_is_the_time_it_was_cached(rig: Rig, ste
 def test_binding_keeps_its_lifetime_when_the_clock_is_set_between_two_runs(
     tmp_path: Path, step: float
 ) -> None:
-    """On the same boot the next run knows by how much, and records it."""
+    """In the same boot the next run detects the step, and records it."""
     file = tmp_path / "cache.db"
     with rigged(file) as rig:
         rig.bind(ttl=10)
@@ -310,7 +310,7 @@ def test_binding_keeps_its_lifetime_when_the_clock_is_set_between_two_runs(
 
 
 def test_next_run_has_the_scale_of_the_last_if_the_clock_moved_little(tmp_path: Path) -> None:
-    """So little differences of many runs do not add up in the bindings that they leave."""
+    """Small differences of many runs must not add up in their bindings."""
     file = tmp_path / "cache.db"
     for run in range(4):
         clock = HandClock(NOW + run)
@@ -324,10 +324,8 @@ def test_next_run_has_the_scale_of_the_last_if_the_clock_moved_little(tmp_path: 
 
 
 @pytest.mark.parametrize("step", [3600, -3600])
-def test_ages_of_what_a_crash_lost_are_right_though_the_clock_was_set(
-    tmp_path: Path, step: float
-) -> None:
-    """The connections, the clients and the run of the crashed daemon are moved before they end."""
+def test_ages_of_lost_connections_are_right_after_a_step(tmp_path: Path, step: float) -> None:
+    """The rows of the crashed daemon are moved before they are deleted."""
     file = tmp_path / "cache.db"
     with rigged(file) as rig:
         rig.cache.client_connected(PEER)
@@ -343,7 +341,7 @@ def test_ages_of_what_a_crash_lost_are_right_though_the_clock_was_set(
 
 
 def test_ages_are_not_negative_after_another_boot_with_an_earlier_clock(tmp_path: Path) -> None:
-    """How long the machine was off is unknown then: bindings live for ttl_limit at the most."""
+    """The time that the machine was off is unknown, so bindings live for at most ttl_limit."""
     file = tmp_path / "cache.db"
     with rigged(file) as rig:
         rig.save(ttl=10)
@@ -363,8 +361,8 @@ def test_ages_are_not_negative_after_another_boot_with_an_earlier_clock(tmp_path
         assert times(rig)["clock_step"] == []
 
 
-def test_age_of_a_connection_lost_on_its_way_is_unknown_after_a_step(tmp_path: Path) -> None:
-    """It is known from the event of its save alone, whose time has not moved with the clock."""
+def test_age_of_a_connection_lost_in_delivery_is_unknown_after_a_step(tmp_path: Path) -> None:
+    """Only the event of its save has a time, which does not move with the clock."""
     file = tmp_path / "cache.db"
     with rigged(file) as rig:
         rig.save(ttl=10)
@@ -379,7 +377,7 @@ def test_age_of_a_connection_lost_on_its_way_is_unknown_after_a_step(tmp_path: P
 
 
 def test_report_names_the_begin_of_its_interval_by_the_clock_as_it_is_set(rig: Rig) -> None:
-    """scache(8) logs it as the local time."""
+    """The line has the local time, like that of Postfix's scache(8)."""
     rig.cache.statistics.report()
     began = rig.clock.time
     rig.clock.time += 60
@@ -391,7 +389,7 @@ def test_report_names_the_begin_of_its_interval_by_the_clock_as_it_is_set(rig: R
 
 @BOTH_WAYS
 def test_follower_recognizes_the_run_after_a_step(rig: Rig, step: float) -> None:
-    """`scache events --follow` must not take it for another, whose ids begin anew."""
+    """`scache events --follow` must not mistake it for another run, with ids of its own."""
 
     def image() -> Image:
         assert rig.batch.commit()
@@ -411,7 +409,7 @@ def test_follower_recognizes_the_run_after_a_step(rig: Rig, step: float) -> None
 
 
 def test_statistics_have_no_negative_age(rig: Rig) -> None:
-    """Within a second the times of an image may be ahead of the clock of whoever reads it."""
+    """Times of an image may be up to a second ahead of the reader's clock."""
     rig.save(ttl=10)
     assert rig.batch.commit()
     with Image.from_bytes(rig.batch.serialize()) as image:
@@ -423,24 +421,24 @@ def test_statistics_have_no_negative_age(rig: Rig) -> None:
 
 class TestClock:
     def test_now_is_the_time_since_boot(self) -> None:
-        """It is what proc(5) calls the uptime, which goes on while the machine sleeps."""
+        """It is the uptime of proc(5), which goes on while the machine sleeps."""
         before = time.clock_gettime(time.CLOCK_BOOTTIME)
         now = Clock().now()
         assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def test_stamp_is_wall_time(self) -> None:
-        """A stamp lies between two readings of the wall clock."""
+        """A stamp is between two readings of the wall clock."""
         clock = Clock()
         before = time.time()
         stamp = clock.stamp()
         assert before - clock_module.STEP <= stamp <= time.time() + clock_module.STEP
 
     def test_boot_is_the_same_for_two_clocks(self) -> None:
-        """It names the boot of the machine, not the process."""
+        """It identifies the boot of the machine, not the process."""
         assert Clock().boot == Clock().boot != ""
 
     def test_pause_between_two_readings_is_no_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A process that is stopped right there reads both clocks again."""
+        """A process that was stopped between the two readings reads both clocks again."""
         clock, moments, pauses = Clock(), [100.0], [60.0]
 
         def wall() -> float:
@@ -453,8 +451,8 @@ class TestClock:
         assert not pauses
 
 
-def test_save_before_the_step_is_noticed_lives_as_long_as_any(rig: Rig) -> None:
-    """What is saved between a step and the next look at the clocks is moved with the rest."""
+def test_save_before_the_step_is_detected_has_its_whole_ttl(rig: Rig) -> None:
+    """A row saved between a step and its detection is moved with the others."""
     rig.clock.set_by += 3600
     assert rig.bind(ttl=5) is Status.OK
     assert rig.save(ttl=5) is not None

@@ -1,4 +1,4 @@
-"""The file of a running daemon by another name, beside which there is no write-ahead log of its."""
+"""Other names of a running daemon's file, without its write-ahead log beside them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ COUNT = "SELECT count(*) FROM binding"
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Name what is to be another name of it."""
+    """Return the path of another name."""
     return tmp_path / "other.db"
 
 
 @pytest.fixture
 def opened(file: Path) -> Iterator[Opened]:
-    """Run on the file, with a binding that the log alone has."""
+    """Open the file, with a binding that is only in the log."""
     with Opened(file) as opened:
         assert opened.run(opened.database.commit())
         LiveRows(opened.database.batch).save_binding(binding(1))
@@ -50,12 +50,12 @@ def opened(file: Path) -> Iterator[Opened]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for a daemon that is about to start or to end."""
+    """Do not wait for a daemon that starts or ends."""
     monkeypatch.setattr(names, "PATIENCE", 0)
 
 
 def bindings(file: Path) -> bytes | int | float | None:
-    """Return how many bindings a file has, as a command sees it."""
+    """Return the number of bindings that a command finds in a file."""
     with Image.from_file(file) as image:
         ((count,),) = image.execute(COUNT).rows
     return count
@@ -78,7 +78,7 @@ def held(file: Path, how: int) -> Iterator[int]:
 def test_commands_refuse_a_hard_link_of_a_running_daemons_file(
     command: list[str], path: Path, file: Path, other: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """They say what to do; once the daemon has stopped, all of it is in the file itself."""
+    """The error says what to do. After the daemon has stopped, the file has all rows."""
     if command[-1] == "--output":
         command = [*command, str(tmp_path / "dump.db")]
     with Daemon(path, database=file) as daemon, Client(path) as client:
@@ -105,13 +105,13 @@ def through_a_link(file: Path, other: Path) -> Path:
 
 
 def through_a_directory(file: Path, other: Path) -> Path:
-    """Make a symbolic link to its directory."""
+    """Make a symbolic link to the directory of the file."""
     other.symlink_to(file.parent)
     return other / file.name
 
 
 def through_a_descriptor(file: Path, _: Path) -> Path:
-    """Find a descriptor of it."""
+    """Return the path of a descriptor of the file."""
     for each in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
             if each.readlink() == file:
@@ -121,16 +121,16 @@ def through_a_descriptor(file: Path, _: Path) -> Path:
 
 @pytest.mark.usefixtures("opened")
 @pytest.mark.parametrize("name", [through_a_link, through_a_directory, through_a_descriptor])
-def test_a_link_leads_to_the_log(
+def test_symbolic_link_leads_to_the_log(
     name: Callable[[Path, Path], Path], file: Path, other: Path
 ) -> None:
-    """The log lies beside the file that the link leads to."""
+    """The log is beside the target of the link."""
     assert bindings(name(file, other)) == 1
 
 
 @pytest.mark.usefixtures("opened")
-def test_a_hard_link_that_the_daemon_does_not_use_is_no_obstacle(file: Path, other: Path) -> None:
-    """By its own name the file is read, however many further ones it has."""
+def test_file_can_be_read_by_the_name_that_the_daemon_uses(file: Path, other: Path) -> None:
+    """It may have further hard links."""
     os.link(file, other)
     assert bindings(file) == 1
     with pytest.raises(DatabaseError, match="under another name"):
@@ -138,8 +138,8 @@ def test_a_hard_link_that_the_daemon_does_not_use_is_no_obstacle(file: Path, oth
 
 
 @pytest.mark.usefixtures("opened")
-def test_a_log_of_another_file_is_not_read(file: Path, other: Path) -> None:
-    """A log and an index that are there, but that no connection has open, are not the daemon's."""
+def test_log_of_another_file_is_not_read(file: Path, other: Path) -> None:
+    """A log and an index that no process has open are not those of the daemon."""
     os.link(file, other)
     for suffix in ("-wal", "-shm"):
         shutil.copy(f"{file}{suffix}", f"{other}{suffix}")
@@ -148,8 +148,8 @@ def test_a_log_of_another_file_is_not_read(file: Path, other: Path) -> None:
 
 
 @pytest.mark.usefixtures("opened")
-def test_a_file_that_was_moved_is_refused_without_its_log(file: Path, other: Path) -> None:
-    """Its latest changes were left behind."""
+def test_moved_file_without_its_log_is_refused(file: Path, other: Path) -> None:
+    """Its latest changes are in the log."""
     file.rename(other)
     with pytest.raises(DatabaseError, match="under another name"):
         bindings(other)
@@ -158,10 +158,10 @@ def test_a_file_that_was_moved_is_refused_without_its_log(file: Path, other: Pat
     assert bindings(other) == 1
 
 
-def test_a_file_that_was_moved_is_whole_once_the_daemon_has_another(
+def test_moved_file_is_complete_when_the_daemon_has_recreated_its_own(
     path: Path, file: Path, other: Path
 ) -> None:
-    """The daemon makes its file anew, and lets the old one have all that is in the log."""
+    """The daemon copies the log into the moved file first."""
     with Daemon(path, database=file) as daemon, Client(path) as client:
         assert client.save_dest(60, "d", "q", "e")
         eventually(lambda: read(file, COUNT) == [(1,)])
@@ -170,8 +170,8 @@ def test_a_file_that_was_moved_is_whole_once_the_daemon_has_another(
         assert bindings(other) == bindings(file) == 1
 
 
-def test_a_bind_mount_is_refused(path: Path, file: Path, other: Path) -> None:
-    """It is the same file, and the log is not beside it."""
+def test_bind_mount_is_refused(path: Path, file: Path, other: Path) -> None:
+    """It is the same file, but the log is not beside it."""
     other.touch()
     with Daemon(path, database=file):
         command = f'mount --bind "{file}" "{other}" && exec "$@"'
@@ -181,8 +181,8 @@ def test_a_bind_mount_is_refused(path: Path, file: Path, other: Path) -> None:
     assert done.stderr == f"scache: the database {other}{SENTENCE}\n"
 
 
-def test_a_descriptor_of_a_deleted_file_is_refused(file: Path, other: Path) -> None:
-    """What a link of proc(5) says is no name: there may be another file of it."""
+def test_descriptor_of_a_deleted_file_is_refused(file: Path, other: Path) -> None:
+    """The text of the link in proc(5) is no path: another file may have that name."""
     with Opened(file):
         pass
     shutil.copy(file, other)
@@ -196,10 +196,10 @@ def test_a_descriptor_of_a_deleted_file_is_refused(file: Path, other: Path) -> N
             bindings(name)
 
 
-def test_a_command_waits_for_a_daemon_that_starts(
+def test_command_waits_for_a_daemon_that_starts(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon holds its file for a moment before it makes a log, and after it has removed it."""
+    """A daemon locks its file shortly before it creates the log, and after it has removed it."""
     with Opened(file):
         pass
     monkeypatch.setattr(names, "PATIENCE", 60)
@@ -215,20 +215,20 @@ def test_a_command_waits_for_a_daemon_that_starts(
         assert len(waits) == 1
 
 
-def test_a_daemon_waits_for_a_command_that_asks(
+def test_daemon_waits_for_a_command_that_tests_the_lock(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command asks for the lock by taking it for an instant."""
+    """A command takes the lock for an instant."""
     file.touch()
     with held(file, fcntl.LOCK_SH) as lock:
         monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
         os.close(files.claim(str(file)))
 
 
-def test_a_dump_does_not_replace_a_file_that_a_daemon_holds(
+def test_dump_does_not_replace_a_file_that_a_daemon_locks(
     file: Path, other: Path, capsys: Capture
 ) -> None:
-    """A dump that a daemon has just been started on does not look like its file yet."""
+    """A dump on which a daemon was just started has no log yet."""
     with Opened(file):
         pass
     assert execute(["dump", "--database", str(file), "--output", str(other)]) == EXIT_OK
