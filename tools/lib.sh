@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# Functions that the tools share, to be sourced. Two environment variables change how tools run:
+# Functions that the tools share, to be sourced. Three environment variables change how tools run:
 #
 #   PYTHON   the interpreter to make the virtual environment with
 #            (default: python3, or the newest python3.x on the PATH)
 #   VENV     the directory of that environment (default: .venv in the checkout)
+#   OLDEST   if set, a new environment gets the oldest versions of the dependencies that
+#            pyproject.toml allows, instead of the newest
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$(realpath -m "${VENV:-$root/.venv}")
@@ -92,8 +94,15 @@ install_checkout() {
     if [[ -x $venv/bin/pip ]]; then
         pip=("$venv/bin/python" -m pip)
     fi
-    say "installing scache and the dependencies of \"$extra\" into $venv"
-    "${pip[@]}" --disable-pip-version-check install -qq --editable "$package"
+    pip+=(--disable-pip-version-check install -qq)
+    say "installing scache and the ${OLDEST:+oldest }dependencies of \"$extra\" into $venv"
+    if [[ -n ${OLDEST:-} ]]; then
+        "${pip[@]}" uv # pip cannot choose the oldest versions
+        "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" \
+            --resolution lowest-direct --editable "$package"
+    else
+        "${pip[@]}" --editable "$package"
+    fi
 }
 
 # tool EXTRA MODULE [ARGUMENTS]: run a module of tools/, with the dependencies of this extra.

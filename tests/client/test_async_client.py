@@ -18,6 +18,8 @@ from tests.support.daemon import Daemon
 from tests.support.dialogue import DEADLINE, until
 from tests.support.scripted import HIT, MISS, Script, by_turns, hang, saying, serving, then
 
+pytestmark = pytest.mark.anyio
+
 
 async def test_tasks_may_share_a_client(path: Path, inline: bool) -> None:
     """Their requests run one after the other."""

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_wheel_has_the_manual(wheel: Path) -> None:
     """Every page of the tree is in the package."""
     shipped = {name for name in ZipFile(wheel).namelist() if name.endswith(".md")}
     assert shipped == {f"scache/manual/{topic}.md" for topic in PAGES}
+
+
+def test_install_page_has_the_oldest_versions_of_the_dependencies() -> None:
+    """They are the lower bounds, which CI tests."""
+    project = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = dict(re.findall(r"^\| (\w+) \| ([\d.]+) \|", PAGES["install"], re.MULTILINE))
+    assert rows.pop("Python") == project["requires-python"].removeprefix(">=")
+    assert [f"{name}>={oldest}" for name, oldest in rows.items()] == project["dependencies"]
+
+
+def test_ci_runs_tests_that_exist() -> None:
+    """Those with the oldest dependencies are named one by one."""
+    named = re.findall(r"tests/\S+\.py", ROOT.joinpath(".ci", "run").read_text(encoding="utf-8"))
+    assert named
+    assert all(ROOT.joinpath(name).is_file() for name in named)
 
 
 def test_wheel_has_the_man_pages(wheel: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from scache.cli.streams import accept_any_text
 from scache.settings.loading import did_you_mean
 
 TOPICS = (
+    "install",
     "postfix",
     "master",
     "systemd",
@@ -140,5 +143,17 @@ def _show(text: str) -> None:
     width = min(shutil.get_terminal_size().columns, WIDEST)
     console = Console(file=laid_out, force_terminal=True, width=width)
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
+    if not _pager_exists():
+        click.echo(laid_out.getvalue(), nl=False)
+        return
     with left_to_pager():
         click.echo_via_pager(laid_out.getvalue())
+
+
+def _pager_exists() -> bool:
+    """Return False if PAGER names no program: click before 8.4 would lose the page then."""
+    try:
+        program, *_ = shlex.split(os.environ.get("PAGER", "")) or [""]
+    except ValueError:  # a quote is not closed
+        return False
+    return program == "" or shutil.which(program) is not None
