@@ -6,16 +6,18 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 RULES = Path("/etc/logcheck/ignore.d.server/postfix")
 
 
 def unusual(lines: Iterable[str]) -> list[str]:
-    """Return the lines that logcheck would report, found with grep as it does."""
+    """Return the lines that logcheck would report, found with grep as it does.
+
+    Without the rules, the test is skipped from here on.
+    """
     if not RULES.exists():
-        raise RuntimeError(
-            f"this test needs {RULES}, which tools/test installs from Debian's package "
-            "logcheck-database"
-        )
+        pytest.skip(f"{RULES} is missing: install Debian's package logcheck-database")
     rules = [rule for rule in RULES.read_text().splitlines() if rule and not rule.startswith("#")]
     patterns = [option for rule in rules for option in ("-e", rule)]
     found = subprocess.run(
