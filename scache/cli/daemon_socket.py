@@ -121,15 +121,18 @@ def connect(place: DaemonSocket) -> Iterator[Client]:
     user.
     """
     from scache.client.sync import Client
+    from scache.protocol.client import NO_INLINE
 
     with Client(place.path, timeout=place.timeout) as client:
         try:
             yield client
         except ProtocolError as error:
+            advice = "name another --socket"
+            if str(error) == NO_INLINE:
+                advice += ", or run the command as a user of its allow_uids or admin_uids"
             raise Unavailable(
                 f"the server at {place} does not answer as a scache daemon ({error})"
-                f"{_listener(place.path)}: name another --socket, or run the command as a user "
-                "of its allow_uids or admin_uids"
+                f"{_listener(place.path)}: {advice}"
             ) from error
         except Unavailable as error:
             raise _explained(error, place) from error

@@ -81,6 +81,10 @@ class Reply(NamedTuple):
 
 Step = Send | NeedData
 
+NO_INLINE = "the server has no inline mode"
+"""The text of the error if inline mode is needed. A daemon before ``shortage`` has none for clients
+that it does not serve."""
+
 MAX_BATCH = 128
 """Most requests sent ahead of their replies; their descriptors fit into one sendmsg(2)."""
 
@@ -246,7 +250,7 @@ class ClientConversation:
         if self.refusal is not None:
             raise Refused(self.refusal)
         if not self.inline:
-            raise ProtocolError("the server has no inline mode")
+            raise ProtocolError(NO_INLINE)
 
     def _granted(self, answer: Attributes, names: Sequence[bytes]) -> None:
         """Check the reply to a request that may be refused; raise Refused or NotNow then."""

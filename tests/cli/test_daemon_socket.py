@@ -19,6 +19,7 @@ from scache.settings.declarations import default_socket
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.looking import Capture, StubDaemon, failure, run
+from tests.support.scripted import hang, saying, serving, then
 
 
 @pytest.fixture
@@ -234,6 +235,20 @@ def test_another_service_is_named_by_its_process(
     assert f"at {path} (from --socket) " in said
     assert f"; process {os.getpid()} ({program}) listens there" in said
     assert "name another --socket" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "advised"),
+    [(b"220 mail.example.org ESMTP\r\n", False), (b"status\0001\0\0", True)],
+    ids=["another service", "no inline mode"],
+)
+def test_other_users_are_advised_only_if_they_may_help(
+    path: Path, capsys: Capture, answer: bytes, advised: bool
+) -> None:
+    """An earlier daemon has no inline mode for a client that it does not serve."""
+    with serving(path, then(saying(answer), hang)):
+        _, said = failure(capsys, "stats", "--socket", path)
+    assert ("or run the command as a user of its allow_uids" in said) == advised
 
 
 def test_silent_daemon_is_waited_for_as_long_as_timeout(tmp_path: Path) -> None:
