@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 import select
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
 
 from tests.support.commands import clean_environment, default_signals
 from tests.support.terminal import on_terminal
 from tests.support.wire import DEADLINE
+
+DEMO_SOCKET = "/tmp/demo.sock"
+DEMO_PORT = "8025"
+"""The socket and the port in the sessions of the README."""
+
+PYTHON = Path(sys.executable).with_name("python3")
+"""The interpreter of the tests, by the name that the audit log shows in the README."""
 
 _HEREDOC = re.compile(r"<<'(\w+)'")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -64,14 +73,16 @@ def lasting(shown: str) -> list[str]:
 class Shell:
     """A shell that runs sessions one after another, and kills their background jobs at the end."""
 
-    def __init__(self, directory: Path, names: Mapping[str, str]) -> None:
-        """Put shims into a directory; replace the ``names`` (paths, ports) in a session."""
+    def __init__(self, directory: Path, names: Mapping[str, str], python: Path) -> None:
+        """Replace the ``names`` (paths, ports) in a session; find scache in ``python``.
+
+        Shims in the directory stand for both commands.
+        """
         self._names = names
         self._environment: dict[str, str] = {}
         self._background: list[subprocess.Popen[str]] = []
         self._shims = directory / "bin"
         self._shims.mkdir()
-        python = Path(sys.executable).with_name("python3")  # the name that the audit log shows
         for name, command in ("python3", f"{python}"), ("scache", f"{python} -m scache"):
             shim = self._shims / name
             shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
@@ -136,3 +147,18 @@ class Shell:
         for ours, theirs in self._names.items():
             command = command.replace(ours, theirs)
         return command
+
+
+@contextmanager
+def demonstration(directory: Path, python: Path = PYTHON) -> Iterator[Shell]:
+    """Yield a shell in which the sessions of the README have a port and a socket of their own.
+
+    The path is short, because `scache stats` shortens its lines to the width of the terminal.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with TemporaryDirectory(prefix="scache-test-") as name:
+        names = {DEMO_SOCKET: f"{name}/s", DEMO_PORT: port}
+        with Shell(directory, names, python) as shell:
+            yield shell

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import sqlite3
 import subprocess
 from code import InteractiveConsole
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +21,8 @@ from tests.support.commands import run_command
 from tests.support.daemon import Daemon
 from tests.support.manual import DOCUMENTS, PAGES, README, blocks, commands
 from tests.support.sample_database import filling
-from tests.support.sessions import Shell
+from tests.support.sessions import DEMO_SOCKET, demonstration
 
-DEMO_SOCKET = "/tmp/demo.sock"
-DEMO_PORT = "8025"
 DEMO_DATABASE = "/var/lib/postfix/scache.db"
 
 TESTED_ELSEWHERE = ("README", "postfix", "master", "systemd")
@@ -147,26 +143,11 @@ def test_label_that_is_not_utf8_stops_a_tool_that_decodes(tmp_path: Path) -> Non
         connection.execute("SELECT endpoint FROM event").fetchall()
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    """Give a shell in which the demonstration has a port and a socket of its own.
-
-    The path is short, because `scache stats` shortens its lines to the width of the terminal.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    with (
-        TemporaryDirectory(prefix="scache-test-") as name,
-        Shell(tmp_path, {DEMO_SOCKET: f"{name}/s", DEMO_PORT: port}) as shell,
-    ):
-        yield shell
-
-
-def test_sessions_of_the_readme_show_what_is_printed(shell: Shell) -> None:
+def test_sessions_of_the_readme_show_what_is_printed(tmp_path: Path) -> None:
     """Finder and saver have the same connection; the second session looks at the first."""
-    demonstration, look = blocks(README, "console")
-    outcomes = shell.run(demonstration.text)
-    saver, finder = (outcome for outcome in outcomes if "at local port" in outcome)
-    assert saver == finder
-    shell.run(look.text)
+    first, look = blocks(README, "console")
+    with demonstration(tmp_path) as shell:
+        outcomes = shell.run(first.text)
+        saver, finder = (outcome for outcome in outcomes if "at local port" in outcome)
+        assert saver == finder
+        shell.run(look.text)

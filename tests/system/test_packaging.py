@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from scache.settings.declarations import default_socket
 from tests.support.commands import ROOT, clean_environment, run_command
 from tests.support.daemon import DaemonProcess
 from tests.support.manual import PAGES, README, blocks, section
+from tests.support.sessions import demonstration
 
 CHANGELOG = ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
 
@@ -41,10 +43,22 @@ def pip(*arguments: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a wheel of the tree."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a source distribution of the tree, which pip alone cannot."""
+    directory = tmp_path_factory.mktemp("sdist")
+    pip("install", "-qq", "--target", directory / "hatchling", "hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(directory)]
+    environment = clean_environment(PYTHONPATH=str(directory / "hatchling"))
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    (sdist,) = directory.glob("scached-*.tar.gz")
+    return sdist
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel from the source distribution, as pip does if there is no wheel."""
     directory = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "-qq", "--no-deps", "--wheel-dir", directory, ROOT)
+    pip("wheel", "-qq", "--no-deps", "--wheel-dir", directory, sdist)
     (wheel,) = directory.glob("scached-*.whl")
     return wheel
 
@@ -71,6 +85,16 @@ def free_default_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield path
     if made_here:
         shutil.rmtree(path.parent)
+
+
+def test_sdist_has_what_the_checkout_has(sdist: Path) -> None:
+    """A wheel and the tests can be made of it; it has no environment and no cache of a tool."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"PKG-INFO", "LICENSE", "CHANGELOG.md", "tools/build_hook.py"} <= names
+    assert "tests/system/test_packaging.py" in names
+    assert {f"migrations/{path.name}" for path in ROOT.glob("migrations/*.sql")} <= names
+    assert not [name for name in names if name.startswith((".venv", ".git/", "dist/", ".mypy"))]
 
 
 def test_wheel_has_the_name_and_the_version_of_the_changelog(wheel: Path) -> None:
@@ -124,6 +148,7 @@ def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> No
     (block,) = blocks(section(README, "Install and start"), "sh")
     install, start = block.text.replace("/opt/scache", f"{tmp_path}/opt").splitlines()
     assert f"./{wheel.name}" in install
+    assert PAGES["install"].count(f"./{wheel.name}") == PAGES["install"].count(".whl")
     environment = clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1")
     subprocess.run(["sh", "-ec", install], cwd=wheel.parent, env=environment, check=True)
     command = [*shlex.split(start), "--socket", str(tmp_path / "s")]
@@ -135,7 +160,7 @@ def test_install_and_start_of_the_readme_work(wheel: Path, tmp_path: Path) -> No
 
 
 def test_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
-    """In a clean environment the command serves from a database file."""
+    """In a clean environment the command serves from a database file, and the README is true."""
     environment = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     pip("--python", environment / "bin" / "python", "install", "-qq", wheel)
@@ -146,6 +171,9 @@ def test_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
             assert client.find_endp("nothing") is None
         assert daemon.terminate() == errors.EXIT_OK
     assert database.exists()
+    with demonstration(tmp_path, environment / "bin" / "python3") as shell:
+        for session in blocks(README, "console"):
+            shell.run(session.text)
 
 
 def test_fresh_clone_serves_on_the_default_socket(clone: Path, free_default_socket: Path) -> None:
