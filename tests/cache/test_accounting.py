@@ -473,24 +473,28 @@ class Accounts:
 
 
 @pytest.mark.parametrize(
-    "in_file", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["memory", "file"]
+    ("in_file", "examples"),
+    [(False, 80), pytest.param(True, 50, marks=pytest.mark.slow)],
+    ids=["memory", "file"],
 )
-@settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
-@example(  # only a counter is pending while the disk is full
-    history=[("find_endp", b"", 0), ("begin_fault", False), ("commit",), ("end_fault",)],
-    audit_rows=0,
-)
-@given(history=st.lists(steps, min_size=30, max_size=150), audit_rows=limits)
-def test_accounting_invariants_hold_after_any_history(
-    in_file: bool, history: list[tuple[Any, ...]], audit_rows: int
-) -> None:
+def test_accounting_invariants_hold_after_any_history(in_file: bool, examples: int) -> None:
     """Compare live rows, descriptors, counters and audit log with the ledger at each step."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
-        for module in (audit, event_writer):
-            patch.setattr(module, "ROWS_AT_ONCE", 2)
-        with Accounts(f"{directory}/cache.db" if in_file else MEMORY, audit_rows) as accounts:
-            for name, *arguments in history:
-                getattr(accounts, name)(*arguments)
-                accounts.check_descriptors()
-                accounts.check_counters()
-            accounts.end_fault()
+
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
+    @example(  # only a counter is pending while the disk is full
+        history=[("find_endp", b"", 0), ("begin_fault", False), ("commit",), ("end_fault",)],
+        audit_rows=0,
+    )
+    @given(history=st.lists(steps, min_size=30, max_size=150), audit_rows=limits)
+    def check(history: list[tuple[Any, ...]], audit_rows: int) -> None:
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+            for module in (audit, event_writer):
+                patch.setattr(module, "ROWS_AT_ONCE", 2)
+            with Accounts(f"{directory}/cache.db" if in_file else MEMORY, audit_rows) as accounts:
+                for name, *arguments in history:
+                    getattr(accounts, name)(*arguments)
+                    accounts.check_descriptors()
+                    accounts.check_counters()
+                accounts.end_fault()
+
+    check()

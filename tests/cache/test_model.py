@@ -308,13 +308,13 @@ class FileMachine(Machine):
     path = None
 
 
-@pytest.mark.parametrize("machine", [Machine, FileMachine])
-def test_cache_behaves_as_the_model(machine: type[Machine]) -> None:
+@pytest.mark.parametrize(("machine", "examples"), [(Machine, 80), (FileMachine, 40)])
+def test_cache_behaves_as_the_model(machine: type[Machine], examples: int) -> None:
     """Compare replies, order, rows and descriptors after any sequence of operations."""
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=80,
+            max_examples=examples,
             stateful_step_count=50,
             deadline=None,
             database=None,

@@ -139,13 +139,13 @@ class TestRunning:
         """Another program truncates the file, but each request is answered."""
         with Daemon(path, database=file) as daemon, Client(path) as client:
             with ExitStack() as stack:
-                for number in range(200):
+                for number in range(100):
                     stack.enter_context(Parked(client, 60, f"{number}{'x' * 60_000}"))
                 short = stack.enter_context(Parked(client, 3, "short"))
                 eventually(lambda: not Path(f"{file}-wal").exists() or file.stat().st_size > 10**6)
                 os.truncate(file, 0)
                 os.truncate(f"{file}-wal", 0)
-                for number in range(200):
+                for number in range(100):
                     found = client.find_endp(f"{number}{'x' * 60_000}")
                     if found is not None:
                         found.close()
