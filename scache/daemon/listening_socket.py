@@ -134,15 +134,11 @@ class InheritedSocket:
     def __init__(self, sock: socket.socket) -> None:
         """Take over this listening socket; its path may be relative to the working directory."""
         self.socket = sock
-        name = sock.getsockname()
-        # A name in the abstract namespace begins with a zero byte (unix(7)).
-        text = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else name
-        self.path = Path(text) if text.startswith("@") else Path(text).absolute()
+        self.path = Path(sock.getsockname()).absolute()
         self._identity: Identity | None = None
         # The path may be that of another mount namespace. It is not watched then.
-        if self.path.is_absolute():
-            with suppress(OSError):
-                self._identity = identity(self.path, follow_symlinks=False)
+        with suppress(OSError):
+            self._identity = identity(self.path, follow_symlinks=False)
 
     def loss(self) -> Loss | None:
         """Return how the path was lost since the start; None if it was not, or is not known."""

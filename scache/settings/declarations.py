@@ -25,10 +25,10 @@ from scache.settings.values import (
     ON_CORRUPT,
     ON_DATA,
     OWNER,
-    PATH,
     POSITIVE_COUNT,
     POSITIVE_SECONDS,
     SECONDS_OR_NEVER,
+    SOCKET_PATH,
     SWITCH,
     Kind,
     LogLevel,
@@ -72,7 +72,7 @@ class Settings:
 
     socket: Path = _field(
         default_socket,
-        PATH,
+        SOCKET_PATH,
         "UNIX socket to listen on.",
         "$XDG_RUNTIME_DIR/scache.sock, for root /run/scache/scache.sock",
     )

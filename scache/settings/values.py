@@ -88,7 +88,12 @@ def _count_in(text: str) -> object:
 # Paths and modes
 
 
-def _path(value: object) -> Path:
+def _socket_path(value: object) -> Path:
+    if isinstance(value, str) and value.startswith("@"):
+        raise ValueError(
+            f"must be a path, not {value!r}: an abstract socket has no file mode, so any user "
+            f"could take connections from it; a file of that name is './{value}'"
+        )
     return Path(_file_name(str(value) if isinstance(value, Path) else value))
 
 
@@ -233,7 +238,7 @@ POSITIVE_SECONDS = Kind("SECONDS", _positive_seconds, _number_in, _write_number)
 SECONDS_OR_NEVER = Kind("SECONDS", _seconds_or_never, _number_in, _write_number)
 COUNT = Kind("COUNT", _count, _count_in)
 POSITIVE_COUNT = Kind("COUNT", _positive_count, _count_in)
-PATH = Kind("PATH", _path)
+SOCKET_PATH = Kind("PATH", _socket_path)
 FILE_NAME = Kind("PATH", _file_name)
 MODE = Kind("OCTAL", _mode, write=lambda mode: f"{mode:04o}")
 OWNER = Kind("USER[:GROUP]", _owner, write=lambda owner: owner or "")

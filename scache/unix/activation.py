@@ -68,6 +68,12 @@ def inherited_socket(descriptor: int) -> socket.socket:
             f"descriptor {descriptor} is not a listening UNIX stream socket: use "
             "ListenStream= with a path in the socket unit, and Accept=no"
         )
+    if not isinstance(sock.getsockname(), str):
+        sock.close()
+        raise SocketError(
+            f"descriptor {descriptor} is an abstract socket, which has no file mode, so any user "
+            "could take connections from it: use ListenStream= with a path in the socket unit"
+        )
     os.set_inheritable(descriptor, False)
     sock.setblocking(False)
     # SO_PEERCRED of a client names the process that called listen(2) last (unix(7)): without this

@@ -54,6 +54,12 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert settings.log_level == "info"
 
 
+def test_socket_may_be_a_file_whose_name_begins_with_an_at_sign() -> None:
+    """Only the notation of an abstract socket is refused."""
+    assert setting("socket").check("./@name", "socket") == Path("@name")
+    assert Settings(socket=Path("@name")).socket == Path("@name")
+
+
 def test_settings_are_frozen() -> None:
     """The settings of a running daemon cannot change."""
     with pytest.raises(FrozenInstanceError):

@@ -104,6 +104,17 @@ def test_daemon_refuses_another_kind_of_activated_socket(make: object, tmp_path:
     assert process.returncode == EXIT_SOCKET
 
 
+def test_daemon_refuses_an_activated_abstract_socket() -> None:
+    """It has no file mode, so any user could connect."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("")  # the kernel chooses a name
+        sock.listen()
+        with start(sock) as process:
+            _, log = process.communicate(timeout=DEADLINE)
+    assert "descriptor 3 is an abstract socket" in log
+    assert process.returncode == EXIT_SOCKET
+
+
 def test_daemon_refuses_several_activated_sockets_without_names(listening: socket.socket) -> None:
     """It cannot know which of them to serve."""
     with start(listening, listening, names="a:b") as process:

@@ -26,7 +26,7 @@ from scache.settings.loading import (
     gather,
 )
 from scache.settings.reloading import AT_START
-from scache.settings.values import COUNT, FILE_NAME, PATH, POSITIVE_COUNT, SWITCH, Kind
+from scache.settings.values import COUNT, FILE_NAME, POSITIVE_COUNT, SOCKET_PATH, SWITCH, Kind
 
 if TYPE_CHECKING:
     from scache.cli.shell_completion import Completer
@@ -74,7 +74,7 @@ def settings_options(command: Command) -> Command:
 
 def _completer(kind: Kind) -> Completer | None:
     """Return the function that completes values of this type in a shell."""
-    if kind in (PATH, FILE_NAME):
+    if kind in (SOCKET_PATH, FILE_NAME):
         return files
     return words(lambda: kind.choices) if kind.choices else None
 
