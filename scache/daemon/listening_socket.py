@@ -16,6 +16,7 @@ from typing import Literal
 
 from scache.daemon.ownership import why_not_given
 from scache.errors import SocketError
+from scache.unix import fchownat
 from scache.unix.closing import Closer
 from scache.unix.namespace import UNCHANGED, unmapped
 from scache.unix.paths import Identity, identity, why_not_created
@@ -236,7 +237,7 @@ def _give(handle: int, path: Path, owner: tuple[int, int]) -> None:
     if owner == (UNCHANGED, UNCHANGED):
         return
     try:
-        os.chown(f"/proc/self/fd/{handle}", *owner)  # fchown(2) rejects O_PATH descriptors
+        fchownat.chown(handle, *owner)
     except OSError as error:
         reason = why_not_given(error, *owner)
         raise SocketError(f"cannot make the socket {path}: {reason}") from error

@@ -45,8 +45,6 @@ def _why_refused(error: OSError, uid: int, gid: int) -> str:
                 "this owner is not mapped in this user namespace (/proc/self/uid_map and gid_map): "
                 "choose another owner"
             )
-        case errno.ENOENT:
-            return "chown(2) needs /proc, which is not mounted here: mount it"
         case _:
             return f"{error.strerror}: choose another --socket"
 

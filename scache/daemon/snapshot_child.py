@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import time
 import warnings
@@ -192,8 +193,11 @@ def _close_all_but_files(kept: int) -> None:
     The end of the process may wait for the close of a file. Other descriptors must not stay open
     until then.
     """
-    for entry in list(Path("/proc/self/fd").iterdir()):
-        descriptor = int(entry.name)
+    try:
+        descriptors = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:  # /proc is not mounted
+        descriptors = [*range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])]
+    for descriptor in descriptors:
         if descriptor != kept and not is_file(descriptor):
             fdpass.close((descriptor,))
 

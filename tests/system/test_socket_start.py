@@ -19,6 +19,7 @@ from scache.daemon import listening_socket
 from scache.daemon.listener import Listener
 from scache.daemon.poller import Poller
 from scache.errors import EXIT_DATABASE, EXIT_SOCKET, SocketError
+from scache.unix import fchownat
 from scache.unix.closing import Closer
 from tests.support.commands import SCACHE, clean_environment
 from tests.support.daemon import Daemon
@@ -138,7 +139,7 @@ class TestSocket:
         self, moment: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The owner of the directory cannot use a link to become the owner of another file."""
-        victim, chown = tmp_path / "victim", os.chown
+        victim, chown = tmp_path / "victim", fchownat.chown
         victim.touch()
 
         def swap() -> None:
@@ -150,9 +151,9 @@ class TestSocket:
                 super().bind(address)
                 swap()
 
-        def swap_and_chown(name: str, uid: int, gid: int) -> None:
+        def swap_and_chown(handle: int, uid: int, gid: int) -> None:
             swap()
-            chown(name, uid, gid)
+            chown(handle, uid, gid)
 
         before = victim.stat()
         uid, gid = (12345, 23456) if AS_ROOT else (os.geteuid(), os.getegid())
@@ -161,7 +162,7 @@ class TestSocket:
             with pytest.raises(SocketError, match="another process has replaced the socket"):
                 listening_socket.ListeningSocket(path, 0o600, (uid, gid))
         else:
-            monkeypatch.setattr(os, "chown", swap_and_chown)
+            monkeypatch.setattr(fchownat, "chown", swap_and_chown)
             with closing(listening_socket.ListeningSocket(path, 0o600, (uid, gid))):
                 assert path.with_name("moved").stat().st_uid == uid
         assert victim.stat() == before
