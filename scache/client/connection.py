@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import resource
@@ -49,7 +50,8 @@ class Connection:
         self._spares: list[int] = []
         """Placeholder descriptors that reserve room for those to be received."""
         try:
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            # Not socket.socket, which eventlet replaces by a class without recvmsg_into(2).
+            self.socket = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -59,8 +61,10 @@ class Connection:
                 f"cannot open a connection to the daemon: {limited} has reached its limit on open "
                 "files; close files or raise the limit",
             ) from error
-        self._readable = select.poll()
-        self._readable.register(self.socket, select.POLLIN)
+        self._readable = None
+        if _has_poll():
+            self._readable = select.poll()
+            self._readable.register(self.socket, select.POLLIN)
 
     def connect(self, path: str) -> bool:
         """Connect; return False while the daemon's backlog is full."""
@@ -89,10 +93,15 @@ class Connection:
 
     def wait_readable(self, seconds: float) -> bool:
         """Wait until the socket is readable; return False after the time-out."""
+        if self._readable is None:
+            return bool(select.select([self.socket], [], [], seconds)[0])
         return bool(self._readable.poll(min(seconds * 1000, _LONGEST_WAIT)))
 
     def wait_writable(self, seconds: float) -> None:
         """Wait until the socket is writable, or until the time-out."""
+        if not _has_poll():
+            select.select([], [self.socket], [], seconds)
+            return
         writable = select.poll()
         writable.register(self.socket, select.POLLOUT)
         writable.poll(min(seconds * 1000, _LONGEST_WAIT))
@@ -187,7 +196,7 @@ class Connection:
         fdpass.close_owned(self.conversation.descriptors)
 
 
-def send_courtesy(sock: socket.socket, data: bytes) -> None:
+def send_courtesy(sock: _socket.socket, data: bytes) -> None:
     """Send data without waiting; shut the connection down if that fails."""
     try:
         sock.send(data, socket.MSG_NOSIGNAL)
@@ -196,6 +205,11 @@ def send_courtesy(sock: socket.socket, data: bytes) -> None:
             raise
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
+
+
+def _has_poll() -> bool:
+    """Return False under eventlet, which removes poll(2) and has a select(2) of its own."""
+    return hasattr(select, "poll")
 
 
 def _is_room_for(count: int) -> bool:

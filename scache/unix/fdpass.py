@@ -6,6 +6,7 @@ plain recv(2) silently drops them.
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import struct
@@ -64,7 +65,7 @@ Received: TypeAlias = tuple[int, list[tuple[int, int, bytes]], int, object]
 """The result of recvmsg_into: number of bytes, control messages, flags, address of the sender."""
 
 
-def receive_whole(sock: socket.socket, buffer: memoryview, received: list[Received]) -> None:
+def receive_whole(sock: _socket.socket, buffer: memoryview, received: list[Received]) -> None:
     """Append the result of one recvmsg(2) to a list, in a single step.
 
     A signal handler can raise an exception between any two Python instructions, but not inside
@@ -104,7 +105,7 @@ _CONTROL, _PAYLOAD = itemgetter(1), itemgetter(2)
 _consume = deque[None](maxlen=0).extend
 
 
-def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
+def send(sock: _socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> int:
     """Send bytes, with descriptors attached to the first byte, in one sendmsg(2).
 
     The receiver gets duplicates; the caller still owns its descriptors. Return the number of bytes
