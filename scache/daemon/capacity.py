@@ -12,6 +12,9 @@ MIN_OPEN_FILES = 32
 """Smallest open file limit that the daemon starts with. With a database file it needs 18
 descriptors for itself, and a few more while it takes a snapshot."""
 
+MAX_CONNECTIONS = 1_000_000
+"""Connections cached by default where the limit on open files allows more: they take about 1 GB."""
+
 _RAISE_OPEN_FILES = "ulimit -n, or LimitNOFILE= in a unit of systemd"
 
 
@@ -22,6 +25,12 @@ def check_open_files(open_files: int) -> None:
             f"only {open_files} files may be open, and the daemon needs {MIN_OPEN_FILES}: "
             f"raise the limit ({_RAISE_OPEN_FILES})"
         )
+
+
+def most_open_files(settings: Settings) -> int:
+    """Return a limit on open files that is enough for the settings."""
+    connections = max(settings.max_connections, MAX_CONNECTIONS)
+    return settings.descriptor_reserve + settings.max_clients + connections
 
 
 class Capacity(NamedTuple):
@@ -39,8 +48,8 @@ def capacity(settings: Settings, open_files: int) -> Capacity:
     """
     spare = max(open_files - settings.descriptor_reserve, 2)
     clients = min(settings.max_clients, max(spare // 4, 1))
-    connections = spare - clients
-    return Capacity(clients, min(settings.max_connections or connections, connections))
+    connections = settings.max_connections or MAX_CONNECTIONS
+    return Capacity(clients, min(connections, spare - clients))
 
 
 def shortage(settings: Settings, room: Capacity, open_files: int) -> str | None:

@@ -12,7 +12,15 @@ import anyio
 
 from scache.cache import Cache
 from scache.clock import Clock
-from scache.daemon.capacity import Capacity, capacity, check_open_files, in_force, limits, shortage
+from scache.daemon.capacity import (
+    Capacity,
+    capacity,
+    check_open_files,
+    in_force,
+    limits,
+    most_open_files,
+    shortage,
+)
 from scache.daemon.launch import Launch
 from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.ownership import left_out
@@ -37,7 +45,7 @@ def run(settings: Settings, launch: Launch | None = None) -> int:
     SIGNALS are blocked until the daemon is ready to handle them. Raises StartupError, with a
     message of one sentence, if the daemon cannot start.
     """
-    open_files = raise_open_files()
+    open_files = raise_open_files(most_open_files(settings))
     check_open_files(open_files)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -42,6 +42,7 @@ from scache.settings.reloading import reloaded
 from scache.store import CLIENTS_SERVED, Database
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
+from scache.unix.process import end_by
 
 STOP_TIMEOUT = 1.0
 """Seconds for exchanges in progress to complete after the daemon was asked to stop."""
@@ -200,14 +201,15 @@ class Server:
                     elif number == signal.SIGHUP:
                         await self._reload()
                     elif stopping:
-                        signal.signal(number, signal.SIG_DFL)
-                        signal.raise_signal(number)
+                        end_by(number)
                     else:
                         stopping = True
                         self._end(f"received {signal.Signals(number).name}")
         finally:
-            # asyncio leaves a handler that raises KeyboardInterrupt.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # asyncio leaves a handler that raises KeyboardInterrupt, and none for SIGTERM, which
+            # does not end a process with pid 1.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, end_by)
 
     def _end(self, why: str) -> None:
         """Stop the daemon, unless it stops already."""

@@ -102,7 +102,10 @@ class Settings:
         1000, POSITIVE_COUNT, "Clients served at the same time; further ones are refused."
     )
     max_connections: int = _field(
-        0, COUNT, "Connections cached at the same time; 0: as many as open files allow.", "0"
+        0,
+        COUNT,
+        "Connections cached at the same time; 0: as open files allow, up to a million.",
+        "0",
     )
     max_connections_per_endpoint: int = _field(
         10_000, COUNT, "Connections cached for one endpoint; 0: no limit."

@@ -27,11 +27,16 @@ NO_THREAD: Final = (
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 
 
-def raise_open_files() -> int:
-    """Raise the soft limit on open files to the hard limit; return the limit in force."""
+def raise_open_files(most: int) -> int:
+    """Raise the soft limit on open files to the hard limit; return the limit in force.
+
+    It is set to ``most`` if the hard limit is higher or unlimited: some container engines set a
+    billion.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = most if hard == resource.RLIM_INFINITY else min(hard, most)
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return open_files
 
@@ -139,6 +144,13 @@ def _can_raise_priority() -> bool:
         return False
     os.nice(1)
     return True
+
+
+def end_by(number: int, _: object = None) -> None:
+    """End this process at once by a signal; this is also a signal handler."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(128 + number)  # the kernel drops a signal without a handler for pid 1
 
 
 def reap_children() -> None:

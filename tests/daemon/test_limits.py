@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from scache import Client, errors
-from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity
+from scache.daemon.capacity import MIN_OPEN_FILES, Capacity, capacity, most_open_files
 from scache.protocol.server import MAX_AHEAD_SIZE
 from scache.settings.declarations import Settings
+from scache.unix.process import raise_open_files
 from tests.support.clients import Pair
 from tests.support.daemon import Daemon, stopped
 from tests.support.descriptors import descriptors_of
@@ -33,6 +35,8 @@ OPEN_FILES = 160
         (160, {"max_clients": 90, "max_connections": 150}, Capacity(24, 72)),
         (160, {"descriptor_reserve": 0}, Capacity(40, 120)),
         (10, {}, Capacity(1, 1)),
+        (10**9, {}, Capacity(1000, 1_000_000)),
+        (10**9, {"max_connections": 3_000_000}, Capacity(1000, 3_000_000)),
     ],
 )
 def test_capacity_fits_into_the_open_files(
@@ -40,6 +44,21 @@ def test_capacity_fits_into_the_open_files(
 ) -> None:
     """The limits are lowered to what the limit on open files allows, minus the reserve."""
     assert capacity(Settings(**settings), open_files) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hard", "expected"),
+    [(20_000, 20_000), (10**9, 1_001_064), (resource.RLIM_INFINITY, 1_001_064)],
+)
+def test_limit_on_open_files_is_raised_to_what_the_settings_need(
+    hard: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hard limit stays, and a soft limit of a billion is lowered."""
+    limits = [(hard, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    assert raise_open_files(most_open_files(Settings())) == expected
+    assert limits[-1] == (expected, hard)
 
 
 def test_connection_limit_evicts_the_connection_that_expires_first(

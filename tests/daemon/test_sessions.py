@@ -256,6 +256,21 @@ def test_second_signal_ends_the_daemon_at_once(
         assert daemon.wait() == -number
 
 
+@pytest.mark.root
+def test_second_signal_ends_a_daemon_with_pid_1_at_once(path: Path) -> None:
+    """The kernel drops a signal without a handler for this pid."""
+    prefix = ("unshare", "--pid", "--fork", "--kill-child")
+    running = Daemon(path, *LONG, prefix=prefix, stop_timeout=DEADLINE)
+    with running as daemon, Dialogue(daemon.path) as client:
+        client.send(b"request\0")
+        do_every_exchange(daemon.path)
+        (pid,) = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+        os.kill(int(pid), signal.SIGTERM)
+        daemon.wait_for_log("stopping")
+        os.kill(int(pid), signal.SIGTERM)
+        assert daemon.wait() == 128 + signal.SIGTERM
+
+
 # Statistics
 
 DATE = r"[A-Z][a-z]{2} [ 123][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"

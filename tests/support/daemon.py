@@ -158,6 +158,6 @@ class Daemon(DaemonProcess):
             prefix = ("bash", "-c", f'ulimit -n {open_files}; exec "$@"', "bash")
         command: tuple[str, ...] = (*prefix, *SCACHE)
         if stop_timeout is not None:
-            command = (sys.executable, "-c", _WITH_STOP_TIMEOUT, str(stop_timeout))
+            command = (*prefix, sys.executable, "-c", _WITH_STOP_TIMEOUT, str(stop_timeout))
         arguments = ("--socket", str(path), "--database", str(database), *options)
         super().__init__((*command, "serve", *arguments), timeout=timeout)
