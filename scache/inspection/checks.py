@@ -114,12 +114,12 @@ CHECKS: Final = (
     Check(
         "integrity",
         "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
-        "SQLite finds the file damaged",
+        "the integrity check of SQLite found damage",
     ),
     Check(
         "fault",
         f"SELECT value FROM setting WHERE name = '{FAULT}'",
-        "the daemon has trouble with its database",
+        "the database of the daemon has a fault",
     ),
     Check(
         "connections without a descriptor",
@@ -151,7 +151,7 @@ CHECKS: Final = (
         EXCEPT SELECT connection_id FROM event WHERE kind IN ({_WAYS})
         ORDER BY 1
         """,
-        "these were saved, are not there, and nothing tells where they went",
+        "these were saved and are not cached, but no event says how they left",
         f"{_RECORDED} AND {_SETTLED}",
     ),
     Check(
@@ -161,7 +161,7 @@ CHECKS: Final = (
         WHERE kind IN ({_WAYS}) AND connection_id IS NOT NULL
         GROUP BY connection_id HAVING count(*) > 1 ORDER BY 1
         """,
-        "these left more than once",
+        "according to events, these left more than once",
     ),
     Check(
         "connections both here and gone",
@@ -169,7 +169,7 @@ CHECKS: Final = (
         SELECT id FROM connection
         INTERSECT SELECT connection_id FROM event WHERE kind IN ({_WAYS}) ORDER BY 1
         """,
-        "these left, and are still there",
+        "according to events, these left, but they are cached",
         _WELL,
     ),
     Check(
@@ -190,7 +190,7 @@ CHECKS: Final = (
             WHERE kind IN ({_BINDING_WAYS}) AND connection_id IS NULL
         ORDER BY 1
         """,
-        "these were saved, are not there, and nothing tells where they went",
+        "these were saved and are not cached, but no event says how they left",
         f"{_RECORDED} AND NOT EXISTS (SELECT 1 FROM counter WHERE name = 'runs_not_recorded')",
     ),
     Check(
@@ -200,7 +200,7 @@ CHECKS: Final = (
         WHERE kind IN ({_BINDING_WAYS}) AND connection_id IS NULL
         GROUP BY binding_id HAVING count(*) > 1 ORDER BY 1
         """,
-        "these left more than once",
+        "according to events, these left more than once",
     ),
     Check(
         "bindings both here and gone",
@@ -208,7 +208,7 @@ CHECKS: Final = (
         SELECT id FROM binding INTERSECT SELECT binding_id FROM event
         WHERE kind IN ({_BINDING_WAYS}) AND connection_id IS NULL ORDER BY 1
         """,
-        "these left, and are still there",
+        "according to events, these left, but they are cached",
         _WELL,
     ),
     Check(
@@ -240,7 +240,7 @@ CHECKS: Final = (
         UNION ALL SELECT id || ' (connections)' FROM connection GROUP BY id HAVING count(*) > 1
         UNION ALL SELECT id || ' (bindings)' FROM binding GROUP BY id HAVING count(*) > 1
         """,
-        "these ids name more than one thing",
+        "these ids were used more than once",
     ),
     Check(
         "ids never given out",
@@ -248,7 +248,7 @@ CHECKS: Final = (
         SELECT kind || ' ' || id FROM ({_NAMED})
         WHERE id > (SELECT coalesce(max(last_id), 0) FROM instance) OR id < 1 ORDER BY id
         """,
-        "these ids are beyond those that any run has set aside (instance.last_id)",
+        "these ids are outside those that a run has reserved (instance.last_id)",
     ),
     Check(
         "times",
@@ -275,7 +275,7 @@ CHECKS: Final = (
         )
         ORDER BY id
         """,
-        "these expired long before the latest request, and are still there",
+        "these expired long before the latest request, but are still cached",
         f"{_LIVE} AND {_WELL}",
     ),
     Check(
@@ -290,7 +290,7 @@ CHECKS: Final = (
             AND (({_EVERY_CLIENT}) OR client_id > (SELECT max(id) FROM client)
                 AND NOT EXISTS (SELECT 1 FROM counter WHERE name = 'clients_not_recorded'))
         """,
-        "these refer to clients that are not known, and cannot have been forgotten",
+        "these refer to clients without a row, which cannot have been deleted yet",
         _WELL,
     ),
 )
@@ -326,7 +326,7 @@ def _by(image: Image, rule: Check, *, live: bool) -> tuple[Value, ...]:
             return _row(rule.name, SKIPPED, 0, "the image cannot tell")
         found = [_text(value) for (value,) in image.execute(rule.sql).rows]
     except (QueryError, DatabaseError) as error:
-        return _row(rule.name, WRONG, None, f"this cannot be looked at: {error}")
+        return _row(rule.name, WRONG, None, f"this cannot be checked: {error}")
     return _judged(rule.name, found, rule.sentence)
 
 
@@ -335,7 +335,7 @@ def _schema(image: Image) -> tuple[Value, ...]:
     try:
         rows = [tuple(map(_text, row)) for row in image.execute(SCHEMA).rows]
     except (QueryError, DatabaseError) as error:
-        return _row("schema", WRONG, None, f"this cannot be looked at: {error}")
+        return _row("schema", WRONG, None, f"this cannot be checked: {error}")
     theirs = {(kind, name): sql for kind, name, sql in rows}
     found = [
         f"{kind} {name} is {'not there' if (kind, name) not in theirs else 'another'}"

@@ -18,7 +18,7 @@ from tests.inspection.test_views import iso, seen
 from tests.support.sample_database import NOW, Cached, filling
 
 Event = dict[str, Any]
-Told = dict[int, tuple[bytes | None, bytes | None]]
+Handovers = dict[int, tuple[bytes | None, bytes | None]]
 """By the id of each found connection: the destinations for which it was saved and found."""
 
 A, B, C = b"a.example", b"b.example", b"c.example"
@@ -76,10 +76,10 @@ def other(kind: str = "unknown", client: int = 1, status: int = 1) -> Event:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Callable[..., Told]:
+def handovers(tmp_path: Path) -> Callable[..., Handovers]:
     """Return a function that returns the view of events, a second apart, and of clock steps."""
 
-    def tell(events: list[Event], *steps: tuple[float, float]) -> Told:
+    def view(events: list[Event], *steps: tuple[float, float]) -> Handovers:
         def fill(cached: Cached) -> None:
             # Ids follow the order of time only roughly.
             ids = list(range(1, len(events) + 1))
@@ -97,7 +97,7 @@ def told(tmp_path: Path) -> Callable[..., Told]:
         assert len(found) == sum(event["kind"] == "found" for event in events)
         return {row["connection_id"]: (row["saved_for"], row["found_for"]) for row in found}
 
-    return tell
+    return view
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def told(tmp_path: Path) -> Callable[..., Told]:
     ],
 )
 def test_saved_for_is_bound_directly_before_or_after(
-    requests: list[Event], saved_for: list[bytes | None], told: Callable[..., Told]
+    requests: list[Event], saved_for: list[bytes | None], handovers: Callable[..., Handovers]
 ) -> None:
     """The save_dest for the endpoint is directly before or after the save_endp."""
     found = [ends("found", number + 1) for number in range(len(saved_for))]
-    assert [saved for saved, _ in told([*requests, *found]).values()] == saved_for
+    assert [saved for saved, _ in handovers([*requests, *found]).values()] == saved_for
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,11 @@ def test_saved_for_is_bound_directly_before_or_after(
         *("two destinations between two", "malformed", "refused"),
     ],
 )
-def test_saved_for_is_not_guessed(requests: list[Event], told: Callable[..., Told]) -> None:
+def test_saved_for_is_not_guessed(
+    requests: list[Event], handovers: Callable[..., Handovers]
+) -> None:
     """A save_dest that is not adjacent, or may belong to another save, is not used."""
-    assert told([*requests, ends("found", 1)]) == {1: (None, None)}
+    assert handovers([*requests, ends("found", 1)]) == {1: (None, None)}
 
 
 @pytest.mark.parametrize(
@@ -193,16 +195,16 @@ def test_saved_for_is_not_guessed(requests: list[Event], told: Callable[..., Tol
     ],
 )
 def test_found_for_is_that_of_the_request_before(
-    requests: list[Event], found_for: bytes | None, told: Callable[..., Told]
+    requests: list[Event], found_for: bytes | None, handovers: Callable[..., Handovers]
 ) -> None:
     """A find_dest has its own; a find_endp has that of an unsuccessful find_dest before it."""
-    assert told([*requests, ends("found", 1)])[1] == (None, found_for)
+    assert handovers([*requests, ends("found", 1)])[1] == (None, found_for)
 
 
 @pytest.mark.parametrize("again", [2, 3], ids=["the same client", "another client"])
 @pytest.mark.parametrize("by", ["destination", "endpoint"])
 def test_connection_put_back_is_found_for_the_last_find(
-    again: int, by: str, told: Callable[..., Told]
+    again: int, by: str, handovers: Callable[..., Handovers]
 ) -> None:
     """A find whose connection was restored is not used, from the same client or another."""
     first = [seek(A), take(1)] if by == "endpoint" else [seek(A, 1)]
@@ -210,18 +212,20 @@ def test_connection_put_back_is_found_for_the_last_find(
     if by == "destination":
         last.append(take(1, client=again))
     events = [*first, ends("put_back", 1), *last, ends("found", 1, client=again)]
-    assert told(events) == {1: (None, B)}
+    assert handovers(events) == {1: (None, B)}
     # The last find names nothing, and inherits nothing.
     events = [*first, ends("put_back", 1), take(1, client=again), ends("found", 1, client=again)]
-    assert told([*events[:-2], other(client=again), *events[-2:]]) == {1: (None, None)}
+    assert handovers([*events[:-2], other(client=again), *events[-2:]]) == {1: (None, None)}
 
 
 @pytest.mark.parametrize("kind", ["found", "put_back", "purged", "expired"])
-def test_connection_that_leaves_is_no_request(kind: str, told: Callable[..., Told]) -> None:
+def test_connection_that_leaves_is_no_request(
+    kind: str, handovers: Callable[..., Handovers]
+) -> None:
     """Events of other connections in between are no requests."""
     of_saver, of_finder = ends(kind, 8, client=1), ends(kind, 9)
     events = [bind(A), of_saver, save(1), seek(B), of_finder, take(1), ends("found", 1)]
-    assert told(events)[1] == (A, B)
+    assert handovers(events)[1] == (A, B)
 
 
 def test_handover_of_a_trimmed_save_has_null_columns(tmp_path: Path) -> None:
@@ -272,13 +276,13 @@ def test_handover_of_a_trimmed_save_has_null_columns(tmp_path: Path) -> None:
 def test_times_before_a_clock_step_back_give_no_order(
     steps: list[tuple[float, float]],
     expected: tuple[bytes | None, bytes | None],
-    told: Callable[..., Told],
+    handovers: Callable[..., Handovers],
 ) -> None:
     """No destination is guessed then; that of a find_dest is no guess."""
     events = [bind(A), save(1), seek(B), take(1), ends("found", 1)]
-    assert told(events, *steps) == {1: expected}
+    assert handovers(events, *steps) == {1: expected}
     events = [seek(C, 1), ends("found", 1)]
-    assert told(events, *steps) == {1: (None, C)}
+    assert handovers(events, *steps) == {1: (None, C)}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +328,7 @@ def test_order_within_the_oldest_commit_of_a_trimmed_audit_log_is_unknown(tmp_pa
 @pytest.mark.parametrize("order", ["smtp", "readme"])
 @pytest.mark.parametrize("seed", range(3))
 def test_handover_has_no_wrong_destination(
-    order: str, seed: int, told: Callable[..., Told]
+    order: str, seed: int, handovers: Callable[..., Handovers]
 ) -> None:
     """Several clients save and find in random order.
 
@@ -333,7 +337,7 @@ def test_handover_has_no_wrong_destination(
     choice = random.Random(seed)
     events: list[Event] = []
     cached: dict[int, bytes] = {}
-    expected: Told = {}
+    expected: Handovers = {}
     for number in range(1, 400):
         client = choice.randrange(1, 5)
         destination, endpoint = choice.choice([A, B, C]), choice.choice([X, Y])
@@ -349,7 +353,7 @@ def test_handover_has_no_wrong_destination(
             pair = [bind(destination, endpoint, client), save(number, endpoint, client)]
             events += pair if order == "smtp" else pair[::-1]
             cached[number] = destination
-    assert told(events) == expected
+    assert handovers(events) == expected
 
 
 @pytest.mark.parametrize("view", ["handover", "client_activity"])
