@@ -11,7 +11,7 @@ from scache.settings.declarations import Settings
 
 
 class Launch(NamedTuple):
-    """What the program that started the daemon has passed to it."""
+    """Parameters of the daemon that depend on the program that starts it."""
 
     supervisor: Supervisor = Supervisor()
     listening: socket.socket | None = None

@@ -45,7 +45,7 @@ def test_ping_for_nagios_prints_one_line(running: Daemon, capsys: Capture) -> No
 
 
 def test_ping_takes_the_socket_from_the_environment(running: Daemon) -> None:
-    """As the other commands do."""
+    """The other commands do that as well."""
     assert run_command(*SCACHE, "ping", SCACHE_SOCKET=str(running.path)).returncode == 0
 
 

@@ -35,7 +35,7 @@ def test_ping_succeeds_again_and_again(connect: Connect, daemon: Daemon) -> None
 
 
 def test_ping_connects_again_after_a_restart(connect: Connect, path: Path) -> None:
-    """As every other request does."""
+    """Every other request does that as well."""
     with Daemon(path):
         client = connect(path)
         client.ping()

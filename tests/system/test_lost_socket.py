@@ -37,7 +37,7 @@ def move(path: Path) -> None:
 def test_daemon_listens_anew_when_its_socket_is_removed(
     lose: Callable[[Path], None], path: Path
 ) -> None:
-    """What is cached and connected stays, and so do the mode and the owner of the socket."""
+    """Connections and clients stay, and the new socket has the same mode and owner."""
     options = ("--max-idle", "0", "--socket-mode", f"{MODE:o}")
     with (
         Daemon(path, *options) as daemon,

@@ -212,7 +212,7 @@ def test_architecture_page_has_every_package() -> None:
 
 
 def test_architecture_page_names_files_that_exist() -> None:
-    """And each file of the table of places has the names that stand behind it."""
+    """Each file in the table of common changes has the names beside it."""
     paths = re.findall(r"(?<![\w/])((?:[a-z_]+/)+(?:\w+\.py)?)", PAGES["architecture"])
     assert "cache/connections.py" in paths
     for path in paths:

@@ -55,7 +55,7 @@ def options(command: list[str]) -> dict[str, str]:
 
 
 def test_commands_for_systemd_are_those_of_its_page() -> None:
-    """Where they run in a test."""
+    """The commands of that page run in a test."""
     assert blocks(PAGES["systemd"], "sh")[1].text.strip() == SERVICE
 
 

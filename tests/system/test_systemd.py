@@ -117,7 +117,7 @@ def test_connections_wait_for_a_service_that_is_restarted(systemd: Machine) -> N
 
 
 def test_service_without_a_socket_unit_makes_its_own_socket(systemd: Machine) -> None:
-    """And a stop removes it."""
+    """The daemon removes the socket when it stops."""
     systemd.path("/run/units/scache.socket").unlink()
     systemd.run("systemctl", "daemon-reload")
     systemd.run("systemctl", "start", SERVICE)
