@@ -149,7 +149,7 @@ def test_dump_refuses_table_name_that_is_not_utf8(filled: Path, capsys: Capture)
     odd = os.fsdecode(b"nam\xff\xff")
     assert failure(capsys, "dump", "--database", filled, odd, "--format", "jsonl") == (
         errors.EXIT_SETTINGS,
-        r"the name nam\udcff\udcff is not UTF-8 and cannot be asked for: name others",
+        r"the name nam\xff\xff is not UTF-8 and cannot be asked for: name others",
     )
 
 
