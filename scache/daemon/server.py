@@ -39,7 +39,7 @@ from scache.model import Connection
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
 from scache.settings.reloading import reloaded
-from scache.store import CLIENTS_SERVED, Database
+from scache.store import CLIENTS_SERVED, LOG_BYTES, Database
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
 from scache.unix.process import end_by
@@ -88,7 +88,7 @@ class Server:
             self._poller,
             self._being_delivered,
             lambda: [session.fileno() for session in self._sessions],
-            lambda: {CLIENTS_SERVED: str(self._admission.admitted)},
+            self._figures,
         )
         self._unmapped = unmapped("uid"), unmapped("gid")
         if notice := described(*self._unmapped):
@@ -226,6 +226,13 @@ class Server:
         )
         fault = self._database.fault
         return f"{line}; database: {fault}" if fault else line
+
+    def _figures(self) -> dict[str, str]:
+        """Return what a snapshot has besides the database, as rows of ``setting``."""
+        figures = {CLIENTS_SERVED: str(self._admission.admitted)}
+        if self._database.is_file:
+            figures[LOG_BYTES] = str(self._database.wal.size)
+        return figures
 
     async def _reload(self) -> None:
         """Read the settings again; keep the old ones if they cannot be read."""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from scache.inspection import labels
 from scache.inspection.image import Image, Result, Value
-from scache.store.serialized import CLIENTS_SERVED, FAULT
+from scache.store.serialized import CLIENTS_SERVED, FAULT, LOG_BYTES
 from scache.vocabulary import BINDING_WAYS_OUT, COUNTERS, REQUESTS, WAYS_OUT
 
 _LIMIT: Final = "limit_"
@@ -207,6 +207,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     ((size,),) = image.execute(_SIZE).rows
     # Only the image of a live daemon has this number; a file does not show refused clients.
     served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
+    log = settings.pop(LOG_BYTES, None)
     in_use = {
         "max_clients": min(served, _number(settings.get("max_clients", ""))),
         "max_connections": connections,
@@ -248,8 +249,12 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
             if name.startswith(_LIMIT)
         },
         "settings": settings,
-        # Only the image of a live daemon has the fault; a file does not record it.
-        "database": {"bytes": size, "fault": settings.pop(FAULT, None)},
+        # Only the image of a live daemon has the size of its log and the fault.
+        "database": {
+            "bytes": size,
+            "log_bytes": None if log is None else _number(log),
+            "fault": settings.pop(FAULT, None),
+        },
         "counters": counters,
     }
 

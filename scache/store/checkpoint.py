@@ -34,24 +34,25 @@ class WriteAheadLog:
     @property
     def is_long(self) -> bool:
         """True if a checkpoint is due."""
-        return self._size() > WAL_LIMIT
+        return self.size > WAL_LIMIT
 
     @property
     def is_very_long(self) -> bool:
         """True if the log is so long that a checkpoint may suspend requests for a moment."""
-        return self._size() > 3 * WAL_LIMIT
+        return self.size > 3 * WAL_LIMIT
 
     def look(self, name: str) -> None:
         """Check if the log is starved, and log each change for the database with this name."""
-        starved = self._size() > (WAL_LIMIT if self.starved else STARVED_LOG)
+        starved = self.size > (WAL_LIMIT if self.starved else STARVED_LOG)
         if starved != self.starved:
             self.starved = starved
             logger.warning(
                 "the database %s: %s", name, STARVED if starved else "its log is short again"
             )
 
-    def _size(self) -> int:
-        """Return the size of the log in bytes; 0 if there is none."""
+    @property
+    def size(self) -> int:
+        """The size of the log in bytes; 0 if there is none."""
         try:
             return 0 if self._file is None else self._file.stat().st_size
         except OSError:

@@ -21,6 +21,9 @@ CLIENTS_SERVED: Final = "clients_served"
 """The setting in the image of a live daemon with the number of clients that it serves. Connected
 clients refused because of `max_clients`, `allow_uids` or `allow_gids` are not counted."""
 
+LOG_BYTES: Final = "log_bytes"
+"""The setting in the image of a live daemon with the size of its write-ahead log."""
+
 # The row of a connection that was found while the database refused writes still exists.
 _ADD_CONNECTION = """
     INSERT OR IGNORE INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)

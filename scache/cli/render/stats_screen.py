@@ -124,6 +124,8 @@ def _heading(target: Target, figures: dict[str, Any]) -> Iterator[str]:
         yield f"scache {daemon['version']}, process {daemon['pid']}, {_state(daemon)}"
     yield one_line(f"{target}, {figures['at']}")
     kept = f"image {figures['database']['bytes'] / 1e6:,.1f} MB"
+    if (log := figures["database"]["log_bytes"]) is not None:
+        kept += f", write-ahead log {log / 1e6:,.1f} MB"
     if "database" in figures["settings"]:
         kept += f", database {figures['settings']['database']}"
     yield one_line(kept)
