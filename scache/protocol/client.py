@@ -137,6 +137,8 @@ class ClientConversation:
         """
         yield Send(HELLO)
         answer = yield from self._message()
+        if answer and not _NAME.match(answer[0][0]):
+            raise _foreign(answer[0][0])
         status = self._parse([pair for pair in answer if pair[0] == b"status"], 0).status
         self.inline = status is Status.OK and (b"version", INLINE_VERSION) in answer
         if self.inline:
@@ -338,8 +340,7 @@ class ClientConversation:
                 )
             # Without this check, a server of another protocol would seem to be slow.
             if size and not _NAME.match(self._buffer, self._at):
-                begin = self._buffer[self._at : self._at + _SHOWN]
-                raise ProtocolError(f"the server sent {begin!r}, which begins no reply")
+                raise _foreign(self._buffer[self._at :])
             return None
         attributes, self._at = message
         return attributes
@@ -350,6 +351,11 @@ _NAME = re.compile(rb"[\w.-]*+(?:\0|\Z)")
 
 _SHOWN = 40
 """Most bytes of another protocol that an error shows."""
+
+
+def _foreign(data: bytes) -> ProtocolError:
+    return ProtocolError(f"the server sent {data[:_SHOWN]!r}, which begins no reply")
+
 
 _STATUSES: dict[int | None, Status] = {status.value: status for status in Status}
 

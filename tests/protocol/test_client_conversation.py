@@ -234,6 +234,16 @@ def test_beginning_of_another_protocol_is_a_protocol_error(greeting: bytes) -> N
         run(machine, BIND, iter([(ANNOUNCEMENT, ()), (greeting, ())]))
 
 
+def test_whole_message_of_another_protocol_is_a_protocol_error() -> None:
+    """It is judged as its beginning is, although hello ignores attributes that it does not know."""
+    machine = ClientConversation()
+    exchange = machine.hello()
+    next(exchange)
+    machine.receive(b"\x83\0x\0status\x000\0\0")
+    with pytest.raises(ProtocolError, match="which begins no reply"):
+        next(exchange)
+
+
 def test_conversation_receives_nothing_after_the_kernel_dropped_descriptors() -> None:
     """A reply without its descriptor would take the descriptor of the next reply."""
     machine, outcomes = ClientConversation(), list[Hit | Status]()

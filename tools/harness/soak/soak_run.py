@@ -13,7 +13,17 @@ from harness.processes import descriptors, resident
 from harness.soak import accounting_check, good_clients, hostile_clients, latency_probe
 from harness.soak.accounting_check import AccountingCheck
 from harness.soak.helper import Helper
-from harness.soak.report import ALONE, AT_ONCE, BETWEEN, MEMORY_INTERVAL, Fact, Report, listed
+from harness.soak.report import (
+    ALONE,
+    AT_ONCE,
+    BETWEEN,
+    LONG,
+    MEMORY_INTERVAL,
+    WARM,
+    Fact,
+    Report,
+    listed,
+)
 from scache import Client, Refused, Unavailable
 from scache.errors import ProtocolError
 from scache.inspection.labels import select
@@ -96,10 +106,8 @@ class SoakRun:
             upkeep = {self._check_now: CHECK_INTERVAL, self._step_clock: STEP_INTERVAL}
             restarting = {self._restart: min(RESTART_INTERVAL, seconds * 0.06)}
             self._phase("with restarts", seconds * 0.18, upkeep | restarting)
-            # Fill the table of clients, so that memory can be flat.
-            for _ in range(KNOWN_CLIENTS):
-                with Wire(self._path) as client:
-                    client.announcement()
+            if seconds > WARM + LONG:
+                self._fill_table_of_clients()
             sampling = {self._sample_memory: MEMORY_INTERVAL}
             self._phase("with all clients", seconds * 0.58, upkeep | sampling)
             reports = [each.ask("end") for each in populations]
@@ -129,6 +137,12 @@ class SoakRun:
             Helper(stack, hostile_clients.run, path, SEED).ask("at once")
             self._phase(ELSEWHERE, seconds)
         self._read_log(daemon)
+
+    def _fill_table_of_clients(self) -> None:
+        """Fill it so that memory can be flat, which a shorter run does not judge."""
+        for _ in range(KNOWN_CLIENTS):
+            with Wire(self._path) as client:
+                client.announcement()
 
     # The daemon
 
