@@ -163,6 +163,9 @@ def _check_owner(
     path: Path, status: os.stat_result, directory: os.stat_result, what: str, *owners: int
 ) -> None:
     uid = status.st_uid
-    known = uid in (os.geteuid(), directory.st_uid, *owners) and not unmapped("uid").may_be(uid)
+    others = unmapped("uid")
+    known = uid in (os.geteuid(), directory.st_uid, *owners) and not others.may_be(uid)
     if _is_shared(directory) and not known:
+        if others.exist and others.shown is None:
+            raise UntrustedError(path, f"{what} whose owner cannot be known without /proc")
         raise UntrustedError(path, f"{what} of user {user_name(uid)}")
