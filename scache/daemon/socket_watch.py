@@ -40,7 +40,7 @@ class SocketWatch:
         if loss is not None and isinstance(self._socket, InheritedSocket):
             raise SocketError(
                 f"the socket {path}, which the supervisor made, {_LOST[loss]}: no client can "
-                "connect until the supervisor makes it anew (systemctl restart of the socket unit)"
+                "connect until the supervisor makes it anew; with systemd, restart the socket unit"
             )
         if loss != self._loss:
             self._loss, self._obstacle = loss, ""
