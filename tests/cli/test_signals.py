@@ -191,7 +191,10 @@ class TestDumpOutput:
         assert dumped(at_line(count, "replacing.py:replace"), file, number)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number", ENDING)
+    @pytest.mark.parametrize(
+        "number",
+        [SIGTERM, *(pytest.param(each, marks=pytest.mark.long) for each in (SIGINT, SIGHUP))],
+    )
     def test_signal_leaves_no_temporary_file_at_any_line(self, file: Path, number: Signals) -> None:
         """It may come before the file is made, while it is written or renamed, and afterwards."""
         count = 1

@@ -41,6 +41,7 @@ def test_fuzzing_finds_no_bug(inputs: int) -> None:
     assert "no bug" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug",
     [
