@@ -99,6 +99,7 @@ class TestSocket:
         """At its end a daemon leaves the socket that has replaced its own."""
         other = path.with_name("other")
         with Daemon(path) as first, Daemon(other), Client(other) as client:
+            assert client.find_endp("e") is None  # connects before the path is gone
             other.rename(path)
             assert first.terminate() == 0
             assert path.is_socket()
