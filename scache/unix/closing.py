@@ -17,6 +17,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -88,8 +89,19 @@ class _Worker:
         """Start time of the running close(2); None if there is none."""
         self._late_since: float | None = None
         """Start time of the close(2) that had run for STUCK seconds at the last check, or None."""
-        # threading.Thread.start() would wait for the new thread to get a processor.
-        _thread.start_new_thread(self._run, (queue,))
+        self._queue = queue
+        self._vacant = [True]
+        """Empty once a thread has begun."""
+        self.start()
+
+    def start(self) -> None:
+        """Start a thread if none has begun; raise RuntimeError if that fails.
+
+        A thread that has no memory ends before it begins; then call this again.
+        """
+        if self._vacant:
+            # threading.Thread.start() would wait for the new thread to get a processor.
+            _thread.start_new_thread(self._run, ())
 
     def is_stuck(self) -> bool:
         """Return True if the same close(2) was late at two checks in a row.
@@ -102,8 +114,12 @@ class _Worker:
         before, self._late_since = self._late_since, since
         return since is not None and since == before
 
-    def _run(self, queue: SimpleQueue[_Item | None]) -> None:
-        while (item := queue.get()) is not None:
+    def _run(self) -> None:
+        try:
+            self._vacant.pop()
+        except IndexError:
+            return  # another thread has begun in the place of this one
+        while (item := self._queue.get()) is not None:
             self.since = time.monotonic()
             if not item.is_shared:
                 _stop_lingering(item.descriptor)
@@ -137,12 +153,20 @@ class _Lane:
         stuck = sum(worker.is_stuck() for worker in self._workers)
         if stuck == len(self._workers) < MAX_THREADS and self.pending > stuck:
             self._add_worker()
+        elif self.pending:
+            self._start_again()
         return stuck
 
     def end(self) -> None:
         """Tell the threads to end after the queued descriptors are closed."""
         for _ in self._workers:
             self._queue.put(None)
+
+    def _start_again(self) -> None:
+        """Start the threads that have not begun; the next check repeats it if that fails."""
+        with suppress(RuntimeError):
+            for worker in self._workers:
+                worker.start()
 
     def _add_worker(self) -> None:
         try:
@@ -232,7 +256,7 @@ def _stop_lingering(descriptor: int) -> None:
     """Keep close(2) of a socket from waiting for its peer; call this in a thread."""
     try:
         sock = socket.socket(fileno=descriptor)
-    except OSError:
+    except (OSError, MemoryError):
         return
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

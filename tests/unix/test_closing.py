@@ -169,6 +169,31 @@ def test_thread_that_cannot_be_started_loses_nothing(
     assert closer.held == 0
 
 
+def test_thread_that_ends_before_it_begins_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, closer: Closer
+) -> None:
+    """A new thread may find no memory; if it begins late after all, it leaves the work alone."""
+    reader, writer = os.pipe()
+    threads: list[Callable[[], None]] = []
+
+    def lost(function: Callable[[], None], _: tuple[()]) -> int:
+        threads.append(function)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", lost)
+        closer.close((reader,))
+        assert closer.look().pending == 1
+    closer.look()
+    eventually(lambda: closer.pending == 0)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"x")
+    for late in threads:
+        late()
+    closer.close((writer,))
+    eventually(lambda: closer.look() == (0, 0, None))
+
+
 def test_stuck_close_does_not_delay_other_descriptors(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, closer: Closer
 ) -> None:
