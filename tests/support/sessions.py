@@ -107,7 +107,7 @@ class Shell:
             outcome = self._run(self._replaced(command), shown.count("\n") + 1)
             for ours, theirs in self._names.items():
                 outcome = outcome.replace(theirs, ours)
-            assert lasting(outcome) == lasting(shown), command
+            assert lasting(outcome) == lasting(shown), f"{command}\n{outcome}"
             outcomes.append(outcome)
         return outcomes
 
