@@ -18,7 +18,6 @@ import pytest
 from scache.errors import DatabaseError, QueryError
 from scache.inspection import image as module
 from scache.inspection.image import Image, Result
-from scache.inspection.sql_text import is_complete, statements
 from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
 from tests.support.sample_database import ODD, filling
@@ -428,31 +427,3 @@ class TestFilesThatAreWritten:
         """The error has the reason of the system."""
         with pytest.raises(DatabaseError, match=r"cannot write .*: No such file or directory"):
             image.write_to(tmp_path / "no" / "dump.db")
-
-
-class TestStatements:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("", []),
-            (" ; ;\n", []),
-            ("SELECT 1", ["SELECT 1"]),
-            ("SELECT 1; SELECT 2;\n", ["SELECT 1;", " SELECT 2;"]),
-            ("SELECT ';'; SELECT 2", ["SELECT ';';", " SELECT 2"]),
-            ("SELECT 1 /* ; */;", ["SELECT 1 /* ; */;"]),
-            ("SELECT '", ["SELECT '"]),
-        ],
-    )
-    def test_statements_are_split_at_semicolons(self, text: str, expected: list[str]) -> None:
-        """A semicolon in quotes or in a comment ends no statement."""
-        assert list(statements(text)) == expected
-
-    def test_trigger_is_one_statement(self) -> None:
-        """It contains other statements."""
-        text = "CREATE TRIGGER t AFTER DELETE ON event BEGIN SELECT 1; SELECT 2; END;"
-        assert list(statements(text)) == [text]
-
-    def test_text_that_is_not_unicode_is_complete(self) -> None:
-        """More lines cannot make it a statement."""
-        assert is_complete("\udcff")
-        assert not is_complete("SELECT 1")
