@@ -8,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import IO
+from types import ModuleType
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:  # tools/stress, which uses this module, does not need pytest
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 """The checkout."""
@@ -86,6 +91,12 @@ def run_tool(*arguments: str | Path, **environment: str) -> subprocess.Completed
     path = os.pathsep.join(map(str, (ROOT / "tools", ROOT)))
     command = (sys.executable, "-P", *arguments)
     return run_command(*command, stdout=subprocess.PIPE, PYTHONPATH=path, **environment)
+
+
+def import_tool(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """Import a module of tools/, which is on the module search path until the test ends."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return import_module(name)
 
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from scache import __version__
 from scache.cli.main import COMMANDS, cli
 from scache.cli.master import command as master
-from tests.support.commands import ROOT
+from tests.support.commands import import_tool
 
 NAMES = ["scache.1", "scache-serve.8", "scache-master.8"]
 
@@ -24,8 +23,7 @@ DATE = "2026-11-27"
 @pytest.fixture
 def man_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the module of the tools that makes the pages."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    return importlib.import_module("harness.man_pages")
+    return import_tool(monkeypatch, "harness.man_pages")
 
 
 @pytest.fixture

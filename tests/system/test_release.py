@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from scache import __version__
-from tests.support.commands import ROOT, run_tool
+from tests.support.commands import import_tool, run_tool
 
 CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n"
 
@@ -18,8 +17,7 @@ CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n"
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Import the module of the tool."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    return importlib.import_module("harness.release")
+    return import_tool(monkeypatch, "harness.release")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import socket
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from scache import Client
 from scache.inspection.image import Image
-from tests.support.commands import ROOT, run_tool
+from tests.support.commands import import_tool, run_tool
 from tests.support.daemon import Daemon
 from tests.support.snapshots import opened
 
@@ -87,8 +86,7 @@ def test_accounting_check_reports_each_violation(
     path: Path, tamper: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An audit log that does not account for every connection is reported."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    accounting_check = importlib.import_module("harness.soak.accounting_check")
+    accounting_check = import_tool(monkeypatch, "harness.soak.accounting_check")
     ours, theirs = socket.socketpair()
     with ours, theirs, Daemon(path), Client(path) as client:
         for endpoint in ("e", "f"):
