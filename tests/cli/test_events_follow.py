@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from scache import Unavailable, errors
 from scache.cli.main import EXIT_INTERRUPTED, execute
-from tests.support.commands import SCACHE, clean_environment
+from tests.support.commands import SCACHE, started
 from tests.support.looking import Capture, FakeSleep, StubDaemon, failure
 from tests.support.sample_database import NOW, filling
 
@@ -148,13 +147,8 @@ def test_follow_csv_has_one_header(
 
 def test_follow_ends_silently_when_pipe_is_closed(filled: Path) -> None:
     """Lines are not buffered meanwhile."""
-    command = [*SCACHE, "events", "--follow", "--interval", "0.01", "--format", "table"]
-    with subprocess.Popen(
-        [*command, "--database", str(filled)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=clean_environment(),
-    ) as process:
+    command = (*SCACHE, "events", "--follow", "--interval", "0.01", "--format", "table")
+    with started(*command, "--database", str(filled)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"2023-11-14 UTC\n"
@@ -162,4 +156,4 @@ def test_follow_ends_silently_when_pipe_is_closed(filled: Path) -> None:
         with filling(filled) as cached:
             cached.event("lost", id=12)
         assert process.stderr.read() == b""
-    assert process.returncode == -signal.SIGPIPE
+        assert process.wait() == -signal.SIGPIPE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scache import errors
-from tests.support.commands import SCACHE, clean_environment
+from tests.support.commands import SCACHE, clean_environment, started
 from tests.support.looking import Capture, failure, run
 from tests.support.sample_database import ODD
 from tests.support.terminal import on_terminal
@@ -224,20 +224,15 @@ def test_sql_refuses_standard_input_that_is_not_utf8(filled: Path) -> None:
 def test_sql_writes_rows_as_they_are_read(file: Path) -> None:
     """An endless result begins at once, and a closed pipe ends the command silently."""
     sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
-    command = [*SCACHE, "sql", "--database", str(file), sql]
+    command = (*SCACHE, "sql", "--database", str(file), sql)
     for layout in ("table", "json", "jsonl", "csv"):
-        with subprocess.Popen(
-            [*command, "--format", layout],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=clean_environment(),
-        ) as process:
+        with started(*command, "--format", layout) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.read(10)
             process.stdout.close()
             assert process.stderr.read() == b""
-        assert process.returncode == -signal.SIGPIPE
+            assert process.wait() == -signal.SIGPIPE
 
 
 def test_sql_writes_a_table_to_a_terminal(filled: Path) -> None:

@@ -7,9 +7,10 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import pytest
@@ -31,50 +32,56 @@ CLIENTS = 300
 """More clients than the daemon serves between two polls of the watchdog."""
 
 
-@pytest.mark.slow
-def test_stopped_daemon_does_not_drop_clients_that_went_on(tmp_path: Path) -> None:
-    """A client that sends the rest of its exchange during the pause gets its reply."""
-    save = encode_request(SaveEndp(60, b"e", b""))
-    with (
-        Daemon(tmp_path / "socket") as daemon,
-        open(os.devnull, "rb") as something,  # noqa: PTH123
-        ExitStack() as stack,
-    ):
-        clients = [stack.enter_context(Dialogue(daemon.path)) for _ in range(CLIENTS)]
-        for client in clients:
-            client.send(save)
-        for client in clients:
-            client.expect(DUMMY)
-        time.sleep(0.6)  # the daemon looks at its clients every 0.5 s
-        with stopped(daemon.pid):
-            time.sleep(5.5)  # the exchange timeout is 5 s
-            for client in clients:
-                client.send(DESCRIPTOR_BYTE, [something.fileno()])
-        assert [client.status() for client in clients] == [Status.OK] * CLIENTS
-        assert not [line for line in daemon.log() if "stopped in the middle" in line]
+class BegunSaves(NamedTuple):
+    """Saves of many clients, which the daemon has asked for their descriptors."""
+
+    daemon: Daemon
+    clients: list[Dialogue]
+
+    def send_descriptors(self) -> None:
+        """Send the last message of each client."""
+        with open(os.devnull, "rb") as file:  # noqa: PTH123
+            for client in self.clients:
+                client.send(DESCRIPTOR_BYTE, [file.fileno()])
+
+    def statuses(self) -> list[Status]:
+        """Receive the replies."""
+        return [client.status() for client in self.clients]
 
 
-@pytest.mark.slow
-def test_stopped_daemon_completes_exchanges_before_it_exits(tmp_path: Path) -> None:
-    """The time for which the daemon is stopped does not count against the stop time-out."""
-    with (
-        Daemon(tmp_path / "socket") as daemon,
-        open(os.devnull, "rb") as something,  # noqa: PTH123
-        ExitStack() as stack,
-    ):
+@pytest.fixture
+def saves(path: Path) -> Iterator[BegunSaves]:
+    """Begin the saves."""
+    with Daemon(path) as daemon, ExitStack() as stack:
         clients = [stack.enter_context(Dialogue(daemon.path)) for _ in range(CLIENTS)]
         for client in clients:
             client.send(encode_request(SaveEndp(60, b"e", b"")))
         for client in clients:
             client.expect(DUMMY)
-        os.kill(daemon.pid, signal.SIGTERM)
-        daemon.wait_for_log("stopping")
-        with stopped(daemon.pid):
-            time.sleep(1.5)  # the stop time-out is 1 s
-            for client in clients:
-                client.send(DESCRIPTOR_BYTE, [something.fileno()])
-        assert [client.status() for client in clients] == [Status.OK] * CLIENTS
-        assert daemon.wait() == 0
+        yield BegunSaves(daemon, clients)
+
+
+@pytest.mark.slow
+def test_stopped_daemon_does_not_drop_clients_that_went_on(saves: BegunSaves) -> None:
+    """A client that sends the rest of its exchange during the pause gets its reply."""
+    time.sleep(0.6)  # the daemon looks at its clients every 0.5 s
+    with stopped(saves.daemon.pid):
+        time.sleep(5.5)  # the exchange timeout is 5 s
+        saves.send_descriptors()
+    assert saves.statuses() == [Status.OK] * CLIENTS
+    assert not [line for line in saves.daemon.log() if "stopped in the middle" in line]
+
+
+@pytest.mark.slow
+def test_stopped_daemon_completes_exchanges_before_it_exits(saves: BegunSaves) -> None:
+    """The time for which the daemon is stopped does not count against the stop time-out."""
+    os.kill(saves.daemon.pid, signal.SIGTERM)
+    saves.daemon.wait_for_log("stopping")
+    with stopped(saves.daemon.pid):
+        time.sleep(1.5)  # the stop time-out is 1 s
+        saves.send_descriptors()
+    assert saves.statuses() == [Status.OK] * CLIENTS
+    assert saves.daemon.wait() == 0
 
 
 class Paused(Watchdog[Session]):

@@ -24,6 +24,8 @@ from tests.support.database_files import (
 )
 from tests.support.store_fixture import NOW, Opened, binding, connection, fault_of, read
 
+IDS = "SELECT id FROM connection UNION SELECT id FROM binding ORDER BY id"
+
 
 def saved(opened: Opened, row_id: int) -> None:
     """Save a connection and a binding, and commit them."""
@@ -33,7 +35,16 @@ def saved(opened: Opened, row_id: int) -> None:
     assert opened.database.batch.commit()
 
 
-IDS = "SELECT id FROM connection UNION SELECT id FROM binding ORDER BY id"
+def recreate(opened: Opened) -> None:
+    """Assert that the loss of the file is noticed, and that the file is made anew."""
+    assert opened.database.look_at_files()
+    assert opened.run(opened.database.renew())
+
+
+def ids(path: Path | str) -> list[int]:
+    """Return the ids of the rows that another program sees in a file."""
+    return [row[0] for row in read(path, IDS)]
+
 
 LOSSES = [delete, delete_alone, move_away, delete_log, delete_index]
 
@@ -65,7 +76,7 @@ class TestLost:
             rows.save_connection(connection(6))
             assert [row[0] for row in opened.rows(IDS)] == [2, 3, 4, 5, 6]
             assert db.batch.commit()
-            assert [row[0] for row in read(file, IDS)] == [2, 3, 4, 5, 6]
+            assert ids(file) == [2, 3, 4, 5, 6]
             assert read(file, "PRAGMA integrity_check") == [(b"ok",)]
             assert file.stat().st_mode & 0o777 == 0o640
             with pytest.raises(DatabaseError, match="another scache daemon uses"), Opened(file):
@@ -83,11 +94,10 @@ class TestLost:
         with Opened(file) as opened:
             saved(opened, 1)
             move_away(file)
-            assert opened.database.look_at_files()
-            assert opened.run(opened.database.renew())
+            recreate(opened)
             saved(opened, 3)
-            assert [row[0] for row in read(f"{file}.old", IDS)] == [1, 2]
-            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+            assert ids(f"{file}.old") == [1, 2]
+            assert ids(file) == [1, 2, 3, 4]
 
     def test_file_of_another_program_in_its_place_is_not_written(
         self, file: Path, caplog: pytest.LogCaptureFixture
@@ -100,8 +110,7 @@ class TestLost:
             make_another_programs(file)
             theirs = file.read_bytes()
             for _ in range(3):
-                assert db.look_at_files()
-                assert opened.run(db.renew())
+                recreate(opened)
             assert db.fault is not None
             assert "another file was put in its place" in db.fault
             saved(opened, 3)
@@ -110,9 +119,8 @@ class TestLost:
             assert file.read_bytes() == theirs
             assert len(caplog.records) == 1
             delete_alone(file)
-            assert db.look_at_files()
-            assert opened.run(db.renew())
-            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+            recreate(opened)
+            assert ids(file) == [1, 2, 3, 4]
 
     def test_log_is_not_applied_to_a_file_in_its_place(self, file: Path, tmp_path: Path) -> None:
         """The log is deleted when another database is moved to the name."""
@@ -129,9 +137,8 @@ class TestLost:
             assert [row[0] for row in opened.rows(IDS)] == [1, 2, 3, 4]
             assert read(file, "SELECT count(*) FROM binding") == [(100,)]
             file.unlink()
-            assert opened.database.look_at_files()
-            assert opened.run(opened.database.renew())
-            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+            recreate(opened)
+            assert ids(file) == [1, 2, 3, 4]
 
     def test_stop_does_not_write_to_a_file_in_its_place(self, file: Path) -> None:
         """A daemon that stops does not change the file of another program under the name."""
@@ -155,7 +162,7 @@ class TestLost:
             assert opened.run(opened.database.renew())
             assert opened.database.fault is None
             saved(opened, 3)
-            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+            assert ids(file) == [1, 2, 3, 4]
 
     def test_lost_directory_is_logged_once(
         self, file: Path, caplog: pytest.LogCaptureFixture
@@ -174,7 +181,7 @@ class TestLost:
             assert len(caplog.records) == 2
             file.parent.mkdir()
             assert opened.run(db.renew())
-            assert [row[0] for row in read(file, IDS)] == [1, 2, 3, 4]
+            assert ids(file) == [1, 2, 3, 4]
 
     def test_files_behind_a_link_are_watched(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,10 +195,9 @@ class TestLost:
             assert not opened.database.look_at_files()
             assert opened.database.wal.is_long
             delete(file)
-            assert opened.database.look_at_files()
-            assert opened.run(opened.database.renew())
+            recreate(opened)
             assert link.is_symlink()
-            assert [row[0] for row in read(link, IDS)] == [1, 2]
+            assert ids(link) == [1, 2]
 
     def test_database_in_memory_has_no_files(self) -> None:
         """No loss and no log is reported."""
