@@ -168,13 +168,12 @@ def _fail_with(error: Exception) -> int:
 
 def _shortage(error: Exception) -> str | None:
     """Return what this process is out of, and the remedy; None for another error."""
-    full = os.strerror(errno.EMFILE)
+    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
+        error = OSError(errno.EMFILE, str(error))  # from dlopen(3)
     match error:
         case MemoryError() | OSError(errno=errno.ENOMEM):
             return "out of memory"
         case OSError(errno=errno.EMFILE | errno.ENFILE):
-            return "out of descriptors: raise the limit on open files (ulimit -n)"
-        case ImportError() if full in str(error):  # from dlopen(3)
             return "out of descriptors: raise the limit on open files (ulimit -n)"
         case RuntimeError() if "start new thread" in str(error):
             from scache.unix.process import NO_THREAD

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from scache.errors import EXIT_FAILURE, SettingsError
+from scache.errors import EXIT_FAILURE, EXIT_OK, SettingsError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -49,7 +49,7 @@ def answer(request: str, cli: click.Command) -> int:
         )
     if what == "source":
         click.echo(script(shell, cli), nl=False)
-        return 0
+        return EXIT_OK
     try:
         return shell_complete(cli, {}, _PROGRAM, VARIABLE, request)
     except Exception:  # noqa: BLE001 - a message would appear inside the line that is being typed
