@@ -60,6 +60,16 @@ def test_dump_names_table_in_each_json_line(filled: Path, capsys: Capture) -> No
     assert json.loads(out)["version"] == "1.2.3"
 
 
+def test_dump_keeps_column_called_table_in_json_lines(file: Path, capsys: Capture) -> None:
+    """The key that names the table is ours."""
+    with filling(file) as cached:
+        cached.run('CREATE TABLE t AS SELECT 1 AS "table", 2 AS x')
+    lines = run(capsys, "dump", "--database", file, "--format", "jsonl", "t", "counter")
+    assert json.loads(lines, object_pairs_hook=list) == [("table", "t"), ("table_2", 1), ("x", 2)]
+    line = run(capsys, "dump", "--database", file, "--format", "jsonl", "t")
+    assert json.loads(line) == {"table": 1, "x": 2}
+
+
 def test_dump_writes_title_above_each_table(filled: Path, capsys: Capture) -> None:
     """Each table fits 60 columns."""
     out = run(capsys, "dump", "--database", filled, "--format", "table")

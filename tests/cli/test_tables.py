@@ -9,10 +9,12 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from scache.cli.render import tables
-from scache.cli.render.formats import csv_line, flat, json_array, json_objects, json_value
+from scache.cli.render.formats import csv_line, distinct, flat, json_array, json_objects, json_value
 from scache.cli.render.tables import shortened, shortened_inside, span
 from scache.escape import shown
 from scache.inspection.image import Result, Value
@@ -230,10 +232,33 @@ class TestJson:
         assert json.loads(text) == [{"n": number, "label": "x"} for number in range(count)]
         assert text.count("\n") == (count + 1 if count else 0)
 
-    def test_json_numbers_columns_of_the_same_name(self) -> None:
-        """No value is lost."""
-        (text,) = json_objects(result(["a", "b", "a"], (1, 2, 3)), table="t")
-        assert json.loads(text) == {"table": "t", "a": 1, "b": 2, "a_2": 3}
+    @pytest.mark.parametrize(
+        ("columns", "keys"),
+        [
+            (["a", "b", "a"], ["a", "b", "a_2"]),
+            (["a", "a", "a_2"], ["a", "a_3", "a_2"]),
+            (["a_2", "a", "a"], ["a_2", "a", "a_3"]),
+            (["a", "a", "a_2", "a_2"], ["a", "a_3", "a_2", "a_2_2"]),
+            (["a", "a", "a_2", "a_2", "a_2_2"], ["a", "a_3", "a_2", "a_2_3", "a_2_2"]),
+            (["a", "A", "a"], ["a", "A", "a_2"]),
+            (["", "", "_2"], ["", "_3", "_2"]),
+            (["table", "table", "table_2"], ["table_3", "table_4", "table_2"]),
+        ],
+    )
+    def test_json_numbers_columns_of_the_same_name(
+        self, columns: list[str], keys: list[str]
+    ) -> None:
+        """No value is lost, and a name that is there once stays as it is."""
+        (text,) = json_objects(result(columns, tuple(range(len(columns)))), table="t")
+        pairs = json.loads(text, object_pairs_hook=list)
+        assert pairs == [("table", "t"), *((key, number) for number, key in enumerate(keys))]
+
+    @given(st.lists(st.sampled_from(["a", "a_2", "a_3", "a_2_2", "table", "table_2"])))
+    def test_json_keys_are_unique(self, columns: list[str]) -> None:
+        """This holds for all names of columns."""
+        names = distinct(columns)
+        assert len({*names}) == len(columns)
+        assert all(name.startswith(column) for name, column in zip(names, columns, strict=True))
 
 
 class TestCsv:

@@ -6,8 +6,8 @@ import base64
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -81,9 +81,13 @@ def json_array(result: Result, indent: str = "") -> Iterator[str]:
 
 
 def json_objects(result: Result, **more: str) -> Iterator[str]:
-    """Yield an object for each row; each begins with the keys and texts ``more``."""
+    """Yield an object for each row; each begins with the keys and texts ``more``.
+
+    The keys are distinct: a column with the name of another column or key gets a number.
+    """
     begin = "".join(f"{json.dumps(key)}: {json.dumps(text)}, " for key, text in more.items())
-    keys = [f"{json.dumps(name)}: " for name in _distinct(result.columns)]
+    names = distinct([*more, *result.columns])[len(more) :]
+    keys = [f"{json.dumps(name)}: " for name in names]
     for row in result.rows:
         pairs = ", ".join([key + json_value(value) for key, value in zip(keys, row, strict=True)])
         yield f"{{{begin}{pairs}}}"
@@ -105,13 +109,22 @@ def json_value(value: Value) -> str:
     return json.dumps(value)
 
 
-def _distinct(columns: Sequence[str]) -> list[str]:
-    """Return names of columns that are distinct: a name that comes again gets a number."""
-    seen: Counter[str] = Counter()
+def distinct(columns: Sequence[str]) -> list[str]:
+    """Return names of columns that are distinct; the first column of each name keeps it.
+
+    A name that comes again gets the first number from 2 on with which no column has it: the columns
+    a, a, a_2 become a, a_3, a_2.
+    """
+    taken = set(columns)
+    seen = set[str]()
     names = []
+    numbers: dict[str, Iterator[int]] = {}
     for column in columns:
-        seen[column] += 1
-        names.append(f"{column}_{seen[column]}" if seen[column] > 1 else column)
+        name = column
+        while name in seen or (name != column and name in taken):
+            name = f"{column}_{next(numbers.setdefault(column, count(2)))}"
+        seen.add(name)
+        names.append(name)
     return names
 
 
