@@ -8,7 +8,8 @@ from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.errors import DatabaseFault
 from scache.model import Status
-from scache.store import AuditLog, Binding, Gone, LiveRows
+from scache.store.audit import AuditLog
+from scache.store.live_rows import Binding, Gone, LiveRows
 from scache.vocabulary import Limit
 
 

@@ -14,7 +14,9 @@ from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
 from scache.model import Connection, Delivery, Peer, Status
-from scache.store import FAULT_RETRY_INTERVAL, Binding, Database, LiveRows
+from scache.store.batch import FAULT_RETRY_INTERVAL
+from scache.store.database import Database
+from scache.store.live_rows import Binding, LiveRows
 from scache.unix.closing import Closer
 
 EXPIRY_SLICE = 64

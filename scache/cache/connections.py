@@ -12,7 +12,8 @@ from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
 from scache.errors import DatabaseFault
 from scache.model import Connection, Status
-from scache.store import AuditLog, LiveRows
+from scache.store.audit import AuditLog
+from scache.store.live_rows import LiveRows
 
 logger = logging.getLogger(__name__)
 

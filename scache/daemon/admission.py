@@ -8,7 +8,7 @@ from scache.daemon.access import Principals
 from scache.daemon.session import Session
 from scache.daemon.transport import client_logger
 from scache.model import Peer
-from scache.store import AuditLog
+from scache.store.audit import AuditLog
 
 MAX_REFUSED = 16
 """Refused clients that stay connected; a further one disconnects the oldest. Clients over the

@@ -27,8 +27,9 @@ from scache.daemon.ownership import left_out
 from scache.daemon.server import SIGNALS, Server
 from scache.errors import EXIT_OK, DatabaseError, DatabaseFault
 from scache.settings.declarations import Settings
-from scache.store import MEMORY, Database, Start, open_database
+from scache.store.database import MEMORY, Database, open_database
 from scache.store.migrations import migrations
+from scache.store.recovery import Start
 from scache.unix.namespace import ROOT
 from scache.unix.process import become, check_threads, raise_open_files, reap_children
 from scache.version import __version__

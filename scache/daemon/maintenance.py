@@ -15,7 +15,9 @@ from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.poller import Poller
 from scache.daemon.transport import client_logger
 from scache.daemon.watchdog import W, Watchdog
-from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL, AuditLog, Database
+from scache.store.audit import AuditLog
+from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
+from scache.store.database import Database
 from scache.unix.closing import Closer, Look
 
 EXPIRY_PAUSE = 0.01

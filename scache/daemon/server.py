@@ -39,7 +39,8 @@ from scache.model import Connection
 from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
 from scache.settings.reloading import reloaded
-from scache.store import CLIENTS_SERVED, LOG_BYTES, Database
+from scache.store.database import Database
+from scache.store.serialized import CLIENTS_SERVED, LOG_BYTES
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
 from scache.unix.process import end_by

@@ -22,7 +22,8 @@ import anyio
 from scache.cache import Cache
 from scache.daemon.shortages import shortage_of
 from scache.model import Connection, SocketInfo
-from scache.store import FAULT, Database, complete, load
+from scache.store.database import Database
+from scache.store.serialized import FAULT, complete, load
 from scache.unix import fdpass
 from scache.unix.closing import is_file
 from scache.unix.process import end_idle, lower_priority

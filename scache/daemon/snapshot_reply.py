@@ -7,7 +7,7 @@ from collections.abc import Callable
 from scache.daemon.descriptor_reply import DescriptorReply
 from scache.daemon.shortages import no_snapshot
 from scache.daemon.transport import Transport
-from scache.store import AuditLog
+from scache.store.audit import AuditLog
 
 
 class SnapshotReply:

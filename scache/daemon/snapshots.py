@@ -33,7 +33,7 @@ from scache.daemon.poller import Poller
 from scache.daemon.shortages import shortage_of
 from scache.daemon.snapshot_child import Child, SnapshotError, Source, start
 from scache.model import Connection
-from scache.store import Database
+from scache.store.database import Database
 
 TIMEOUT = 10.0
 """Seconds that one snapshot may take in all."""

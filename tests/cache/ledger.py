@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scache.model import Connection, Peer
-from scache.store import Binding
+from scache.store.live_rows import Binding
 
 
 class Entry(NamedTuple):

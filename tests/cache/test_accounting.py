@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 
 from scache.cache.expiry import GRAIN
 from scache.model import Connection, Delivery, Peer, Status
-from scache.store import MEMORY, Binding, audit, event_writer
+from scache.store import audit, event_writer
+from scache.store.database import MEMORY
+from scache.store.live_rows import Binding
 from tests.cache.ledger import Entry, Kept, Ledger
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, locked, no_space, read
 
 WAYS_OUT = ("found", "expired", "evicted", "hung_up", "purged", "lost")
 
-
 labels = st.sampled_from([b"", b"a", b"\xff\n"])
 ttls = st.integers(1, TTL_LIMIT + 2)
 ticks = st.sampled_from([0.001, 0.001, 0.3, 1, 2])
 limits = st.sampled_from([1000, 1000, 1000, 20, 3, 0])
 numbers = st.integers(0, 5)
-
 
 STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "save_endp": (24, (ttls, labels, numbers, st.sampled_from([True, True, True, False]))),

@@ -12,7 +12,7 @@ from scache.cache import Cache
 from scache.cache.expiry import GRAIN
 from scache.cache.limits import Limits
 from scache.model import Delivery, Peer, Status
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, Opened, locked, read
 

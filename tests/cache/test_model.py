@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from scache.cache.expiry import GRAIN
 from scache.clock import STEP
 from scache.model import Delivery, Status
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.rig import TTL_LIMIT, rigged
 from tests.support.store_fixture import locked
 

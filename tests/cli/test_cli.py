@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from scache.settings.declarations import SETTINGS, Settings
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon, DaemonProcess
 from tests.support.looking import Capture, ReplaceDaemon
+from tests.support.store_fixture import NOW, Opened
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,19 @@ def test_daemon_imports_only_libraries_that_it_calls(
     assert packages - sys.stdlib_module_names - {"org"} <= libraries
     for_others = {"json", "csv", "tomllib", "difflib", "readline", "shutil", "tempfile"}
     assert not packages & (for_others | {"http", "email", "multiprocessing", "trio", "argparse"})
+
+
+@pytest.mark.parametrize("line", ["stats", "dump", "check", "events", "sql 'SELECT 1'"])
+def test_command_that_reads_a_file_imports_no_async_libraries(line: str, tmp_path: Path) -> None:
+    """They would add half of the time that the command takes."""
+    file = tmp_path / "cache.db"
+    with Opened(file) as opened:
+        opened.run(opened.database.stop(NOW))
+    command = (sys.executable, "-X", "importtime", "-m", "scache", *shlex.split(line))
+    result = run_command(*command, "--database", file)
+    assert result.returncode == errors.EXIT_OK, result.stderr
+    assert "scache.inspection.image" in imported(result.stderr)
+    assert not imported(result.stderr) & {"asyncio", "anyio", "aiosqlite"}
 
 
 def imported(log: str) -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, Refused
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from scache.unix import fdpass
 from tests.support.as_user import as_user
 from tests.support.daemon import Daemon, stopped

@@ -29,7 +29,7 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.abort_points import (
     FIND_AFTER_DESCRIPTOR,
     FIND_BEFORE_DESCRIPTOR,

@@ -19,7 +19,7 @@ from scache.daemon.transport import Transport
 from scache.errors import EXIT_OK
 from scache.model import Status
 from scache.protocol.messages import DUMMY, encode_reply, without_hits
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from scache.unix import fdpass
 from scache.unix.closing import Closer
 from tests.support.as_user import GID, as_user

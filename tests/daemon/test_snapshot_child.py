@@ -23,7 +23,7 @@ from scache.cache.limits import Limits
 from scache.daemon.poller import Poller
 from scache.daemon.snapshots import Snapshots
 from scache.model import Connection
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from scache.unix import process
 from tests.support.as_user import GID, MAY_RAISE_PRIORITY, UID
 from tests.support.children import children_of

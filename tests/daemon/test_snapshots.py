@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scache import Client
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.children import children_of
 from tests.support.clients import Connect, Pair
 from tests.support.daemon import Daemon

@@ -22,7 +22,7 @@ from scache.daemon.session import Session
 from scache.daemon.watchdog import Watchdog
 from scache.model import Status
 from scache.protocol.messages import ANNOUNCEMENT, DESCRIPTOR_BYTE, DUMMY, SaveEndp, encode_request
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.daemon import Daemon, stopped
 from tests.support.dialogue import Dialogue, eventually, until
 from tests.support.slow_session import slow_session

@@ -13,7 +13,7 @@ import pytest
 from scache import Client
 from scache.cli.main import execute
 from scache.errors import EXIT_OK
-from scache.store import FAULT
+from scache.store.serialized import FAULT
 from tests.support.daemon import Daemon
 from tests.support.store_fixture import locked, read
 from tests.support.wire import Wire, encode

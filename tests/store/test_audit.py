@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from scache.model import Delivery, Status
-from scache.store import LiveRows, event_writer
+from scache.store import event_writer
 from scache.store.event_writer import ROWS_AT_ONCE
+from scache.store.live_rows import LiveRows
 from tests.support.rig import Rig, rigged
 from tests.support.store_fixture import NOW, Opened, connection, locked, no_space, read
 

@@ -17,7 +17,9 @@ import pytest
 from scache.daemon import maintenance
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.poller import Poller
-from scache.store import Database, LiveRows, checkpoint
+from scache.store import checkpoint
+from scache.store.database import Database
+from scache.store.live_rows import LiveRows
 from tests.support.dialogue import DEADLINE
 from tests.support.store_fixture import Opened, connection, fault_of
 

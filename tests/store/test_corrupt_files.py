@@ -12,7 +12,8 @@ import pytest
 
 from scache import Client
 from scache.errors import DatabaseError
-from scache.store import LiveRows, files
+from scache.store import files
+from scache.store.live_rows import LiveRows
 from tests.support.daemon import Daemon
 from tests.support.database_files import (
     make_another_programs,

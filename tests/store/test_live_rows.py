@@ -13,19 +13,10 @@ import pytest
 from scache.errors import DatabaseFault
 from scache.inspection.image import Image
 from scache.model import Connection, Peer
-from scache.store import (
-    Binding,
-    Gone,
-    LiveRows,
-    batch,
-    complete,
-    event_writer,
-    ids,
-    live_rows,
-    load,
-)
+from scache.store import batch, event_writer, ids, live_rows
 from scache.store.batch import Batch
-from scache.store.live_rows import Saved
+from scache.store.live_rows import Binding, Gone, LiveRows, Saved
+from scache.store.serialized import complete, load
 from tests.support.clocks import HandClock
 from tests.support.store_fixture import NOW, Opened, binding, connection, locked, no_space, read
 

@@ -10,8 +10,10 @@ import anyio
 import pytest
 
 from scache.errors import DatabaseError
-from scache.store import Database, LiveRows, checkpoint
+from scache.store import checkpoint
+from scache.store.database import Database
 from scache.store.files import Files
+from scache.store.live_rows import LiveRows
 from tests.support.database_files import (
     delete,
     delete_alone,

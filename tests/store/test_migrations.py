@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scache.store import MEMORY, LiveRows, migrations
+from scache.store import migrations
+from scache.store.database import MEMORY
 from scache.store.files import APPLICATION_ID
+from scache.store.live_rows import LiveRows
 from scache.store.schema import SCHEMA, ours
 from tests.support.sample_database import filling
 from tests.support.store_fixture import NOW, Opened, connection, read

@@ -16,7 +16,8 @@ from scache import Client
 from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_OK, DatabaseError
 from scache.inspection.image import Image
-from scache.store import LiveRows, files, names
+from scache.store import files, names
+from scache.store.live_rows import LiveRows
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually

@@ -11,7 +11,9 @@ from scache.daemon import maintenance
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.errors import DatabaseError
 from scache.model import Peer
-from scache.store import Database, LiveRows, ids
+from scache.store import ids
+from scache.store.database import Database
+from scache.store.live_rows import LiveRows
 from tests.support.dialogue import DEADLINE
 from tests.support.store_fixture import NOW, Opened, binding, connection, read
 

@@ -16,7 +16,9 @@ from scache import Client
 from scache.cli.main import execute
 from scache.errors import EXIT_DATABASE, EXIT_FINDINGS, DatabaseError, DatabaseFault
 from scache.model import Peer
-from scache.store import LiveRows, complete, faults, load
+from scache.store import faults
+from scache.store.live_rows import LiveRows
+from scache.store.serialized import complete, load
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
 from tests.support.starting import refused

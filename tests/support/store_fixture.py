@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scache.model import Connection
-from scache.store import Binding, Database, Start, open_database
+from scache.store.database import Database, open_database
+from scache.store.live_rows import Binding
+from scache.store.recovery import Start
 from tests.support.clocks import HandClock
 
 T = TypeVar("T")

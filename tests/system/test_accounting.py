@@ -22,7 +22,7 @@ import pytest
 
 from scache.cli.daemon_socket import given_socket
 from scache.cli.target import Target
-from scache.store import MEMORY
+from scache.store.database import MEMORY
 from tests.support.commands import clean_environment
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of

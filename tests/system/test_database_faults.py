@@ -12,7 +12,7 @@ import pytest
 
 from scache import Client
 from scache.errors import EXIT_DATABASE
-from scache.store import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
+from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from tests.support.daemon import Daemon
 from tests.support.database_files import make_database
 from tests.support.dialogue import eventually

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scache import Client
-from scache.store import COMMIT_INTERVAL
+from scache.store.batch import COMMIT_INTERVAL
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.dialogue import eventually
