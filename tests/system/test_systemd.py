@@ -35,7 +35,9 @@ def booted() -> Iterator[Machine]:
         pytest.skip(str(reason))
 
 
-INSTALL, FOR_POSTFIX, RELOAD, REMOVE = (block.text for block in blocks(PAGES["systemd"], "sh"))
+INSTALL, FOR_POSTFIX, SETTINGS, RELOAD, REMOVE = (
+    block.text for block in blocks(PAGES["systemd"], "sh")
+)
 
 
 @pytest.fixture
@@ -71,6 +73,9 @@ def test_commands_of_the_manual_install_and_remove_the_units(booted: Machine) ->
     with socket.socket(socket.AF_UNIX) as connected:
         connected.connect(os.fspath(booted.path(SOCKET)))
     assert booted.run("stat", "-c", "%a %U %G", SOCKET).strip() == "660 scache scache"
+    booted.shell(SETTINGS)
+    limit = "SELECT value FROM setting WHERE name = 'ttl_limit'"
+    assert '"60"' in booted.run(COMMAND, "sql", limit)
     booted.shell(RELOAD)
     booted.shell(REMOVE)
     assert booted.show(SERVICE, "LoadState") == "not-found"
@@ -186,7 +191,7 @@ def test_watchdog_restarts_a_daemon_that_hangs(systemd: Machine) -> None:
 def test_unit_for_postfix_runs_as_postfix_and_serves_its_private_directory(
     booted: Machine,
 ) -> None:
-    """The service needs no capability: Postfix's user owns the directory."""
+    """The service needs no capability: Postfix's user owns the directory. It logs as mail."""
     assert FOR_POSTFIX.startswith("scache unit service --postfix > ")
     text = unit(booted, "service", "--postfix")
     private = text.partition("ReadWritePaths=")[2].splitlines()[0]
@@ -203,7 +208,7 @@ def test_unit_for_postfix_runs_as_postfix_and_serves_its_private_directory(
     assert "CapEff:\t0000000000000000" in status
     assert "postfix" in booted.run("stat", "-c", "%U", f"/proc/{pid}")
     booted.run("systemctl", "stop", "scache-postfix.service")
-    unit_log = ("-u", "scache-postfix.service")
+    unit_log = ("-u", "scache-postfix.service", "--facility=mail")
     eventually(lambda: kinds_of_statistics(booted.journal(*unit_log, "-o", "short")) == ALL_KINDS)
     journal = booted.journal(*unit_log, "-o", "short")
     statistics = [line for line in journal if "statistics: " in line]

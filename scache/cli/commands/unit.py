@@ -74,6 +74,7 @@ RuntimeDirectoryPreserve=yes"""
 _FOR_POSTFIX = """\
 User=postfix
 SyslogIdentifier=postfix/scache
+SyslogFacility=mail
 ReadWritePaths={private}"""
 
 _SOCKET = """\
