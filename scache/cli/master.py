@@ -44,7 +44,7 @@ def command(**options: Any) -> Any:  # noqa: ANN401 - the options, as click has 
     """Run as a service of Postfix's master(8), which passes the options -l, -n, -t and -u.
 
     The parameters of main.cf and -o in master.cf apply. Settings of `scache serve` are options
-    of one word each, such as --database=FILE.
+    of one word each behind --, such as -- --database=FILE.
     """
     return options
 
@@ -59,7 +59,9 @@ def main() -> int:
     occupy_standard_descriptors()
     log_to(mail_log(os.environ, os.environ.get("MAIL_LOGTAG") or DEFAULTS["syslog_name"]), "info")
     try:
-        options = command.main(sys.argv[1:], "scache-master", standalone_mode=False)
+        # postconf(1) takes the "o" of an option for -o, and edits it, unless it is behind --.
+        arguments = [argument for argument in sys.argv[1:] if argument != "--"]
+        options = command.main(arguments, "scache-master", standalone_mode=False)
         return _serve(options) if isinstance(options, dict) else EXIT_OK  # EXIT_OK: --help
     except click.ClickException as error:
         logger.critical("%s", error.format_message())

@@ -65,7 +65,7 @@ def serve_one(postfix: PrivatePostfix) -> None:
 
 def test_commands_of_the_manual_switch_to_master_and_back() -> None:
     """They run as they are printed; scache(8) and scache-master serve in turn."""
-    switch, back = (block.text for block in blocks(PAGES["master"], "sh"))
+    switch, back, _ = (block.text for block in blocks(PAGES["master"], "sh"))
     with PrivatePostfix(with_scache=True) as postfix:
         postfix.run(f"PATH={sys.prefix}/bin:$PATH\n{switch}")
         postfix.wait_reloaded(1)
@@ -77,6 +77,31 @@ def test_commands_of_the_manual_switch_to_master_and_back() -> None:
         serve_one(postfix)
         assert not [line for line in log_of(postfix)[logged:] if line.startswith("listening")]
         assert postfix.run("postfix check") == ""
+
+
+def test_command_of_the_manual_sets_an_option() -> None:
+    """postconf(1) writes it as it is, and it applies; further changes of the entry keep it."""
+    *_, setting = (block.text for block in blocks(PAGES["master"], "sh"))
+    with PrivatePostfix(with_scache=True) as postfix:
+        postfix.run(f"PATH={sys.prefix}/bin:$PATH\n{setting}")
+        postfix.run("postconf -F scache/unix/chroot=n")
+        postfix.run("postconf -P scache/unix/connection_cache_ttl_limit=7s && postfix reload")
+        postfix.wait_reloaded(2)
+        serve_one(postfix)
+        listed = run_command(
+            *SCACHE, "sql", "SELECT * FROM setting", "--socket", str(postfix.cache_socket)
+        ).stdout
+        assert '{"name": "max_connections", "value": "5000"}' in listed
+        assert '{"name": "ttl_limit", "value": "7"}' in listed
+
+
+def test_switch_of_the_manual_without_the_command_changes_nothing() -> None:
+    """An empty path in master.cf would throttle the service."""
+    switch, *_ = (block.text for block in blocks(PAGES["master"], "sh"))
+    with PrivatePostfix(with_scache=True) as postfix:
+        before = postfix.run("postconf -M scache/unix")
+        postfix.run(f"PATH=/usr/sbin:/usr/bin:/sbin:/bin\n{switch.strip()} || true")
+        assert postfix.run("postconf -M scache/unix") == before
 
 
 def test_master_reuses_connections_and_logs_like_scache() -> None:
