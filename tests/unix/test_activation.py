@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,14 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
-def start(*sockets: socket.socket, names: str = "") -> subprocess.Popen[str]:
+def start(
+    *sockets: socket.socket, names: str = "", options: Sequence[str] = ()
+) -> subprocess.Popen[str]:
     """Start the daemon with these sockets as descriptors from 3 on."""
     numbers = [str(sock.fileno()) for sock in sockets]
     command = (sys.executable, "-c", _START, names, str(len(sockets)), *numbers, *SCACHE, "serve")
     return subprocess.Popen(
-        command,
+        [*command, *options],
         env=clean_environment(),
         pass_fds=[sock.fileno() for sock in sockets],
         stdin=subprocess.DEVNULL,
@@ -64,6 +66,22 @@ def test_daemon_serves_an_activated_socket_and_leaves_its_path(listening: socket
     assert process.returncode == 0
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(path))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_daemon_warns_of_an_activated_socket_that_its_settings_do_not_name(
+    same: bool, listening: socket.socket
+) -> None:
+    """Clients of the path that the settings name would find no daemon there."""
+    path = Path(listening.getsockname())
+    named = path if same else path.with_name("named")
+    with start(listening, options=["--socket", str(named)]) as process:
+        with Wire(path) as client:
+            client.announcement()
+        process.terminate()
+        _, log = process.communicate(timeout=DEADLINE)
+    warning = f"warning: socket = {named} is ignored, because the supervisor passed {path}"
+    assert (warning in log) == (not same)
 
 
 def test_daemon_chooses_the_activated_socket_by_its_name(listening: socket.socket) -> None:

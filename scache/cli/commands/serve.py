@@ -18,6 +18,7 @@ from scache.escape import one_line
 from scache.settings.declarations import SETTINGS
 from scache.settings.loading import (
     CONFIG_VARIABLE,
+    DEFAULT,
     RETIRED_OPTIONS,
     Sourced,
     from_command_line,
@@ -128,12 +129,28 @@ def serve(
     from scache.daemon.systemd import systemd
     from scache.unix.activation import activated_socket
 
+    activated = activated_socket(os.environ)
+    if activated is not None:
+        _warn_of_another_socket(sourced, activated.getsockname())
     launch = Launch(
         systemd(os.environ) or Supervisor(),
-        activated_socket(os.environ),
+        activated,
         reread=lambda: read().settings,
     )
     context.exit(run(sourced.settings, launch))
+
+
+def _warn_of_another_socket(sourced: Sourced, passed: str) -> None:
+    """Log a warning if the supervisor passed another socket than the settings name."""
+    wanted = sourced.settings.socket
+    given = sourced.origins["socket"] != DEFAULT
+    if given and os.path.realpath(wanted) != os.path.realpath(passed):
+        logger.warning(
+            "socket = %s is ignored, because the supervisor passed %s: remove or change its "
+            "socket unit",
+            one_line(os.fspath(wanted)),
+            one_line(passed),
+        )
 
 
 def describe(sourced: Sourced) -> str:
