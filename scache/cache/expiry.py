@@ -1,4 +1,7 @@
-"""The expiry of connections and bindings: the next deadline, and the queue of connections."""
+"""The expiry of connections and bindings: the next deadline, and the queue of connections.
+
+Nothing is closed here: `Connections.expire` closes what is due, and `Bindings.expire` removes it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The requests of administrators: snapshots and purges."""
+"""The requests of administrators: snapshots and purges.
+
+Their form is in `protocol.messages`, and `ANSWERS` of `daemon.client_requests` leads here.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ scache(8), so that malformed requests get the same replies. It reads names and v
 searches them for ``request``, stops at the first attribute that it does not expect, and ignores
 the attributes after the last expected one.
 
-One thing differs from Postfix on purpose: a message that is too long is malformed.
+One thing differs from Postfix on purpose: a message that is too long is malformed. A label has no
+other limit than that of its message.
 """
 
 from __future__ import annotations
