@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from scache.cli.option_types import whole_number
+from scache.cli.option_types import as_text, bytes_of, whole_number
 from scache.escape import one_line, shown
 from scache.settings.loading import did_you_mean
 
@@ -46,7 +45,13 @@ Command = Callable[..., None]
 def field_option(text: str) -> Callable[[Command], Command]:
     """Return a decorator that adds the option ``--field`` with this help to a command."""
     return click.option(
-        "--field", "fields", metavar="TEXT", multiple=True, callback=_fields, help=text
+        "--field",
+        "fields",
+        metavar="TEXT",
+        type=as_text,
+        multiple=True,
+        callback=_fields,
+        help=text,
     )
 
 
@@ -108,12 +113,12 @@ def give_hints(image: Image, named: Named, *, recorded: bool, nothing: bool) -> 
         advice = None if pattern is None else bracket_hint(pattern)
         if pattern is None or not (advice or nothing):
             continue
-        fitting, exact = count_fits(image, column, os.fsencode(pattern), recorded=recorded)
+        fitting, exact = count_fits(image, column, bytes_of(pattern), recorded=recorded)
         if advice and (not fitting or fitting > exact):
             say(advice)
         if not fitting:
             say(*_nothing_hint(image, column, pattern, recorded=recorded))
-    fields = list(map(os.fsencode, named.fields))
+    fields = list(map(bytes_of, named.fields))
     if fields and nothing and not any_has_fields(image, fields, recorded=recorded):
         say(*_nothing_hint(image, "field", " and ".join(named.fields), recorded=recorded))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,6 +12,19 @@ from scache.settings.values import POSITIVE_SECONDS
 
 LARGEST = 2**63 - 1
 """The largest integer of SQLite."""
+
+
+def as_text(argument: str) -> str:
+    """Return the text of an argument: its bytes decoded as UTF-8, also if the locale is not UTF-8.
+
+    This is the type of SQL, labels and names. A path stays as it is: the kernel takes its bytes.
+    """
+    return os.fsencode(argument).decode(errors="surrogateescape")
+
+
+def bytes_of(text: str) -> bytes:
+    """Return the bytes of an argument that `as_text` returned."""
+    return text.encode(errors="surrogateescape")
 
 
 def whole_number(least: int) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -71,7 +71,7 @@ class Relation(NamedTuple):
     """A table or a view."""
 
     name: str
-    """Bytes that are not UTF-8 are surrogates, as in the arguments of a command."""
+    """Bytes that are not UTF-8 are surrogates (surrogateescape)."""
     is_view: bool
     columns: list[str]
     """Empty for a view of a table that does not exist."""
@@ -194,7 +194,7 @@ class Image:
 
     def schema_of(self, relation: str) -> str:
         """Return the SQL that created a table or view."""
-        ((sql,),) = self.execute(_SCHEMA, {"name": os.fsencode(relation)}).rows
+        ((sql,),) = self.execute(_SCHEMA, {"name": relation.encode(errors="surrogateescape")}).rows
         assert isinstance(sql, bytes)
         return sql.decode(errors="backslashreplace")
 

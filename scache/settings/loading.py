@@ -113,7 +113,9 @@ def from_file(path: Path | None) -> Iterator[Given]:
             continue
         if key not in known:
             raise SettingsError(f"{path}: there is no setting {key!r}{did_you_mean(key, known)}")
-        yield Given(known[key], value, f"{path}: {key}", f"file {path}")
+        # Text has the form of an argument with these bytes, because it may be a path.
+        given = os.fsdecode(value.encode()) if isinstance(value, str) else value
+        yield Given(known[key], given, f"{path}: {key}", f"file {path}")
 
 
 def _has_tables(values: list[object]) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.naming import no_such, say
-from scache.cli.option_types import whole_number
+from scache.cli.option_types import as_text, whole_number
 from scache.cli.render.formats import (
     Format,
     all_columns_option,
@@ -69,6 +69,7 @@ def _tables_and_views() -> list[str]:
     "names",
     nargs=-1,
     metavar="[TABLE_OR_VIEW]...",
+    type=as_text,
     shell_complete=words(_tables_and_views),
 )
 def dump(

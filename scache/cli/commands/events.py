@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from scache.cli.naming import (
     id_option,
     no_such,
 )
-from scache.cli.option_types import LARGEST, seconds, whole_number
+from scache.cli.option_types import LARGEST, as_text, bytes_of, seconds, whole_number
 from scache.cli.render.formats import (
     Format,
     format_option,
@@ -69,17 +68,23 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.command(epilog=EPILOG)
 @target_options
 @format_option
-@click.option("--endpoint", metavar="GLOB", help="Only of endpoints that match.")
-@click.option("--destination", metavar="GLOB", help="Only of destinations that match.")
+@click.option("--endpoint", metavar="GLOB", type=as_text, help="Only of endpoints that match.")
+@click.option(
+    "--destination", metavar="GLOB", type=as_text, help="Only of destinations that match."
+)
 @field_option("Only of labels with this field; repeatable.")
 @id_option("Only of the connection or binding with this id; repeatable.")
 @click.option(
-    "--client", metavar="PID|GLOB", help="Only of this process, or of programs whose name matches."
+    "--client",
+    metavar="PID|GLOB",
+    type=as_text,
+    help="Only of this process, or of programs whose name matches.",
 )
 @click.option(
     "--kind",
     "kinds",
     metavar="KIND",
+    type=as_text,
     multiple=True,
     shell_complete=words(lambda: KINDS),
     help="Only of this kind; repeatable.",
@@ -140,12 +145,12 @@ def events(
     named = Named(endpoint, destination, fields, ids)
     pid = None if client is None else _pid(client)
     wanted = Filter(
-        endpoint=None if endpoint is None else os.fsencode(endpoint),
-        destination=None if destination is None else os.fsencode(destination),
-        fields=list(map(os.fsencode, fields)),
+        endpoint=None if endpoint is None else bytes_of(endpoint),
+        destination=None if destination is None else bytes_of(destination),
+        fields=list(map(bytes_of, fields)),
         ids=ids,
         pid=pid,
-        program=None if client is None or pid is not None else os.fsencode(client),
+        program=None if client is None or pid is not None else bytes_of(client),
         kinds=_known(kinds),
         outcomes=outcomes,
         since=None if since is None else moment(since, local=local),

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from scache.cli.interrupts import left_to_pager
+from scache.cli.option_types import as_text
 from scache.cli.shell_completion import words
 from scache.cli.streams import accept_any_text
 from scache.settings.loading import did_you_mean
@@ -64,7 +65,7 @@ WIDEST = 100
     type=click.Path(path_type=Path),
     help=f"With --metadata: the file that Datasette serves.  [default: {DATABASE}]",
 )
-@click.argument("topic", required=False, shell_complete=words(lambda: TOPICS))
+@click.argument("topic", type=as_text, required=False, shell_complete=words(lambda: TOPICS))
 @click.pass_context
 def help(  # noqa: A001 - name of the command
     context: click.Context, /, *, topic: str | None, metadata: bool, database: Path | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import click
 
 from scache.cli.daemon_socket import announced, connect, given_socket, socket_options
 from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
+from scache.cli.option_types import as_text, bytes_of
 from scache.cli.streams import accept_any_text
 from scache.cli.target import image_through
 from scache.errors import TooOld
@@ -41,9 +41,14 @@ _SHOWN_BEFORE_A_QUESTION = 20
 
 @click.command(epilog=EPILOG)
 @socket_options
-@click.option("--endpoint", metavar="GLOB", help="Purge what belongs to endpoints that match.")
 @click.option(
-    "--destination", metavar="GLOB", help="Purge what belongs to destinations that match."
+    "--endpoint", metavar="GLOB", type=as_text, help="Purge what belongs to endpoints that match."
+)
+@click.option(
+    "--destination",
+    metavar="GLOB",
+    type=as_text,
+    help="Purge what belongs to destinations that match.",
 )
 @field_option("Purge what belongs to labels with this field; repeatable.")
 @id_option("Purge the connection with this id, as live_connection shows it; repeatable.")
@@ -106,9 +111,9 @@ def _chosen(image: Image, named: Named) -> Selection:
 
     chosen = select(
         image,
-        endpoint=None if named.endpoint is None else os.fsencode(named.endpoint),
-        destination=None if named.destination is None else os.fsencode(named.destination),
-        fields=list(map(os.fsencode, named.fields)),
+        endpoint=None if named.endpoint is None else bytes_of(named.endpoint),
+        destination=None if named.destination is None else bytes_of(named.destination),
+        fields=list(map(bytes_of, named.fields)),
         ids=named.ids,
     )
     give_hints(image, named, recorded=False, nothing=not any(chosen))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scache.cli.option_types import as_text, bytes_of
 from scache.cli.render.formats import Format, all_columns_option, format_option
 from scache.cli.statements import execute
 from scache.cli.target import Target, target_options
@@ -46,10 +46,11 @@ _REAL = re.compile(r"[+-]?(?!0[0-9])(?=\.?[0-9])(?=.*[.eE])[0-9]*\.?[0-9]*(?:[eE
     "--parameter",
     "parameters",
     metavar="NAME=VALUE",
+    type=as_text,
     multiple=True,
     help="Value of :NAME in the statement: a number if it is written as one, else text.",
 )
-@click.argument("statement", required=False)
+@click.argument("statement", type=as_text, required=False)
 def sql(
     *,
     target: Target,
@@ -113,7 +114,7 @@ def _value(text: str) -> Value | str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return os.fsencode(text)
+        return bytes_of(text)
     return text
 
 
