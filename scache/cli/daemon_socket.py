@@ -17,6 +17,7 @@ import click
 
 from scache.cli.option_types import seconds
 from scache.cli.shell_completion import files
+from scache.cli.streams import echo
 from scache.errors import ProtocolError, Refused, Unavailable
 from scache.escape import one_line, shown
 from scache.settings.declarations import SETTINGS, default_socket
@@ -144,7 +145,7 @@ def announced(place: DaemonSocket) -> Iterator[None]:
 
     def announce() -> None:
         text = f"waiting for the daemon at {place}, for up to {place.timeout:g} s"
-        click.echo(f"scache: {one_line(text)}", err=True)
+        echo(f"scache: {one_line(text)}", err=True)
 
     if place.timeout <= PATIENCE:
         yield

@@ -21,7 +21,7 @@ from typing import cast
 import click
 
 from scache.cli.shell_completion import VARIABLE, answer
-from scache.cli.streams import OutputError, guard
+from scache.cli.streams import OutputError, echo, guard
 from scache.errors import (
     EXIT_FAILURE,
     EXIT_NOT_NOW,
@@ -96,7 +96,7 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand != "serve":  # which needs more, and says so itself
         _check_open_files()
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        echo(context.get_help())
 
 
 def _check_open_files() -> None:
@@ -185,5 +185,5 @@ def _shortage(error: Exception) -> str | None:
 
 def _fail(text: str, code: int) -> int:
     with suppress(OSError):  # stderr may be closed: the exit code is left
-        click.echo(f"scache: {one_line(text)}", err=True)
+        echo(f"scache: {one_line(text)}", err=True)
     return code

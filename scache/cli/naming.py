@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from scache.cli.option_types import as_text, bytes_of, whole_number
+from scache.cli.streams import echo
 from scache.escape import one_line, shown
 from scache.settings.loading import did_you_mean
 
@@ -37,7 +38,7 @@ _RANGES = re.compile(r"(?:\w-\w|\.)+")
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9]{2,}")
 _ESCAPE = re.compile(r"\\(?:[nrt]|x..|u....|U.{8})")
 _WORD = re.compile(r"[\w.-]{2,1000}", re.ASCII)
-_ELLIPSIS = "…"
+_ELLIPSES = ("…", "...")
 
 Command = Callable[..., None]
 
@@ -133,7 +134,7 @@ def no_such(what: str, name: str, known: Iterable[str]) -> click.UsageError:
 def say(*sentences: str) -> None:
     """Write each sentence to stderr as one line."""
     for each in sentences:
-        click.echo(f"scache: {one_line(each)}", err=True)
+        echo(f"scache: {one_line(each)}", err=True)
 
 
 def bracket_hint(pattern: str) -> str | None:
@@ -171,10 +172,11 @@ def _nothing_hint(image: Image, what: str, text: str, *, recorded: bool) -> Iter
     word = max(words, key=len, default="")
     similar = near(image, word.encode(), _SIMILAR, recorded=recorded) if word else []
     reasons = []
-    if _ELLIPSIS in text:
-        reasons.append(
-            f"{_ELLIPSIS} stands for text that a table left out, and --format json shows it"
-        )
+    for mark in _ELLIPSES:
+        if mark in text:
+            reasons.append(
+                f"{mark} stands for text that a table left out, and --format json shows it"
+            )
     if similar:
         reasons.append(f"similar labels: {', '.join(map(shown, similar))}")
     if reasons or not recorded:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from scache.cli.streams import echo
 from scache.errors import EXIT_FAILURE, EXIT_OK, SettingsError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def answer(request: str, cli: click.Command) -> int:
             f"{VARIABLE} must not be {request!r}: unset it, and see `scache completion --help`"
         )
     if what == "source":
-        click.echo(script(shell, cli), nl=False)
+        echo(script(shell, cli), nl=False)
         return EXIT_OK
     try:
         return shell_complete(cli, {}, _PROGRAM, VARIABLE, request)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, WordCompleter
@@ -17,6 +16,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from scache.cli.interrupts import Interrupts, terminal_restored
 from scache.cli.render.formats import Format
 from scache.cli.statements import execute
+from scache.cli.streams import echo
 from scache.cli.target import Target
 from scache.errors import QueryError, ScacheError
 from scache.escape import one_line
@@ -69,7 +69,7 @@ def run_prompt(
     with Interrupts() as interrupts:
         try:
             image.stop_if(interrupts.came)
-            click.echo(f"A copy of the {one_line(str(target))}, as it is now. Type .help for help.")
+            echo(f"A copy of the {one_line(str(target))}, as it is now. Type .help for help.")
             session = make_session()
             while True:
                 # Not right before the statement: Ctrl-C may come as soon as Enter was typed.
@@ -95,7 +95,7 @@ def run_prompt(
                 except KeyboardInterrupt:
                     continue
                 except ScacheError as error:
-                    click.echo(one_line(str(error)), err=True)
+                    echo(one_line(str(error)), err=True)
         finally:
             image.close()
 
@@ -126,10 +126,10 @@ def as_command(text: str) -> str | None:
 def _run_command(image: Image, command: str) -> None:
     match command.split():
         case [".help"]:
-            click.echo(HELP)
+            echo(HELP)
         case [".tables"]:
             for relation in image.relations():
-                click.echo(one_line(f"{relation.name}({', '.join(relation.columns)})"))
+                echo(one_line(f"{relation.name}({', '.join(relation.columns)})"))
         case [".schema"]:
             for relation in image.relations():
                 _show_schema(image, relation.name)
@@ -140,11 +140,11 @@ def _run_command(image: Image, command: str) -> None:
             _show_schema(image, name)
         case [name, *_]:
             hint = did_you_mean(name, COMMANDS) or ": .help lists the commands"
-            click.echo(one_line(f"there is no command {command}{hint}"))
+            echo(one_line(f"there is no command {command}{hint}"))
 
 
 def _show_schema(image: Image, name: str) -> None:
-    click.echo("\n".join(map(one_line, f"{image.schema_of(name)};".splitlines())))
+    echo("\n".join(map(one_line, f"{image.schema_of(name)};".splitlines())))
 
 
 class SqlCompleter(Completer):

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import click
-
 from scache.cli.render.formats import Format, json_array, write
+from scache.cli.streams import echo
 from scache.errors import QueryError
 from scache.settings.loading import did_you_mean
 
@@ -51,7 +50,7 @@ def execute(
             separator = "\n" if layout in ("csv", "table") else ""
         elif layout == "table" and result.changed >= 0:
             rows = "row" if result.changed == 1 else "rows"
-            click.echo(f"{result.changed} {rows} changed, in this copy alone")
+            echo(f"{result.changed} {rows} changed, in this copy alone")
 
 
 def _write_arrays(

@@ -18,6 +18,7 @@ from scache.cli.daemon_socket import (
     socket_options,
 )
 from scache.cli.shell_completion import files
+from scache.cli.streams import echo
 from scache.errors import NotNow, SettingsError, Unavailable
 from scache.escape import one_line
 
@@ -84,7 +85,7 @@ def repeated(look: Callable[[], T], interval: float) -> Iterator[T]:
         except (Unavailable, NotNow) as error:
             if answers:
                 doing = "trying again" if isinstance(error, NotNow) else "waiting for it"
-                click.echo(f"scache: {one_line(str(error))}; {doing}", err=True)
+                echo(f"scache: {one_line(str(error))}; {doing}", err=True)
             answers = False
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.render.formats import Format, format_option, write
+from scache.cli.streams import echo
 from scache.cli.target import Target, target_options
 from scache.errors import Findings
 from scache.escape import one_line
@@ -43,7 +44,7 @@ def check(*, target: Target, layout: Format) -> None:
         report = look_at(image, live=target.is_live)
         write(report.result, layout, all_columns=True)
     if layout == "table":
-        click.echo(f"\n{_summary(report)}: {one_line(str(target))}")
+        echo(f"\n{_summary(report)}: {one_line(str(target))}")
     if report.broken:
         checks = "check" if report.broken == 1 else "checks"
         raise Findings(f"{report.broken} {checks} found something wrong in the {target}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scache.cli.shell_completion import SHELLS, script
+from scache.cli.streams import echo
 
 EPILOG = """\b
 Examples:
@@ -22,4 +23,4 @@ def completion(context: click.Context, /, *, shell: str) -> None:
 
     The directory of the command scache must be in PATH.
     """
-    click.echo(script(shell, context.find_root().command), nl=False)
+    echo(script(shell, context.find_root().command), nl=False)

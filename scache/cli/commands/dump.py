@@ -22,7 +22,7 @@ from scache.cli.render.formats import (
     write,
 )
 from scache.cli.shell_completion import words
-from scache.cli.streams import OutputError
+from scache.cli.streams import OutputError, echo
 from scache.cli.target import Target, target_options
 from scache.escape import one_line
 
@@ -96,7 +96,7 @@ def dump(
         if output is not None:
             image.write_to(output)
             with suppress(OutputError):  # the file is there, even if no output is
-                click.echo(_written(image, output))
+                echo(_written(image, output))
             return
         chosen = _chosen(image, names)
         most = ROWS if limit is None and sys.stdout.isatty() else limit

@@ -29,6 +29,7 @@ from scache.cli.render.formats import (
     write_csv_rows,
 )
 from scache.cli.shell_completion import words
+from scache.cli.streams import echo
 from scache.cli.target import Target, repeated, target_options
 from scache.vocabulary import KINDS, OUTCOMES
 
@@ -172,7 +173,7 @@ def _warn(image: Image) -> None:
     from scache.inspection.reports import records_events
 
     if not records_events(image):
-        click.echo("scache: no event is recorded while audit_rows is 0", err=True)
+        echo("scache: no event is recorded while audit_rows is 0", err=True)
 
 
 def _write(image: Image, wanted: Filter, layout: Format, limit: int | None, *, local: bool) -> bool:
@@ -186,7 +187,7 @@ def _write(image: Image, wanted: Filter, layout: Format, limit: int | None, *, l
         from scache.cli.render.event_lines import EventLines
 
         if not EventLines().write(result.columns, result.rows):
-            click.echo("(no events)")
+            echo("(no events)")
     else:
         write(result, layout)
     return bool(first)

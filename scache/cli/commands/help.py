@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ import click
 from scache.cli.interrupts import left_to_pager
 from scache.cli.option_types import as_text
 from scache.cli.shell_completion import words
-from scache.cli.streams import accept_any_text
+from scache.cli.streams import drawn, echo
 from scache.settings.loading import did_you_mean
 
 TOPICS = (
@@ -78,12 +79,11 @@ def help(  # noqa: A001 - name of the command
         raise click.UsageError("--metadata is for the topic datasette: give both")
     if database is not None and not metadata:
         raise click.UsageError("--database is for --metadata: give both")
-    accept_any_text()
     if metadata:
-        click.echo(_metadata(database or Path(DATABASE)))
+        echo(_metadata(database or Path(DATABASE)))
         return
     if topic is None:
-        click.echo(_contents())
+        echo(_contents())
         return
     if topic not in TOPICS:
         raise click.UsageError(_no_such_topic(topic, context))
@@ -91,7 +91,7 @@ def help(  # noqa: A001 - name of the command
     if sys.stdout.isatty():
         _show(text)
     else:
-        click.echo(text, nl=False)
+        echo(text, nl=False)
 
 
 def page(topic: str) -> str:
@@ -133,22 +133,30 @@ def _no_such_topic(topic: str, context: click.Context) -> str:
     return f"the manual has no page {topic!r}{hint}"
 
 
+class _Page(StringIO):
+    """The text of a page, for which rich chooses lines that standard output has."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # it is read only here
+        """The encoding of standard output."""
+        return sys.stdout.encoding
+
+
 def _show(text: str) -> None:
     """Format Markdown for a terminal, and show it in a pager."""
-    from io import StringIO
-
     from rich.console import Console
     from rich.markdown import Markdown
 
-    laid_out = StringIO()
+    laid_out = _Page()
     width = min(shutil.get_terminal_size().columns, WIDEST)
     console = Console(file=laid_out, force_terminal=True, width=width)
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
+    shown = drawn(laid_out.getvalue())
     if not _pager_exists():
-        click.echo(laid_out.getvalue(), nl=False)
+        echo(shown, nl=False)
         return
     with left_to_pager():
-        click.echo_via_pager(laid_out.getvalue())
+        click.echo_via_pager(shown)
 
 
 def _pager_exists() -> bool:

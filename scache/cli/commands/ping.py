@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from scache.cli.daemon_socket import connect, given_socket, socket_options
-from scache.cli.streams import accept_any_text
+from scache.cli.streams import echo
 from scache.errors import ScacheError
 from scache.escape import one_line
 
@@ -44,18 +44,17 @@ def ping(
     that does not know this request, such as Postfix's scache(8), gets another one
     that changes nothing.
     """
-    accept_any_text()
     try:
         path, seconds = _ping(socket, TIMEOUT if timeout is None else timeout)
     except ScacheError as error:
         if not nagios:
             raise
-        click.echo(f"SCACHE CRITICAL - {_plugin_text(str(error))}")
+        echo(f"SCACHE CRITICAL - {_plugin_text(str(error))}")
         context.exit(NAGIOS_CRITICAL)
     if nagios:
-        click.echo(f"SCACHE OK - {_plugin_text(path)} answers | time={seconds:.3f}s")
+        echo(f"SCACHE OK - {_plugin_text(path)} answers | time={seconds:.3f}s")
     else:
-        click.echo(f"the daemon at {one_line(path)} answers (after {seconds:.3f} s)")
+        echo(f"the daemon at {one_line(path)} answers (after {seconds:.3f} s)")
 
 
 def _ping(socket: str | None, timeout: float) -> tuple[str, float]:

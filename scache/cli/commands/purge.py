@@ -11,7 +11,7 @@ import click
 from scache.cli.daemon_socket import announced, connect, given_socket, socket_options
 from scache.cli.naming import PATTERNS, Named, field_option, give_hints, id_option, say
 from scache.cli.option_types import as_text, bytes_of
-from scache.cli.streams import accept_any_text
+from scache.cli.streams import echo, fitted
 from scache.cli.target import image_through
 from scache.errors import TooOld
 from scache.escape import one_line, shown
@@ -87,19 +87,18 @@ def purge(
         with image_through(client, daemon) as image:
             chosen = _chosen(image, named)
         if dry_run:
-            accept_any_text()
             sys.stdout.writelines(f"{line}\n" for line in _listed(chosen))
-            click.echo(f"{_counted(chosen)} would be purged")
+            echo(f"{_counted(chosen)} would be purged")
             return
         if not yes and any(chosen) and sys.stdin.isatty():
             what = "everything" if everything else f"what matches {named}"
             where = f"from the daemon at {one_line(str(daemon.path))}"
             if not _agreed(chosen, f"Purge {what}", f"{where}?"):
-                click.echo("nothing was purged")
+                echo("nothing was purged")
                 return
         with announced(daemon):
             purged = _purge(client, chosen, labels_may_do=not ids)
-    click.echo(
+    echo(
         f"{_number(purged.connections, 'connection')} closed, "
         f"{_number(purged.bindings, 'binding')} removed"
     )
@@ -124,8 +123,8 @@ def _chosen(image: Image, named: Named) -> Selection:
 def _agreed(chosen: Selection, begin: str, end: str) -> bool:
     """List the connections and bindings, and ask; return True if the answer is yes."""
     for line in _listed(chosen, _SHOWN_BEFORE_A_QUESTION):
-        click.echo(line, err=True)
-    return click.confirm(f"{begin}: {_counted(chosen)}, {end}", err=True)
+        echo(line, err=True)
+    return click.confirm(fitted(f"{begin}: {_counted(chosen)}, {end}"), err=True)
 
 
 def _purge(client: Client, chosen: Selection, *, labels_may_do: bool) -> Purged:

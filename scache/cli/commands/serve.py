@@ -14,6 +14,7 @@ import click
 
 from scache.cli.daemon_log import start_logging
 from scache.cli.shell_completion import files, words
+from scache.cli.streams import echo
 from scache.escape import one_line
 from scache.settings.declarations import SETTINGS
 from scache.settings.loading import (
@@ -116,8 +117,8 @@ def serve(
     named = ", ".join(map(one_line, sourced.retired))
     if show_config:
         if named:
-            click.echo(f"scache: warning: {retired % named}", err=True)
-        click.echo(describe(sourced))
+            echo(f"scache: warning: {retired % named}", err=True)
+        echo(describe(sourced))
         return
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # writing to a closed socket is an error, no end
     start_logging(sourced.settings.log_level)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from scache.cli.streams import echo
 from scache.errors import SettingsError
 from scache.settings.declarations import ROOT_SOCKET
 
@@ -114,9 +115,9 @@ def unit(*, kind: str, postfix: bool) -> None:
     private = queue_directory() / "private" if postfix else None
     socket = private / "scache-sql" if private is not None else ROOT_SOCKET
     if kind == "socket":
-        click.echo(socket_unit(socket, postfix=postfix), nl=False)
+        echo(socket_unit(socket, postfix=postfix), nl=False)
     else:
-        click.echo(service_unit(command, socket, private), nl=False)
+        echo(service_unit(command, socket, private), nl=False)
 
 
 def service_unit(command: Path, socket: Path, private: Path | None) -> str:

@@ -17,7 +17,7 @@ from scache.cli.render.tables import (
     span,
     width_of,
 )
-from scache.escape import shown
+from scache.cli.streams import drawn, visible
 from scache.inspection.image import Value
 
 _DATE = 10
@@ -47,7 +47,7 @@ class EventLines:
         width = width_of(self._console) or WIDE
         for row in rows:
             event = dict(zip(columns, row, strict=True))
-            at = shown(event["at"])
+            at = visible(event["at"])
             zone = at[_DATE + 1 + _CLOCK :]
             day = f"{at[:_DATE]} {'UTC' if zone == 'Z' else zone}"
             if day != self._day:
@@ -65,10 +65,10 @@ def line(clock: str, event: Mapping[str, Value], width: int) -> str:
     The labels get the room that they need, but a detail gets up to half of it. The pid is whole,
     or left out on a narrow terminal. The program, the ttl and the age get the room that is left.
     """
-    begin = f"{clock} {shown(event['kind']):9} {shown(event['outcome']):4} "
+    begin = f"{clock} {visible(event['kind']):9} {visible(event['outcome']):4} "
     labels = [_fields(event[name]) for name in ("destination", "endpoint") if event[name]]
-    detail = shown(event["detail"])
-    pid = "" if event["pid"] is None else f"[{shown(event['pid'])}]"
+    detail = visible(event["detail"])
+    pid = "" if event["pid"] is None else f"[{visible(event['pid'])}]"
     room = width - cell_len(begin)
     least = _SHORTEST_LABELS + min(_behind(detail), _SHORTEST_DETAIL)
     if room - _behind(pid) < least:
@@ -81,7 +81,7 @@ def line(clock: str, event: Mapping[str, Value], width: int) -> str:
         room -= _behind(detail)
     client = ""
     if pid:
-        program = shown(event["program"]) or "pid"
+        program = visible(event["program"]) or "pid"
         fits = room >= min(cell_len(program), _SHORTEST_PROGRAM)
         client = (shortened(program, room) if fits else "") + pid
         room -= cell_len(client) - len(pid)
@@ -110,8 +110,8 @@ def _durations(event: Mapping[str, Value]) -> Iterator[str]:
 def _fields(label: Value) -> list[str]:
     """Return the fields of a label that are not empty, in their printed form."""
     if not isinstance(label, bytes):
-        return [shown(label)]
-    return [shown(field) for field in label.split(b"\n") if field] or [shown(label)]
+        return [visible(label)]
+    return [visible(field) for field in label.split(b"\n") if field] or [visible(label)]
 
 
 def _labels_in(labels: Sequence[Sequence[str]], room: int) -> str:
@@ -120,7 +120,7 @@ def _labels_in(labels: Sequence[Sequence[str]], room: int) -> str:
         return "".join(_label_in(fields, room) for fields in labels)
     first, second = labels
     room -= len(_ARROW)
-    needed = min(cell_len(" ".join(second)), max(map(cell_len, second)) + 2 * cell_len(ELLIPSIS))
+    needed = min(cell_len(" ".join(second)), max(map(cell_len, second)) + 2 * len(drawn(ELLIPSIS)))
     begin = _label_in(first, max(room // 2, room - needed))
     return f"{begin}{_ARROW}{_label_in(second, room - cell_len(begin))}"
 
@@ -139,6 +139,6 @@ def _label_in(fields: Sequence[str], width: int) -> str:
 
 def _excerpt(fields: Sequence[str], first: int, last: int) -> str:
     """Return neighbouring fields, with an ellipsis for those that are left out."""
-    begin = "" if first == 0 else ELLIPSIS
-    end = "" if last == len(fields) - 1 else ELLIPSIS
+    begin = "" if first == 0 else drawn(ELLIPSIS)
+    end = "" if last == len(fields) - 1 else drawn(ELLIPSIS)
     return f"{begin}{' '.join(fields[first : last + 1])}{end}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from scache.escape import shown
+from scache.cli.streams import visible
 
 if TYPE_CHECKING:
     from scache.inspection.image import Result, Value
@@ -147,7 +147,7 @@ def write_csv_rows(rows: Iterable[Iterable[Value]]) -> None:
 
 
 def _visible(value: Value) -> Value:
-    return shown(value).encode() if isinstance(value, bytes) else value
+    return visible(value).encode(sys.stdout.encoding) if isinstance(value, bytes) else value
 
 
 def csv_line(row: Iterable[Value]) -> bytes:

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from scache.cli.render.tables import make_console, shortened, span, width_of
+from scache.cli.streams import fitted
 from scache.cli.target import Target
 from scache.escape import one_line
 
@@ -64,7 +65,7 @@ def screen(target: Target, figures: dict[str, Any], width: int, height: int | No
     many are left out.
     """
     fault = figures["database"]["fault"]
-    alarm = [] if fault is None else wrap(one_line(f"DATABASE: {fault}"), width)
+    alarm = [] if fault is None else wrap(fitted(one_line(f"DATABASE: {fault}")), width)
     room = None if height is None else height - len(alarm) - bool(alarm)
     sections = _sections(target, figures)
     lines = _joined(sections, blank=True)
@@ -80,7 +81,7 @@ def screen(target: Target, figures: dict[str, Any], width: int, height: int | No
         kept = max(room - 1, 0)
         missing = len(lines) - kept
         lines = [*lines[:kept], f"({missing} more lines: add --format table | cat)"]
-    text = Text("\n".join(shortened(line, width) for line in lines), no_wrap=True)
+    text = Text("\n".join(shortened(fitted(line), width) for line in lines), no_wrap=True)
     if not alarm:
         return text
     return Text(no_wrap=True).append("\n".join(alarm), "bold red").append("\n\n").append(text)

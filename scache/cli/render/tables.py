@@ -12,8 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from scache.cli.streams import accept_any_text
-from scache.escape import shown
+from scache.cli.streams import drawn, visible
 
 if TYPE_CHECKING:
     from scache.inspection.image import Value
@@ -38,18 +37,20 @@ def shortened(text: str, width: int) -> str:
     """Return the text, its end replaced by an ellipsis if it takes more than ``width`` columns."""
     if cell_len(text) <= width:
         return text
-    return set_cell_size(text, max(width - 1, 0)).rstrip() + ELLIPSIS
+    ellipsis = drawn(ELLIPSIS)[: max(width, 1)]
+    return set_cell_size(text, max(width - len(ellipsis), 0)).rstrip() + ellipsis
 
 
 def shortened_inside(text: str, width: int) -> str:
     """Return the text, its middle replaced by an ellipsis if it takes more than ``width``."""
     if cell_len(text) <= width or width < 3:
         return shortened(text, width)
-    begin = set_cell_size(text, width // 2).rstrip()
-    end = text[1 - width :]
-    while cell_len(begin) + 1 + cell_len(end) > width:
+    ellipsis = drawn(ELLIPSIS)[: width - 2]
+    begin = set_cell_size(text, (width + 1 - len(ellipsis)) // 2).rstrip()
+    end = text[len(ellipsis) - width :]
+    while cell_len(begin) + len(ellipsis) + cell_len(end) > width:
         end = end[1:]
-    return begin + ELLIPSIS + end
+    return begin + ellipsis + end
 
 
 def span(seconds: float) -> str:
@@ -73,7 +74,6 @@ def _two_units(amount: int, size: int, larger: str, smaller: str) -> str:
 
 def make_console(kind: type[Console] = Console) -> Console:
     """Return a console of rich on standard output that does not interpret markup."""
-    accept_any_text()
     return kind(markup=False, highlight=False, emoji=False)
 
 
@@ -108,12 +108,12 @@ def tables(
     each other, the last ones are left out, and a line at the end says so. If ``all_columns`` is
     true, each row becomes a block of lines instead.
     """
-    headers = [shown(column) for column in columns]
+    headers = [visible(column) for column in columns]
     seen = Seen(headers)
     rest = iter(rows)
     layout: Layout | None = None
     while chunk := list(islice(rest, CHUNK)):
-        cells = [[shown(value) for value in row] for row in chunk]
+        cells = [[visible(value) for value in row] for row in chunk]
         seen.add(chunk, cells)
         before, layout = layout, seen.lay_out(width)
         if all_columns and len(layout.widths) < len(headers):
@@ -141,7 +141,8 @@ class Layout:
     def header(self, names: Sequence[str]) -> Text:
         """Return the line of names, and a rule below it."""
         text = Text(self.line(names), style="bold")
-        return text.append("\n" + _GAP.join("─" * width for width in self.widths), "dim")
+        rule = drawn("─")
+        return text.append("\n" + _GAP.join(rule * width for width in self.widths), "dim")
 
     def line(self, cells: Sequence[str]) -> str:
         """Return a row as a line."""
