@@ -27,6 +27,8 @@ _NAMESPACES = ("--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net")
 _BOOT = f"""
 mount --make-rprivate /
 mount -t proc proc /proc
+# Each may be below a directory that is hidden next, such as a clone in /tmp.
+exec 3< "$PYTHON_PREFIX" 4< "$SITE_PACKAGES" 5< "$CHECKOUT"
 for directory in /run /tmp /var/lib /var/log /opt; do
     mkdir -p $directory
     mount -t tmpfs tmpfs $directory
@@ -49,9 +51,10 @@ mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 mkdir -p /opt/python /opt/scache/bin /opt/scache/site /opt/scache/checkout
-mount --rbind "$PYTHON_PREFIX" /opt/python
-mount --rbind "$SITE_PACKAGES" /opt/scache/site
-mount --rbind "$CHECKOUT" /opt/scache/checkout
+mount --no-canonicalize --rbind /proc/self/fd/3 /opt/python
+mount --no-canonicalize --rbind /proc/self/fd/4 /opt/scache/site
+mount --no-canonicalize --rbind /proc/self/fd/5 /opt/scache/checkout
+exec 3<&- 4<&- 5<&-
 cat > {COMMAND} << 'END'
 #!/bin/sh
 # The interpreter may have been built to look for its library in its first directory.
