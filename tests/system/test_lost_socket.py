@@ -104,6 +104,7 @@ def test_daemon_never_replaces_another_file_at_its_path(kind: str, path: Path) -
         result = run_command(*SCACHE, "stats", "--socket", path)
         assert result.returncode == EXIT_SOCKET
         assert os.lstat(path).st_ino == before.st_ino
+        assert not any("was removed" in line for line in daemon.log())
         path.rename(path.with_name("away"))
         daemon.wait_for_log("is made anew")
         with Client(path) as client:

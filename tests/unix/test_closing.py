@@ -194,6 +194,35 @@ def test_thread_that_ends_before_it_begins_is_replaced(
     eventually(lambda: closer.look() == (0, 0, None))
 
 
+def test_thread_that_has_begun_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, closer: Closer
+) -> None:
+    """It may be busy with a close(2) that takes long."""
+    begun, answers, close = threading.Event(), threading.Event(), os.close
+    start, started = _thread.start_new_thread, list[object]()
+
+    def count(function: Callable[[], None], arguments: tuple[()]) -> int:
+        started.append(function)
+        return start(function, arguments)
+
+    def wait(descriptor: int) -> None:
+        begun.set()
+        assert answers.wait(DEADLINE)
+        close(descriptor)
+
+    descriptor = os.open("/", os.O_RDONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, "STUCK", 2 * DEADLINE)
+        patch.setattr(_thread, "start_new_thread", count)
+        patch.setattr(os, "close", wait)
+        closer.close((descriptor,))
+        assert begun.wait(DEADLINE)
+        assert closer.look().pending == 1
+        answers.set()
+        eventually(lambda: closer.look().pending == 0)
+    assert len(started) == 1
+
+
 def test_stuck_close_does_not_delay_other_descriptors(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, closer: Closer
 ) -> None:
