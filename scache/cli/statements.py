@@ -85,5 +85,8 @@ def _execute(image: Image, statement: str, parameters: Mapping[str, Value | str]
         relations = image.relations()
         known = [relation.name for relation in relations]
         if absent[1] == "column":
+            holders = [each.name for each in relations if absent[2].casefold() in each.columns]
+            if holders:
+                raise QueryError(f"{error}: it is a column of {', '.join(holders)}") from error
             known = list(chain.from_iterable(relation.columns for relation in relations))
         raise QueryError(f"{error}{did_you_mean(absent[2], known)}") from error

@@ -21,6 +21,8 @@ from tests.support.looking import Capture, failure
         (["sql", "SELECT * FROM live_conection"], "no such table: live_conection, did you mean"),
         (["sql", "SELECT endpiont FROM event"], "no such column: endpiont, did you mean endpoint?"),
         (["sql", "SELECT e.endpiont FROM event e"], "endpiont, did you mean endpoint?"),
+        (["sql", "SELECT remaining FROM event"], "remaining: it is a column of live_"),
+        (["sql", "SELECT Remaining FROM event"], "Remaining: it is a column of live_"),
         (["HELP"], "; did you mean help?"),
         (["help", "SQL"], ", did you mean sql?"),
         (["dump", "LIVE_CONECTION"], "; did you mean live_connection?"),
