@@ -1,4 +1,4 @@
-"""The socket that a command asks, and what it says if no daemon answers there."""
+"""The socket that a command connects to, and its message if no daemon answers there."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_daemon_socket_is_option_then_variable_then_file(
         ({}, "socket", "is not TOML"),
     ],
 )
-def test_daemon_socket_refuses_what_serve_refuses(
+def test_daemon_socket_refuses_settings_that_serve_refuses(
     config: Path,
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
@@ -252,7 +252,7 @@ def test_other_users_are_advised_only_if_they_may_help(
 
 
 def test_silent_daemon_is_waited_for_as_long_as_timeout(tmp_path: Path) -> None:
-    """After 2 s a line on stderr says what the command waits for."""
+    """After 2 s a line on stderr says that the command waits for the daemon."""
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))

@@ -103,7 +103,7 @@ def test_dump_limit_is_the_number_of_rows_of_each_table(filled: Path, capsys: Ca
 
 @pytest.mark.parametrize("command", ["dump event", "sql TABLE"])
 def test_wide_rows_are_one_line_each(filled: Path, capsys: Capture, command: str) -> None:
-    """``--all-columns`` shows what a narrow table leaves out."""
+    """``--all-columns`` shows the columns that a narrow table leaves out."""
     words = [word.replace("TABLE", "SELECT * FROM event") for word in command.split()]
     arguments = [*words, "--database", str(filled), "--format", "table"]
     lines = run(capsys, *arguments).splitlines()

@@ -23,7 +23,7 @@ DESTINATION = b"smtp\n[mx1.example.org]:587\n"
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
-    """Record what smtp(8) does; return the database file."""
+    """Record the requests of smtp(8); return the database file."""
     path = tmp_path / "cache.db"
     with filling(path) as cached:
         cached.event("save_dest", 0, id=1, destination=DESTINATION, endpoint=ENDPOINT, binding_id=7)

@@ -46,7 +46,7 @@ def test_lines_arrive_in_order_although_the_receiver_was_busy(
 
 
 def test_drain_gives_up_if_the_receiver_takes_nothing(path: Path, receiver: socket.socket) -> None:
-    """The daemon can end; what the receiver took before stays."""
+    """The daemon can end; lines that the receiver took before stay."""
     with closing(MailLogHandler(str(path), "host ", "postfix/scache", None)) as handler:
         for number in range(LINES):
             logged(handler, number)

@@ -116,7 +116,7 @@ class TestNaming:
             (["--all"], [0, 1, 2, 3, 4], [0, 1, 2]),
         ],
     )
-    def test_purge_closes_exactly_what_is_selected(
+    def test_purge_closes_exactly_the_selection(
         self,
         capsys: Capture,
         socket: str,

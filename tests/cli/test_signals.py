@@ -202,7 +202,7 @@ class TestDumpOutput:
             count += 1
         assert count > 10
 
-    def test_signal_ends_the_writing_at_the_next_chunk(self, file: Path) -> None:
+    def test_signal_ends_a_dump_at_the_next_chunk(self, file: Path) -> None:
         """A large file on a slow disk is not completed first."""
         assert dumped(at_return(1, "replacing.py:_held_back"), file, SIGINT)
         assert not file.with_name("copy").exists()

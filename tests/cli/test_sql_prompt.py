@@ -124,7 +124,7 @@ def test_prompt_schema_shows_sql_of_tables_and_views(prompt: Prompt) -> None:
 
 @pytest.mark.parametrize("word", ["help", "HELP;", ".help"])
 def test_prompt_help_works_without_point(prompt: Prompt, word: str) -> None:
-    """A user who does not know the commands types this word."""
+    """A user types this word without knowing the commands."""
     assert prompt(f"{word}\r{CTRL_D}") == sql_prompt.HELP.splitlines()
 
 

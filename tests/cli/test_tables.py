@@ -105,7 +105,7 @@ class TestTables:
     @pytest.mark.parametrize("width", WIDTHS)
     @pytest.mark.parametrize("count", [1, 3, 15])
     def test_table_fits_width(self, width: int, count: int) -> None:
-        """No line is wider than the terminal, whatever the labels are."""
+        """No line is wider than the terminal with any labels."""
         columns = [f"column {number}" for number in range(count)]
         rows = [[label] * count for label in ODD.values()]
         for line in table(columns, rows, width).splitlines():
@@ -155,7 +155,9 @@ class TestTables:
         if width == 60:
             assert lines[-1] == "(--all-columns shows 1 more: label)"
 
-    def test_later_rows_keep_the_columns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_table_aligns_later_rows_with_the_first_header(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Rows are laid out as they come, and stand under the header of the first."""
         monkeypatch.setattr(tables, "CHUNK", 2)
         rows: list[list[Value]] = [[number, b"x" * number] for number in range(5)]

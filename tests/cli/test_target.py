@@ -143,7 +143,7 @@ def test_command_help_has_examples(capsys: Capture) -> None:
         assert f"\n  Examples:\n    scache {name}" in run(capsys, name, "--help")
 
 
-def test_command_imports_only_what_it_needs(file: Path) -> None:
+def test_command_imports_only_modules_that_it_needs(file: Path) -> None:
     """Reading a file imports neither the daemon nor the client nor the libraries for terminals."""
     script = (
         "import sys; from scache.cli.main import execute;"

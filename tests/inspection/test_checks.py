@@ -78,7 +78,7 @@ def results(file: Path, *, live: bool = True) -> dict[str, tuple[str, int | None
     return found
 
 
-def test_a_sound_cache_is_well(file: Path) -> None:
+def test_check_of_a_sound_cache_has_no_findings(file: Path) -> None:
     """No rule has a finding."""
     found = results(file)
     assert set(found) == {each.name for each in CHECKS} | {"schema"}
@@ -157,7 +157,7 @@ BROKEN: list[tuple[str, Break, str]] = [
 
 
 @pytest.mark.parametrize(("name", "spoil", "detail"), BROKEN)
-def test_what_breaks_a_rule_is_named(name: str, spoil: Break, detail: str, file: Path) -> None:
+def test_check_reports_each_broken_rule(name: str, spoil: Break, detail: str, file: Path) -> None:
     """The rule reports the change, and its detail says where it is."""
     with filling(file) as cached:
         spoil(cached)
@@ -174,7 +174,7 @@ def test_every_rule_has_been_broken() -> None:
     }
 
 
-def test_few_of_many_are_named(file: Path) -> None:
+def test_check_names_the_first_findings_and_counts_all(file: Path) -> None:
     """The detail names the first findings, and the number counts all of them."""
     with filling(file) as cached:
         for row_id in range(100, 200):
@@ -196,7 +196,7 @@ def damage_an_index(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damage_an_index, overwrite_the_middle])
-def test_a_damaged_file_is_a_finding(
+def test_check_reports_a_damaged_file(
     spoil: Callable[[Path], None], file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """The rule ``integrity`` reports the damage, and the other rules are still checked."""

@@ -219,7 +219,7 @@ def test_connection_put_back_is_found_for_the_last_find(
 
 
 @pytest.mark.parametrize("kind", ["found", "put_back", "purged", "expired"])
-def test_connection_that_leaves_is_no_request(
+def test_close_reasons_in_between_do_not_prevent_a_guess(
     kind: str, handovers: Callable[..., Handovers]
 ) -> None:
     """Events of other connections in between are no requests."""

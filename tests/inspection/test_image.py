@@ -156,7 +156,7 @@ class TestFiles:
 
 
 class TestRefusals:
-    """Files that are no cache are refused with one sentence that says what to do."""
+    """Files that are no cache are refused with one sentence that names a remedy."""
 
     def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         """The file is not created."""
@@ -357,7 +357,7 @@ class TestQueries:
         assert "binding" not in relations
         assert relations["live_binding"].columns == []
 
-    def test_all_of_quotes_the_name(self, image: Image) -> None:
+    def test_all_of_quotes_the_name_of_the_table(self, image: Image) -> None:
         """A name may have any characters."""
         image.execute('CREATE TABLE "a ""b""" (x)')
         assert rows(image.all_of('a "b"')) == []
@@ -380,7 +380,7 @@ class TestFilesThatAreWritten:
                 each.name for each in image.relations()
             ]
 
-    def test_an_earlier_dump_is_replaced(self, image: Image, tmp_path: Path) -> None:
+    def test_dump_replaces_an_earlier_dump(self, image: Image, tmp_path: Path) -> None:
         """Writing again to the same name replaces the dump, and leaves no other file."""
         path = tmp_path / "dump.db"
         image.write_to(path)

@@ -67,7 +67,7 @@ def test_statements_are_split_at_semicolons(text: str, expected: list[str]) -> N
     assert list(statements(text)) == expected
 
 
-def test_statement_that_creates_a_trigger_contains_others() -> None:
+def test_create_trigger_with_inner_statements_is_one_statement() -> None:
     """It ends after END."""
     text = "CREATE TRIGGER t AFTER DELETE ON event BEGIN SELECT 1; SELECT 2; END;"
     assert list(statements(text)) == [text]

@@ -112,7 +112,9 @@ def test_views_of_an_empty_cache_are_empty(tmp_path: Path) -> None:
         ("endpoint_hit_rate", "find_endp", "endpoint"),
     ],
 )
-def test_hit_rates(events: list[Event], tmp_path: Path, view: str, kind: str, label: str) -> None:
+def test_hit_rate_views_count_hits_and_misses(
+    events: list[Event], tmp_path: Path, view: str, kind: str, label: str
+) -> None:
     """A find is a hit or a miss; a malformed request is neither. The most requested comes first."""
     finds = [e for e in events if e["kind"] == kind and e["status"] != 1]
     wanted = Counter(e[label] for e in finds)

@@ -28,7 +28,7 @@ def test_containerfile_begins_with_debian_slim(stage: str) -> None:
     assert base.split()[0] == "docker.io/library/debian:bookworm-slim"
 
 
-def test_containerfile_copies_what_the_build_needs() -> None:
+def test_containerfile_copies_the_files_that_the_build_needs() -> None:
     """Each source is in the checkout, and the build reads no other file."""
     sources = [word for line in instructions(BUILD, "COPY") for word in line.split()[:-1]]
     assert all(ROOT.joinpath(source).exists() for source in sources)

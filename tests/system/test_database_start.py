@@ -38,7 +38,7 @@ class TestDatabase:
     def test_daemon_refuses_and_keeps_a_file_that_is_not_its_database(
         self, make: Callable[[Path], None], text: str, path: Path, tmp_path: Path
     ) -> None:
-        """The message says what the file is, and no byte of it changes."""
+        """The message names the kind of the file, and no byte of it changes."""
         file = tmp_path / "data" / "cache.db"
         file.parent.mkdir()
         make(file)

@@ -143,7 +143,7 @@ def test_label_that_is_not_utf8_stops_a_tool_that_decodes(tmp_path: Path) -> Non
         connection.execute("SELECT endpoint FROM event").fetchall()
 
 
-def test_sessions_of_the_readme_show_what_is_printed(tmp_path: Path) -> None:
+def test_sessions_of_the_readme_show_the_real_output(tmp_path: Path) -> None:
     """Finder and saver have the same connection; the second session looks at the first."""
     first, look = blocks(README, "console")
     with demonstration(tmp_path) as shell:

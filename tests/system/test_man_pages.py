@@ -117,7 +117,7 @@ def test_man_page_has_exit_codes_and_signals_of_the_manual(pages: dict[str, Path
         ),
     ],
 )
-def test_man_page_source_escapes_what_roff_would_interpret(
+def test_man_page_source_escapes_characters_of_roff(
     man_pages: ModuleType, text: str, lines: list[str]
 ) -> None:
     """A backslash, a point at the beginning of a line, a hyphen that is to be copied."""

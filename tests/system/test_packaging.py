@@ -87,7 +87,7 @@ def free_default_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         shutil.rmtree(path.parent)
 
 
-def test_sdist_has_what_the_checkout_has(sdist: Path) -> None:
+def test_sdist_has_the_files_of_the_checkout(sdist: Path) -> None:
     """A wheel and the tests can be made of it; it has no environment and no cache of a tool."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

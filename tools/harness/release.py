@@ -1,4 +1,4 @@
-"""Build a release from a clean clone, try its files, and print what is to be published."""
+"""Build a release from a clean clone, try its files, and print how to publish them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _environment(directory: Path, *packages: str) -> str:
 
 
 def announcement(version: str, commit: str, files: Sequence[Path]) -> str:
-    """Return what is to be published, and the commands that publish it."""
+    """Return the files to publish, and the commands that publish them."""
     lines = [f"{DISTRIBUTION} {version}, commit {commit}", ""]
     for file in files:
         content = file.read_bytes()

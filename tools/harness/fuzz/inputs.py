@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 CLIENT = 1
-"""Flag: fuzz the client's half; the stream is what a server sends."""
+"""Flag: fuzz the client's half; the stream is the bytes of a server."""
 ANNOUNCE = 2
 """Flag for a server: send the announcement first."""
 PERMIT = 4

@@ -1,4 +1,4 @@
-"""The error that reports a violated invariant, and what both halves of the protocol share."""
+"""Code shared by the checks of both halves of the protocol, with the error for a violation."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ STEPS_OF_A_SEED = 4
 
 
 class Relay:
-    """A relay between a daemon and its clients that records what passes through."""
+    """A relay between a daemon and its clients that records all messages."""
 
     def __init__(self, path: Path, daemon: Path) -> None:
         self._daemon = daemon
@@ -40,7 +40,7 @@ class Relay:
         threading.Thread(target=self._run, daemon=True).start()
 
     def take(self) -> tuple[list[Sent], list[Sent]]:
-        """Return what passed since the last call: to the server, and to the client."""
+        """Return the messages since the last call: to the server, and to the client."""
         taken = self.to_server, self.to_client
         self.to_server, self.to_client = [], []
         return taken

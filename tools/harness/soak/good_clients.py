@@ -162,7 +162,7 @@ class Population:
             os.close(other)
 
     async def _close_other_ends(self) -> None:
-        """Close the other ends whose time is over."""
+        """Close each other end at its time."""
         while not self._over.is_set():
             now = time.monotonic()
             while self._others and self._others[0][0] <= now:

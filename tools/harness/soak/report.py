@@ -59,7 +59,7 @@ class Report:
         self.facts.append(Fact(self._database, what, verdict, bound, str(value)))
 
     def add_clients(self, reports: Sequence[good_clients.Report]) -> None:
-        """Add what the well-behaved clients found."""
+        """Add the connections that the well-behaved clients found."""
         counts = sum((report.counts for report in reports), Counter[str]())
         wrong = [text for report in reports for text in report.wrong]
         found = sum(len(report.tokens) for report in reports)

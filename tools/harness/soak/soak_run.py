@@ -152,7 +152,7 @@ class SoakRun:
         self._daemon = Daemon(self._path, *OPTIONS, database=self._database, prefix=prefix)
         self._daemon.__enter__()
         self._stack.callback(self._daemon.kill)
-        with Client(self._path) as client:  # loads what the daemon loads when first needed
+        with Client(self._path) as client:  # the daemon loads some modules at their first use
             self._check(client)
 
     def _restart(self) -> None:
