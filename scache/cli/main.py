@@ -6,7 +6,6 @@ when it is used, and imports its dependencies when it runs.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
@@ -20,15 +19,14 @@ from typing import cast
 
 import click
 
+from scache.cli.failures import explained
 from scache.cli.shell_completion import VARIABLE, answer
 from scache.cli.streams import OutputError, echo, guard
 from scache.errors import (
     EXIT_FAILURE,
-    EXIT_NOT_NOW,
     EXIT_OK,
     EXIT_SETTINGS,
     ResourceError,
-    ScacheError,
 )
 from scache.escape import one_line
 from scache.version import __version__
@@ -154,33 +152,11 @@ def _text_of(error: click.ClickException) -> str:
 
 
 def _fail_with(error: Exception) -> int:
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # a task group has wrapped it
-    if isinstance(error, ScacheError):
-        return _fail(str(error), error.exit_code)
-    if (shortage := _shortage(error)) is not None:
-        return _fail(shortage, EXIT_NOT_NOW)
-    code = _fail(f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE)
-    if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
+    text, code = explained(error)
+    _fail(text, code)
+    if code == EXIT_FAILURE and logging.getLogger("scache").isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
     return code
-
-
-def _shortage(error: Exception) -> str | None:
-    """Return what this process is out of, and the remedy; None for another error."""
-    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):
-        error = OSError(errno.EMFILE, str(error))  # from dlopen(3)
-    match error:
-        case MemoryError() | OSError(errno=errno.ENOMEM):
-            return "out of memory"
-        case OSError(errno=errno.EMFILE | errno.ENFILE):
-            return "out of descriptors: raise the limit on open files (ulimit -n)"
-        case RuntimeError() if "start new thread" in str(error):
-            from scache.unix.process import NO_THREAD
-
-            return NO_THREAD
-        case _:
-            return None
 
 
 def _fail(text: str, code: int) -> int:

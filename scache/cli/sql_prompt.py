@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -13,10 +13,11 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from scache.cli.failures import explained
 from scache.cli.interrupts import Interrupts, terminal_restored
 from scache.cli.render.formats import Format
 from scache.cli.statements import execute
-from scache.cli.streams import echo
+from scache.cli.streams import OutputError, echo
 from scache.cli.target import Target
 from scache.errors import QueryError, ScacheError
 from scache.escape import one_line
@@ -65,6 +66,10 @@ def run_prompt(
     Ctrl-C drops the line that is being typed, or interrupts a statement. While an image is taken,
     it ends the process, as in every other command.
     """
+
+    def run(image: Image, text: str) -> None:
+        execute(image, text, layout, parameters, all_columns=all_columns)
+
     image = target.image()
     with Interrupts() as interrupts:
         try:
@@ -74,30 +79,58 @@ def run_prompt(
             while True:
                 # Not right before the statement: Ctrl-C may come as soon as Enter was typed.
                 interrupts.clear()
-                try:
-                    with terminal_restored():
-                        text = session.prompt(PROMPT, completer=SqlCompleter(image)).strip()
-                    match as_command(text) or text:
-                        case ".quit":
-                            break
-                        case ".refresh":
-                            with interrupts.ending():
-                                fresh = target.image()
-                            image.close()
-                            image = fresh
-                            image.stop_if(interrupts.came)
-                        case command if command.startswith("."):
-                            _run_command(image, command)
-                        case _:
-                            execute(image, text, layout, parameters, all_columns=all_columns)
-                except EOFError:
+                text = _typed(session, image)
+                if text is None or as_command(text) == ".quit":
                     break
-                except KeyboardInterrupt:
-                    continue
-                except ScacheError as error:
-                    echo(one_line(str(error)), err=True)
+                image = _answer(text, image, run, target, interrupts)
         finally:
             image.close()
+
+
+def _typed(session: PromptSession[str], image: Image) -> str | None:
+    """Return what was typed: empty text after Ctrl-C, and None after Ctrl-D."""
+    try:
+        with terminal_restored():
+            return session.prompt(PROMPT, completer=_completer(image)).strip()
+    except KeyboardInterrupt:
+        return ""
+    except EOFError:
+        return None
+    finally:
+        if isinstance(session.history, StatementHistory):
+            session.history.say_problem()
+
+
+def _answer(
+    text: str,
+    image: Image,
+    run: Callable[[Image, str], None],
+    target: Target,
+    interrupts: Interrupts,
+) -> Image:
+    """Execute a command or statements, by ``run``; return the image for the next one.
+
+    An exception becomes one line.
+    """
+    try:
+        match as_command(text) or text:
+            case ".refresh":
+                with interrupts.ending():
+                    fresh = target.image()
+                image.close()
+                fresh.stop_if(interrupts.came)
+                return fresh
+            case command if command.startswith("."):
+                _run_command(image, command)
+            case _:
+                run(image, text)
+    except KeyboardInterrupt:
+        pass
+    except OutputError:  # the terminal is gone
+        raise
+    except Exception as error:  # noqa: BLE001 - the session goes on after every other error
+        echo(one_line(explained(error)[0]), err=True)
+    return image
 
 
 def make_session() -> PromptSession[str]:
@@ -165,15 +198,64 @@ class SqlCompleter(Completer):
         return completer.get_completions(document, event)
 
 
+def _completer(image: Image) -> Completer | None:
+    """Return the completer; None if a statement has damaged the image, or without memory."""
+    try:
+        return SqlCompleter(image)
+    except (ScacheError, MemoryError):
+        return None
+
+
+class StatementHistory(FileHistory):
+    """A history in a file, which goes on in memory once the file cannot be read or written."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._problem: OSError | None = None
+        self._said = False
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Return the earlier statements, the latest first."""
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._problem = error
+            return ()
+
+    def store_string(self, string: str) -> None:
+        """Append a statement to the file."""
+        if self._problem is None:
+            try:
+                super().store_string(string)
+            except OSError as error:
+                self._problem = error
+
+    def say_problem(self) -> None:
+        """Say once that the file cannot be used. It must not be said while a line is edited."""
+        if self._problem is not None and not self._said:
+            self._said = True
+            _say_in_memory(str(self.filename), self._problem.strerror)
+
+
 def _history() -> History:
     """Return the history, kept in a file if possible (XDG base directories), else in memory."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
-        directory = base / "scache"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = directory / "sql-history"
-        file.touch(mode=0o600)
-    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+    except RuntimeError:  # this user has no home
         return InMemoryHistory()
-    return FileHistory(file)
+    file = base / "scache" / "sql-history"
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        problem = None if file.is_file() else "it is no regular file"
+    except OSError as error:
+        problem = error.strerror
+    if problem is None:
+        return StatementHistory(file)
+    _say_in_memory(str(file), problem)
+    return InMemoryHistory()
+
+
+def _say_in_memory(file: str, problem: str | None) -> None:
+    echo(one_line(f"the history ends with this session: cannot use {file}: {problem}"), err=True)
