@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -46,6 +47,28 @@ def test_startup_error_is_one_line_and_its_exit_code(
     replace_daemon(run)
     assert execute(["serve"]) == code
     assert capsys.readouterr().err == "scache: the sky is down: wait\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        ImportError(f"_sqlite3.so: cannot open shared object file: {os.strerror(errno.EMFILE)}"),
+    ],
+    ids=["open", "dlopen"],
+)
+def test_lack_of_descriptors_names_the_limit(
+    capsys: Capture, replace_daemon: ReplaceDaemon, error: Exception
+) -> None:
+    """An import fails with the text of dlopen(3), without its error number."""
+
+    def run(_: Settings) -> int:
+        raise error
+
+    replace_daemon(run)
+    assert execute(["serve"]) == errors.EXIT_NOT_NOW
+    text = "scache: out of descriptors: raise the limit on open files (ulimit -n)\n"
+    assert capsys.readouterr().err == text
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
