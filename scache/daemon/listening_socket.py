@@ -18,7 +18,7 @@ from scache.daemon.ownership import why_not_given
 from scache.errors import SocketError
 from scache.unix import fchownat
 from scache.unix.closing import Closer
-from scache.unix.namespace import UNCHANGED, unmapped
+from scache.unix.namespace import UNCHANGED, unmapped, user_name
 from scache.unix.paths import Identity, identity, why_not_created
 
 MAX_PATH_SIZE = 107
@@ -46,10 +46,17 @@ def make_directory(path: Path) -> None:
         status = path.lstat()
     except OSError as error:
         raise SocketError(f"cannot make the directory {path}: {_reason(error, path)}") from error
-    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == uid and _belongs_to_us(path, uid)
-    if not ours or status.st_mode & 0o022:
+    if not stat.S_ISDIR(status.st_mode):
+        raise SocketError(f"{path} is not a directory: remove it, or choose another --socket")
+    flaw = None
+    if status.st_uid != uid or not _belongs_to_us(path, uid):
+        flaw = f"belongs to the user {user_name(status.st_uid)}"
+    elif status.st_mode & 0o022:
+        flaw = f"has the mode {stat.S_IMODE(status.st_mode):04o}"
+    if flaw is not None:
         raise SocketError(
-            f"{path} is not a directory that this user alone may write to: choose another --socket"
+            f"the directory {path} {flaw}, so another user could replace the socket: remove the "
+            "directory if no daemon uses it, or choose another --socket"
         )
 
 

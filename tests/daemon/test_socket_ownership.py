@@ -49,6 +49,25 @@ def directory() -> Iterator[Path]:
         yield directory
 
 
+def test_default_directory_of_another_user_is_refused_with_the_reason(directory: Path) -> None:
+    """That user could replace the socket; the message says how to go on."""
+    ours, open_to_all, theirs, file = (directory / name for name in ("ours", "all", "user", "file"))
+    listening_socket.make_directory(ours)
+    listening_socket.make_directory(ours)
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    theirs.mkdir()
+    os.chown(theirs, pwd.getpwnam(MAIL_OWNER).pw_uid, -1)
+    file.touch()
+    for path, reason in (
+        (open_to_all, "has the mode 0777, so another user could replace the socket: remove the"),
+        (theirs, f"belongs to the user {MAIL_OWNER}, so another user could replace the socket"),
+        (file, "is not a directory: remove it, or choose another --socket"),
+    ):
+        with pytest.raises(SocketError, match=f"{path} {reason}"):
+            listening_socket.make_directory(path)
+
+
 def refused(directory: Path, code: int, prefix: tuple[str, ...], *options: str) -> str:
     """Start a daemon that cannot start in a directory; return its last line, without its name.
 

@@ -78,6 +78,7 @@ def test_commands_of_the_manual_install_and_remove_the_units(booted: Machine) ->
     assert '"60"' in booted.run(COMMAND, "sql", limit)
     booted.shell(RELOAD)
     booted.shell(REMOVE)
+    assert not booted.path("/run/scache").exists()
     assert booted.show(SERVICE, "LoadState") == "not-found"
     assert booted.show(SERVICE, "ActiveState") == "inactive"
 
