@@ -5,12 +5,15 @@ Postfix's labels consist of fields that end with a newline, such as ``smtp\n203.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from scache.escape import joined, shown
 from scache.inspection.image import Image, Value
 
+_ESCAPE = re.compile(rb"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
 _NEWLINE = b"\n"
 _BACKSLASH = b"\\"
 _SPACE = b" "
@@ -56,25 +59,26 @@ def fits(column: str, parameter: str, pattern: bytes) -> str:
     form of the label, and if it has a space, with the joined fields of the label. Pass the pattern
     as this parameter to an image on which `prepare` was called.
     """
-    text = f"CAST(:{parameter} AS TEXT)"
-    readings = _readings(column, pattern)
-    return "(" + " OR ".join(f"{each} = {text} OR {each} GLOB {text}" for each in readings) + ")"
+    readings = _readings(column, parameter, pattern)
+    found = (f"{each} = {text} OR {each} GLOB {text}" for each, text in readings)
+    return "(" + " OR ".join(found) + ")"
 
 
 def is_exactly(column: str, parameter: str, pattern: bytes) -> str:
     """Return an SQL condition that a label, or another form of it, is equal to the pattern."""
-    readings = _readings(column, pattern)
-    return "(" + " OR ".join(f"{each} = CAST(:{parameter} AS TEXT)" for each in readings) + ")"
+    readings = _readings(column, parameter, pattern)
+    return "(" + " OR ".join(f"{each} = {text}" for each, text in readings) + ")"
 
 
 def has_field(column: str, parameter: str, field: bytes) -> str:
     """Return an SQL condition that a label has this field, verbatim or in printed form."""
-    fields = [column]
+    fields = [(column, f"CAST(:{parameter} AS TEXT)")]
     if _BACKSLASH in field:
-        fields.append(f"printed_fields(CAST({column} AS BLOB))")
+        fields.append((f"printed_fields(CAST({column} AS BLOB))", _unescaped_text(parameter)))
     end = "char(10)"
-    searched = f"{end} || CAST(:{parameter} AS TEXT) || {end}"
-    found = (f"instr({end} || {each} || {end}, {searched}) > 0" for each in fields)
+    found = (
+        f"instr({end} || {each} || {end}, {end} || {text} || {end}) > 0" for each, text in fields
+    )
     return "(" + " OR ".join(found) + ")"
 
 
@@ -87,6 +91,7 @@ def prepare(image: Image) -> None:
     """Define the SQL functions that the conditions of this module use in an image."""
     image.define("printed", _printed)
     image.define("joined", _joined)
+    image.define("unescaped", _unescaped)
     image.define("printed_fields", _printed_fields)
 
 
@@ -181,13 +186,29 @@ def near(image: Image, word: bytes, limit: int, *, recorded: bool) -> list[bytes
     return [label for (label,) in rows if isinstance(label, bytes)]
 
 
-def _readings(column: str, pattern: bytes) -> list[str]:
-    readings = [column]
+def _readings(column: str, parameter: str, pattern: bytes) -> list[tuple[str, str]]:
+    """Return each form of a label as SQL, and the text with which it is compared."""
+    readings = [(column, f"CAST(:{parameter} AS TEXT)")]
     if _BACKSLASH in pattern:
-        readings.append(f"printed(CAST({column} AS BLOB))")
+        readings.append((f"printed(CAST({column} AS BLOB))", _unescaped_text(parameter)))
     if _SPACE in pattern:
-        readings.append(f"joined(CAST({column} AS BLOB))")
+        readings.append((f"joined(CAST({column} AS BLOB))", _unescaped_text(parameter)))
     return readings
+
+
+def _unescaped_text(parameter: str) -> str:
+    return f"CAST(unescaped(CAST(:{parameter} AS BLOB)) AS TEXT)"
+
+
+def _unescaped(pattern: bytes) -> bytes:
+    r"""Replace \u00fc and so on, which is printed if the output lacks the character."""
+
+    def character(escape: re.Match[bytes]) -> bytes:
+        code = int(escape[1] or escape[2], 16)
+        char = chr(code) if code <= sys.maxunicode else ""
+        return char.encode() if char.isprintable() and char else escape[0]
+
+    return _ESCAPE.sub(character, pattern)
 
 
 def _printed(label: bytes | None) -> str | None:

@@ -142,3 +142,18 @@ def test_page_of_the_manual_is_drawn_in_ascii(topic: str) -> None:
     assert r"\u2" not in terminal.shown
     if topic in ("exit-codes", "limits"):
         assert "+--" in terminal.shown
+
+
+@pytest.mark.parametrize("option", ["--endpoint", "--field"])
+def test_escaped_label_can_be_given_as_it_is_printed(
+    labelled: Path, variables: dict[str, str], encoding: str, option: str
+) -> None:
+    """The text of a table in this encoding names the label."""
+    words = ("--database", str(labelled), "--format", "csv")
+    sql = "SELECT replace(endpoint, char(10), '~') AS e FROM connection"
+    table = ("sql", "--database", str(labelled), "--format", "table")
+    out, _ = written(variables | {"COLUMNS": "999"}, *table, sql)
+    printed = out.decode(encoding).splitlines()[2]
+    given = printed.split("~")[1] if option == "--field" else printed.replace("~", r"\n")
+    found, said = written(variables, "events", *words, option, given)
+    assert LABEL.encode() in found, said
