@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,8 +85,8 @@ class Child(NamedTuple):
     pid: int
     pidfd: int
     reader: int
-    """A pipe: one byte after the child has read the database, another after the image is done; or
-    the word for what the child was short of."""
+    """A socket: one byte after the child has read the database, another after the image is done;
+    or the word for what the child was short of."""
 
     async def wait_for_byte(self, patience: float) -> None:
         """Wait for the next byte; after ``patience`` seconds, take the child out of SCHED_IDLE.
@@ -119,16 +120,14 @@ def start(image: int, source: Source, being_delivered: list[Connection]) -> Chil
     kernel reaps the child (see `process.reap_children`). Raises OSError.
     """
     with ExitStack() as stack, warnings.catch_warnings():
-        reader, writer = os.pipe()
-        stack.callback(os.close, reader)
-        try:
+        reader, writer = socket.socketpair()
+        stack.enter_context(reader)
+        with writer:
             # Python warns that another thread may hold a lock; `held_still` excludes that.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
             if pid == 0:
-                _work(image, writer, source, being_delivered)
-        finally:
-            os.close(writer)
+                _work(image, reader, writer, source, being_delivered)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -137,13 +136,29 @@ def start(image: int, source: Source, being_delivered: list[Connection]) -> Chil
                 os.waitpid(pid, 0)
             raise
         stack.pop_all()
-    return Child(pid, pidfd, reader)
+    with suppress(OSError):  # the child was killed
+        reader.shutdown(socket.SHUT_WR)
+    return Child(pid, pidfd, reader.detach())
 
 
-def _work(image: int, writer: int, source: Source, being_delivered: list[Connection]) -> NoReturn:
-    """In the child: write the image, report progress through the pipe ``writer`` and exit."""
+def _work(
+    image: int,
+    reader: socket.socket,
+    progress: socket.socket,
+    source: Source,
+    being_delivered: list[Connection],
+) -> NoReturn:
+    """In the child: write the image, report progress to the socket ``progress`` and exit.
+
+    ``reader`` is the daemon's end of that socket.
+    """
     database = source.database
+    writer = progress.fileno()
     try:
+        reader.close()
+        # The kernel reaps a child that ends, and its pid may then belong to another process. The
+        # daemon shuts its end down when it has the pidfd, so the child does not end before.
+        progress.recv(1)
         niceness = os.getpriority(os.PRIO_PROCESS, 0)
         lower_priority(niceness, _COPY_NICENESS)
         signal.set_wakeup_fd(-1)  # a signal to the child would wake the daemon

@@ -236,6 +236,28 @@ def test_child_that_has_ended_is_not_scheduled(monkeypatch: pytest.MonkeyPatch) 
     assert all(existed)
 
 
+@pytest.mark.usefixtures("reaping")
+def test_child_does_not_end_before_the_daemon_has_its_pidfd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A daemon that has to wait for a processor after fork(2) takes the snapshot nevertheless."""
+    pidfd_open = os.pidfd_open
+
+    def open_late(pid: int) -> int:
+        until = time.monotonic() + 0.5  # a child that does not wait ends within milliseconds
+        while children_of(os.getpid()) and time.monotonic() < until:
+            time.sleep(0.01)
+        return pidfd_open(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", open_late)
+    with Opened(MEMORY) as database:
+        asker = Asker()
+        database.run(ask(database, asker))
+        (image,) = asker.got
+        assert image is not None
+        os.close(image)
+
+
 def no_descriptor(_: int) -> int:
     """Fail as system calls do at the limit on open files."""
     raise OSError(errno.EMFILE, "Too many open files")
