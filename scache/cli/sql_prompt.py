@@ -15,6 +15,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from scache.cli.failures import explained
 from scache.cli.interrupts import Interrupts, terminal_restored
+from scache.cli.option_types import bytes_of
 from scache.cli.render.formats import Format
 from scache.cli.statements import execute
 from scache.cli.streams import OutputError, echo
@@ -91,7 +92,9 @@ def _typed(session: PromptSession[str], image: Image) -> str | None:
     """Return what was typed: empty text after Ctrl-C, and None after Ctrl-D."""
     try:
         with terminal_restored():
-            return session.prompt(PROMPT, completer=_completer(image)).strip()
+            text = session.prompt(PROMPT, completer=_completer(image))
+            # Bytes that the encoding of the terminal lacks are surrogates.
+            return bytes_of(text).decode(errors="surrogateescape").strip()
     except KeyboardInterrupt:
         return ""
     except EOFError:
@@ -226,7 +229,7 @@ class StatementHistory(FileHistory):
         """Append a statement to the file."""
         if self._problem is None:
             try:
-                super().store_string(string)
+                super().store_string(bytes_of(string).decode(errors="replace"))
             except OSError as error:
                 self._problem = error
 

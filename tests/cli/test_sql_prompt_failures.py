@@ -81,6 +81,16 @@ def test_prompt_goes_on_after_a_statement_damaged_the_copy(file: Path, state: Pa
         terminal.read_until("scache>")
 
 
+@pytest.mark.parametrize("variable", ["PYTHONIOENCODING=ascii", "PYTHONIOENCODING=utf-8"])
+def test_prompt_reads_utf8_whatever_the_encoding(file: Path, state: Path, variable: str) -> None:
+    """The history keeps the statement."""
+    with prompt(file, state, "env", variable) as terminal:
+        terminal.type("SELECT unicode('ü') + 1000;\r")
+        terminal.read_until("1252")
+        terminal.read_until("scache>")
+    assert "unicode('ü')" in (state / "scache" / "sql-history").read_text(encoding="utf-8")
+
+
 def without_room(state: Path) -> None:
     """Make an empty history; the command may not write to it."""
     (state / "scache").mkdir(parents=True)
