@@ -17,9 +17,7 @@ from pathlib import Path
 from scache.unix import sockopt
 from scache.unix.statx import type_of
 
-_DOMAIN, _TYPE = int(socket.SO_DOMAIN), int(socket.SO_TYPE)
-_LISTENS = int(socket.SO_ACCEPTCONN)
-_INTERNET = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
+_TYPE, _LISTENS = int(socket.SO_TYPE), int(socket.SO_ACCEPTCONN)
 _CONNECTED_TYPES = frozenset({int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)})
 _ESTABLISHED = 1
 _CONNECTED = frozenset({1, 4, 5, 6, 8, 9, 11})
@@ -51,13 +49,13 @@ class Kind(Enum):
 
 def kind_of(descriptor: int) -> Kind:
     """Return the kind of a descriptor without waiting for another program."""
-    domain = sockopt.option(descriptor, _DOMAIN)
-    if domain is None:
-        return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
-    # Most connections are TCP, and only TCP has such a state: the type need not be queried.
-    if domain in _INTERNET and sockopt.tcp_state(descriptor) in _CONNECTED:
+    # Most connections are TCP, and one system call is enough to know them.
+    if sockopt.tcp_state(descriptor) in _CONNECTED:
         return Kind.ESTABLISHED
-    if sockopt.option(descriptor, _TYPE) not in _CONNECTED_TYPES:
+    kind = sockopt.option(descriptor, _TYPE)
+    if kind is None:
+        return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
+    if kind not in _CONNECTED_TYPES:
         return Kind.DATAGRAM
     return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
 
