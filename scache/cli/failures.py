@@ -31,9 +31,9 @@ def _shortage(error: Exception) -> str | None:
             return "out of memory"
         case OSError(errno=errno.EMFILE | errno.ENFILE):
             return "out of descriptors: raise the limit on open files (ulimit -n)"
-        case RuntimeError() if "start new thread" in str(error):
-            from scache.unix.process import NO_THREAD
+        case RuntimeError():
+            from scache.unix.process import NO_THREAD, is_no_thread
 
-            return NO_THREAD
+            return NO_THREAD if is_no_thread(error) else None
         case _:
             return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
+import math
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,8 @@ class MailLogHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._lines: deque[bytes] = deque(maxlen=_QUEUE)
-        self._retry: threading.Timer | None = None
+        self._retry_at = -math.inf
+        """When a thread sends the lines that are kept (time.monotonic); past if there is none."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record, or keep it until the receiver takes it."""
@@ -88,21 +90,24 @@ class MailLogHandler(logging.Handler):
     def close(self) -> None:
         """Close the socket; lines that are kept are lost."""
         with self._locked():
-            if self._retry is not None:
-                self._retry.cancel()
             self._socket.close()
         super().close()
 
     def _send_soon(self) -> None:
-        """Send what the receiver takes now, and the rest _RETRY_INTERVAL seconds later."""
-        if self._retry is None and self._send() and self._lines:
-            self._retry = threading.Timer(_RETRY_INTERVAL, self._send_again)
-            self._retry.daemon = True
-            self._retry.start()
+        """Send what the receiver takes now, and the rest _RETRY_INTERVAL seconds later.
+
+        If no thread can be started for that, the next line sends the rest.
+        """
+        if self._send() and self._lines and time.monotonic() >= self._retry_at:
+            with suppress(RuntimeError):
+                # threading.Thread.start() would wait for the new thread to get a processor.
+                _thread.start_new_thread(self._send_again, ())
+                self._retry_at = time.monotonic() + _RETRY_INTERVAL
 
     def _send_again(self) -> None:
+        time.sleep(_RETRY_INTERVAL)
         with self._locked():
-            self._retry = None
+            self._retry_at = -math.inf
             self._send_soon()
 
     @contextmanager

@@ -43,7 +43,7 @@ from scache.store.database import Database
 from scache.store.serialized import CLIENTS_SERVED, LOG_BYTES
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
-from scache.unix.process import end_by
+from scache.unix.process import end_by, thread_needed
 
 STOP_TIMEOUT = 1.0
 """Seconds for exchanges in progress to complete after the daemon was asked to stop."""
@@ -243,7 +243,8 @@ class Server:
         self._supervisor.reloading()
         try:
             # In a thread, because a file or a user database may be on a server that is away.
-            settings = await anyio.to_thread.run_sync(self._launch.reread)
+            with thread_needed():
+                settings = await anyio.to_thread.run_sync(self._launch.reread)
             self._apply(settings)
         except ScacheError as error:
             logger.error("the settings stay as they are: %s", error)  # noqa: TRY400

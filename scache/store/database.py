@@ -17,7 +17,7 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from scache.errors import CorruptError, DatabaseError
+from scache.errors import CorruptError, DatabaseError, ResourceError
 from scache.store import files
 from scache.store.audit import AuditLog
 from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
@@ -27,6 +27,7 @@ from scache.store.ids import Ids
 from scache.store.recovery import Start, additions_to, end_run, prepare
 from scache.store.schema import blamed
 from scache.store.sqlite_errors import cannot_start
+from scache.unix.process import thread_needed
 
 MEMORY = ":memory:"
 
@@ -178,8 +179,9 @@ class Database:
         if not self.look_at_files() or self._lost == "replaced":
             return True
         try:
-            fresh = await self._copied()
-        except (OSError, sqlite3.Error, DatabaseError) as error:
+            with thread_needed():
+                fresh = await self._copied()
+        except (OSError, sqlite3.Error, DatabaseError, ResourceError) as error:
             if not self._cannot_renew:
                 self._cannot_renew = f", which fails ({error})"
                 logger.warning("the database %s cannot be made anew: %s", self.path, error)

@@ -9,7 +9,8 @@ import pwd
 import re
 import resource
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +44,24 @@ def raise_open_files(most: int) -> int:
 
 def check_threads() -> None:
     """Raise ResourceError if this process may not start a thread."""
-    try:
+    with thread_needed():
         _thread.start_new_thread(int, ())
+
+
+@contextmanager
+def thread_needed() -> Iterator[None]:
+    """Raise ResourceError in place of the RuntimeError of a thread that cannot be started."""
+    try:
+        yield
     except RuntimeError as error:
+        if not is_no_thread(error):
+            raise
         raise ResourceError(NO_THREAD) from error
+
+
+def is_no_thread(error: RuntimeError) -> bool:
+    """Return True for the error of Python if a thread cannot be started."""
+    return "start new thread" in str(error)
 
 
 def has_capability(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 from scache.cache.statistics import Statistics
 from scache.cli.mail_log import MailLogHandler
 from scache.clock import Clock
+from tests.support.as_user import AS_USER
+from tests.support.commands import ROOT, run_command
 from tests.support.dialogue import DEADLINE
 from tests.support.logcheck import ALL_KINDS, kinds_of_statistics, unusual
+from tests.support.postfix_setup import private_directory
 
 LINES = 60
 """More than a receiver takes at once (net.unix.max_dgram_qlen)."""
@@ -52,6 +56,46 @@ def test_drain_gives_up_if_the_receiver_takes_nothing(path: Path, receiver: sock
             logged(handler, number)
         handler.drain()
     assert receiver.recv(4000).decode().endswith("line 0")
+
+
+_UNTHREADED = """
+import logging, resource, socket, sys
+from scache.cli.mail_log import MailLogHandler
+
+count = int(sys.argv[1])
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+    receiver.bind(sys.argv[2])
+    receiver.settimeout(float(sys.argv[3]))
+    handler = MailLogHandler(sys.argv[2], "host ", "postfix/scache", None)
+
+    def log(*numbers):
+        for number in numbers:
+            handler.handle(logging.makeLogRecord({"msg": f"line {number}", "levelno": 20}))
+
+    def received():
+        return receiver.recv(4000).decode().rpartition(" ")[2]
+
+    log(*range(count))
+    print(received())
+    log(count)
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+    log(count + 1)
+    for _ in range(count + 1):
+        print(received())
+    handler.close()
+"""
+
+
+@pytest.mark.root
+def test_lines_arrive_although_no_thread_could_be_started() -> None:
+    """The next line sends what was kept, and a thread does as soon as one can be started."""
+    with private_directory() as directory:
+        directory.chmod(0o777)
+        command = (sys.executable, "-c", _UNTHREADED, str(LINES), directory / "log", str(DEADLINE))
+        done = run_command(*AS_USER, "prlimit", "--nproc=1:", *command, PYTHONPATH=str(ROOT))
+        assert done.stderr == ""
+        assert done.stdout.split() == [str(number) for number in range(LINES + 2)]
 
 
 def report() -> list[str]:

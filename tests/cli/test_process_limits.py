@@ -7,18 +7,13 @@ from pathlib import Path
 import pytest
 
 from scache.errors import EXIT_NOT_NOW, EXIT_OK, EXIT_SETTINGS
-from tests.support.as_user import GID, UID
+from tests.support.as_user import AS_USER, UID
 from tests.support.commands import SCACHE, run_command
 from tests.support.daemon import Daemon
 from tests.support.postfix_setup import private_directory
 
 FEW_FILES = ("prlimit", "--nofile=5")
 
-_READS = "+dac_read_search"
-AS_USER = (
-    *("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups"),
-    *("--inh-caps", _READS, "--ambient-caps", _READS),
-)
 NO_THREADS = (*AS_USER, "prlimit", "--nproc=1")
 """Runs a command as a user who may not start a thread. Root may always start one."""
 

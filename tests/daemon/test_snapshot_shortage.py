@@ -9,9 +9,9 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,38 +19,19 @@ import pytest
 from scache import Client, NotNow, Refused, errors
 from scache.protocol import client as client_protocol
 from scache.protocol.messages import Hello, encode_request
-from tests.support.as_user import GID, UID, as_user
+from tests.support.as_user import GID, UID
 from tests.support.children import children_of
 from tests.support.commands import SCACHE, run_command, started
 from tests.support.daemon import Daemon
 from tests.support.descriptors import descriptors_of
 from tests.support.dialogue import eventually
+from tests.support.limits import limited
 from tests.support.postfix_setup import private_directory
 from tests.support.snapshots import snapshot
 from tests.support.wire import DEADLINE, Wire, encode
 
-Limits = tuple[int, int]
-
 COUNT = 600
 """Cached connections with properties of 60 kB, so an image has 36 MB."""
-
-
-def call(do: Callable[[], Limits]) -> Limits:
-    """Call a function in this process."""
-    return do()
-
-
-@contextmanager
-def limited(pid: int, what: int, soft: int) -> Iterator[None]:
-    """Set a soft limit of a process for the time of the block."""
-    # Root may lack CAP_SYS_RESOURCE, which this needs for a process of another user.
-    run = call if Path(f"/proc/{pid}").stat().st_uid == os.geteuid() else as_user
-    before = run(lambda: resource.prlimit(pid, what))
-    run(lambda: resource.prlimit(pid, what, (soft, before[1])))
-    try:
-        yield
-    finally:
-        run(lambda: resource.prlimit(pid, what, before))
 
 
 def address_space(pid: int) -> int:
