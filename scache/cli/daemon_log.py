@@ -7,8 +7,11 @@ import logging
 import os
 import select
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from scache.escape import one_line
+from scache.settings.values import LogFormat
 
 STDERR = 2
 
@@ -16,6 +19,9 @@ _LIMIT = 10
 """Warnings about clients from one place in the code that are logged in one period."""
 _PERIOD = 10
 """Length of a period in seconds."""
+
+_LONGEST = select.PIPE_BUF - len("<0>\n")
+"""Characters of a line of JSON that one write without waiting takes."""
 
 _SEVERITIES = {
     logging.DEBUG: 7,
@@ -61,6 +67,59 @@ class JournalFormatter(LineFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without its final newline (sd-daemon(3))."""
         return f"<{syslog_severity(record.levelno)}>{self.text(record)}"
+
+
+class JsonFormatter(LineFormatter):
+    """A JSON object a line: time, level, pid, logger, message, and the values in the message.
+
+    A message that takes its values by name, as in ``%(client_pid)d``, has each of them as a field
+    as well. An exception is the field ``error``, and at the level debug also ``traceback``. A line
+    that is too long for one write has shorter texts, and stays valid.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its final newline."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, Any] = {
+            "at": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if isinstance(record.args, Mapping):
+            fields = {name: _plain(value) for name, value in record.args.items()} | fields
+        if remark := getattr(record, _REMARK, ""):
+            fields["remark"] = remark
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            fields["error"] = f"{type(error).__name__}: {error}"
+            if logging.getLogger("scache").isEnabledFor(logging.DEBUG):
+                fields["traceback"] = self.formatException(record.exc_info)
+        return _json_line(fields)
+
+
+class JournalJsonFormatter(JsonFormatter):
+    """``<PRIORITY>`` before the JSON object; systemd's journal removes it (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its final newline."""
+        return f"<{syslog_severity(record.levelno)}>{super().format(record)}"
+
+
+def _plain(value: object) -> object:
+    """Return a value that JSON has, or its text."""
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _json_line(fields: dict[str, Any]) -> str:
+    """Return the fields as JSON of at most _LONGEST characters; long texts lose their ends."""
+    import json
+
+    while len(line := json.dumps(fields)) > _LONGEST:
+        longest = max(fields, key=lambda name: len(str(fields[name])))
+        text = str(fields[longest])
+        fields[longest] = text[: len(text) // 2]
+    return line
 
 
 def syslog_severity(level: int) -> int:
@@ -124,11 +183,15 @@ class StderrHandler(logging.Handler):
                 os.write(STDERR, line[-select.PIPE_BUF :])
 
 
-def start_logging(level: str) -> None:
+def start_logging(level: str, form: LogFormat) -> None:
     """Log messages of scache from this level on, and warnings of libraries, to stderr."""
     occupy_standard_descriptors()
     handler = StderrHandler()
-    handler.setFormatter(JournalFormatter() if under_journal(os.environ) else LineFormatter())
+    journal = under_journal(os.environ)
+    if form == "json":
+        handler.setFormatter(JournalJsonFormatter() if journal else JsonFormatter())
+    else:
+        handler.setFormatter(JournalFormatter() if journal else LineFormatter())
     log_to(handler, level)
 
 

@@ -95,6 +95,8 @@ def _serve(options: dict[str, Any]) -> int:
     )
     log_to(handler, "debug" if options["verbose"] else sourced.settings.log_level)
     retired = [f"{spelled} is ignored: this setting was removed" for spelled in sourced.retired]
+    if sourced.settings.log_format != "text":
+        mistakes.append("log_format = json is ignored: the log of Postfix has lines of text")
     for text in (*warning, *unusable, *mistakes, *retired):
         logger.warning("%s", text)
     if not options["single"]:

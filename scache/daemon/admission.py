@@ -89,9 +89,9 @@ class Admission:
         """Log once when the client limit is reached, and once when a client is admitted again."""
         if reached and not self._at_limit:
             client_logger.warning(
-                "client limit reached (%d connected): refusing requests from new clients; %s",
-                len(self._admitted),
-                self._remedy,
+                "client limit reached (%(clients)d connected): refusing requests from new "
+                "clients; %(remedy)s",
+                {"clients": len(self._admitted), "remedy": self._remedy},
             )
         elif self._at_limit and not reached:
             client_logger.warning("below the client limit again: new clients are served")

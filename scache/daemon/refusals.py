@@ -81,17 +81,17 @@ class Refusals:
         if self._logs:
             self._logs = False
             client_logger.warning(
-                "client with process id %d sent a malformed or unknown request (%s): "
-                "answered with status 1, further ones of this client are not logged",
-                self._peer.pid,
-                kind,
+                "client with process id %(client_pid)d sent a malformed or unknown request "
+                "(%(request)s): answered with status 1, further ones of this client are not logged",
+                {"client_pid": self._peer.pid, "request": kind},
             )
 
     def overdue(self) -> None:
         """Record that the client exceeded the exchange time-out and is disconnected."""
         client_logger.warning(
-            "client with process id %d stopped in the middle of an exchange: disconnected",
-            self._peer.pid,
+            "client with process id %(client_pid)d stopped in the middle of an exchange: "
+            "disconnected",
+            {"client_pid": self._peer.pid},
         )
         self._audit_log.limit_reached("exchange_timeout")
         self._record_malformed("unknown", "limit: exchange timeout")
@@ -100,7 +100,10 @@ class Refusals:
         """Record that the client sent too much ahead and is disconnected."""
         self._audit_log.limit_reached("ahead_size")
         self._record_malformed("unknown", str(error))
-        client_logger.warning("client with process id %d: %s: disconnected", self._peer.pid, error)
+        client_logger.warning(
+            "client with process id %(client_pid)d: %(reason)s: disconnected",
+            {"client_pid": self._peer.pid, "reason": error},
+        )
 
     def _record_malformed(self, kind: str, detail: str | None) -> None:
         if self._is_recorded():

@@ -147,10 +147,13 @@ class Server:
                 # `Poller.paused` adds the poller to the event loop again.
                 self._loop.add_reader(self._cache.hang_ups(), self._cache.close_hung_up)
                 logger.info(
-                    "listening on %s, database %s; look inside with `scache stats --socket %s`",
-                    self._settings.socket,
-                    self._database.path,
-                    quoted(str(self._settings.socket)),
+                    "listening on %(socket)s, database %(database)s; "
+                    "look inside with `%(command)s`",
+                    {
+                        "socket": self._settings.socket,
+                        "database": self._database.path,
+                        "command": f"scache stats --socket {quoted(str(self._settings.socket))}",
+                    },
                 )
                 self._supervisor.ready()
                 await self._stop.wait()
@@ -215,7 +218,7 @@ class Server:
     def _end(self, why: str) -> None:
         """Stop the daemon, unless it stops already."""
         if not self._stop.is_set():
-            logger.info("stopping: %s", why)
+            logger.info("stopping: %(reason)s", {"reason": why})
             self._stop.set()
 
     def _status(self) -> str:
@@ -247,7 +250,8 @@ class Server:
                 settings = await anyio.to_thread.run_sync(self._launch.reread)
             self._apply(settings)
         except ScacheError as error:
-            logger.error("the settings stay as they are: %s", error)  # noqa: TRY400
+            reason = {"reason": error}
+            logger.error("the settings stay as they are: %(reason)s", reason)  # noqa: TRY400
         self._supervisor.ready()
 
     def _apply(self, wanted: Settings) -> None:
@@ -267,9 +271,11 @@ class Server:
         )
         logging.getLogger("scache").setLevel(settings.log_level.upper())
         self._database.record_settings(in_force(settings, room, self._open_files))
-        logger.info("settings reloaded, changed: %s", ", ".join(changed) or "none")
+        names = {"settings": ", ".join(changed) or "none"}
+        logger.info("settings reloaded, changed: %(settings)s", names)
         if postponed:
-            logger.warning("these settings change at the next start: %s", ", ".join(postponed))
+            names = {"settings": ", ".join(postponed)}
+            logger.warning("these settings change at the next start: %(settings)s", names)
 
     async def _watch_idleness(self, sock: ListeningSocket | InheritedSocket) -> None:
         await self._idle.wait(lambda: sockopt.is_quiet(sock.socket.fileno()))

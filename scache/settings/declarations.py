@@ -20,6 +20,7 @@ from scache.settings.values import (
     ALLOWED_USERS,
     COUNT,
     FILE_NAME,
+    LOG_FORMAT,
     LOG_LEVEL,
     MODE,
     ON_CORRUPT,
@@ -31,6 +32,7 @@ from scache.settings.values import (
     SOCKET_PATH,
     SWITCH,
     Kind,
+    LogFormat,
     LogLevel,
     OnCorrupt,
     OnData,
@@ -155,6 +157,9 @@ class Settings:
     )
     log_level: LogLevel = _field(
         "info", LOG_LEVEL, "Lowest level that is logged: debug, info, warning or error."
+    )
+    log_format: LogFormat = _field(
+        "text", LOG_FORMAT, "Form of the log: lines of text, or a JSON object a line."
     )
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ AT_START: Final = (
     "socket_mode",
     "socket_owner",
     "user",
+    "log_format",
 )
 """Settings that a daemon applies only when it starts."""
 

@@ -17,6 +17,7 @@ from scache.unix.namespace import UNCHANGED
 
 OnData = Literal["keep", "close"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 OnCorrupt = Literal["set-aside", "refuse"]
 
 MAX_SECONDS: Final = 1_000_000_000
@@ -248,3 +249,4 @@ SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
 ON_CORRUPT = _choice_kind("ACTION", OnCorrupt)
 ON_DATA = _choice_kind("ACTION", OnData)
 LOG_LEVEL = _choice_kind("LEVEL", LogLevel)
+LOG_FORMAT = _choice_kind("FORMAT", LogFormat)

@@ -91,9 +91,9 @@ class Faults:
             if not self.unreadable:
                 self.unreadable = text
                 logger.error(
-                    "the database cannot be read (%s): what is cached may not be found until the "
-                    "daemon is restarted",
-                    error,
+                    "the database cannot be read (%(reason)s): what is cached may not be found "
+                    "until the daemon is restarted",
+                    {"reason": error},
                 )
         elif code & 0xFF in _OF_THE_WHOLE:
             self._complain(COMMIT, text)
@@ -120,7 +120,8 @@ class Faults:
     def _complain(self, sql: str, text: str) -> None:
         if not (self._told or self.unreadable):
             logger.warning(
-                "the database cannot be written now (%s): saves are refused until it can", text
+                "the database cannot be written now (%(reason)s): saves are refused until it can",
+                {"reason": text},
             )
             self._told = True
         self.failing.setdefault(sql, text)

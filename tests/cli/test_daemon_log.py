@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from scache import Client, ProtocolError, errors
-from scache.cli.daemon_log import FloodFilter, LineFormatter
+from scache.cli.daemon_log import FloodFilter, JournalJsonFormatter, JsonFormatter, LineFormatter
 from scache.escape import one_line
 from tests.support.commands import SCACHE, clean_environment, run_command, started
 from tests.support.daemon import Daemon
@@ -47,6 +49,53 @@ def test_log_line_has_traceback_only_at_debug(level: str) -> None:
     first, *rest = LineFormatter().format(record).splitlines()
     assert first.endswith(r"oh: LookupError: a\nb")
     assert bool(rest) == (level == "DEBUG")
+
+
+def test_json_log_line_has_the_values_of_its_message() -> None:
+    """A value that JSON does not have is its text; a value never replaces a field of the line."""
+    values = {"client_pid": 7, "socket": Path("/s"), "level": "x"}
+    attributes = {"levelno": logging.WARNING, "levelname": "WARNING", "created": 0.25}
+    attributes |= {"msg": "client %(client_pid)d\n", "args": values, "name": "scache.x"}
+    record = logging.makeLogRecord(attributes | {"process": 42})
+    assert json.loads(JsonFormatter().format(record)) == {
+        "at": "1970-01-01T00:00:00.250Z",
+        "level": "warning",
+        "pid": 42,
+        "logger": "scache.x",
+        "message": "client 7\n",
+        "client_pid": 7,
+        "socket": "/s",
+    }
+    assert JournalJsonFormatter().format(record).startswith('<4>{"')
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\u2028\x1b\udcff" * 10_000])
+def test_json_log_line_stays_valid_when_it_is_shortened(text: str) -> None:
+    """A pipe takes PIPE_BUF bytes at once."""
+    record = logging.makeLogRecord({"msg": "why: %(reason)s", "args": {"reason": text}})
+    line = JournalJsonFormatter().format(record)
+    assert len(line.encode()) < select.PIPE_BUF
+    assert json.loads(line[len("<6>") :])["message"].startswith("why: ")
+
+
+def test_json_log_is_one_object_for_each_line(path: Path) -> None:
+    """The fields of a malformed request are the client and the request."""
+    command = (*SCACHE, "serve", "--socket", str(path), "--log-format", "json")
+    with started(*command) as process:
+        assert process.stderr is not None
+        lines = [json.loads(process.stderr.readline())]
+        with Wire(path) as client:
+            client.announcement()
+            client.send(encode([(b"request", b"nonsense")]))
+            assert client.receive_message() == [(b"status", b"1")]
+        process.terminate()
+        lines += map(json.loads, process.stderr)
+        assert process.wait() == errors.EXIT_OK
+    assert lines[0]["socket"] == str(path)
+    (malformed,) = (line for line in lines if line.get("request") == "unknown")
+    assert malformed["level"] == "warning"
+    assert malformed["client_pid"] == os.getpid()
+    assert {line["pid"] for line in lines} == {process.pid}
 
 
 def test_flood_filter_limits_warnings_from_one_place() -> None:

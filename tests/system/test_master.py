@@ -205,6 +205,7 @@ def test_master_warns_of_settings_without_effect() -> None:
     """A service that main.cf does not use, a chroot, and options that master(8) decides."""
     with postfix_with(
         *("-o", "connection_cache_service_name=other", "-c", "--user=daemon"),
+        "--log-format=json",
         *("-o", "max_idle=soon", "-o", "scache_unknown=1"),
     ) as postfix:
         serve_one(postfix)
@@ -212,5 +213,6 @@ def test_master_warns_of_settings_without_effect() -> None:
         assert "warning: main.cf says connection_cache_service_name = other" in log
         assert "warning: master.cf says chroot" in log
         assert "warning: --user is ignored" in log
+        assert "warning: log_format = json is ignored" in log
         assert "warning: max_idle must be a time" in log
         assert Path(f"/proc/{pid_of(postfix)}").owner() == "postfix"

@@ -121,7 +121,7 @@ def serve(
         echo(describe(sourced))
         return
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # writing to a closed socket is an error, no end
-    start_logging(sourced.settings.log_level)
+    start_logging(sourced.settings.log_level, sourced.settings.log_format)
     if named:
         logger.warning(retired, named)
     gc.disable()  # faster start; the daemon enables it when it serves
