@@ -74,6 +74,14 @@ def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
     click.echo(text, nl=nl, file=sys.stderr if err else sys.stdout)
 
 
+def colors_forced() -> bool:
+    """Return True if colors are wanted also where the output is no terminal (force-color.org).
+
+    An empty variable counts as not set, and NO_COLOR wins.
+    """
+    return bool(os.environ.get("FORCE_COLOR")) and not os.environ.get("NO_COLOR")
+
+
 def fitted(text: str) -> str:
     r"""Return a text as standard output will show it: characters that it lacks become \u00fc.
 

@@ -7,6 +7,7 @@ that it needs were trimmed, dropped or not recorded.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from scache.errors import DatabaseError, QueryError
@@ -310,10 +311,20 @@ class Report(NamedTuple):
     """The number of rules for which the image does not have the data."""
 
 
-def check(image: Image, *, live: bool) -> Report:
-    """Check all rules; ``live`` is true for an image of a running daemon, false for a file."""
+def check(
+    image: Image,
+    *,
+    live: bool,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Report:
+    """Check all rules; ``live`` is true for an image of a running daemon, false for a file.
+
+    ``on_progress`` is called after each rule with the share of the rules that are done.
+    """
     rows = [_by(image, CHECKS[0], live=live), _schema(image)]
-    rows += [_by(image, each, live=live) for each in CHECKS[1:]]
+    for number, each in enumerate(CHECKS[1:], 2):
+        rows.append(_by(image, each, live=live))
+        on_progress(number / len(CHECKS))
     results = Counter(result for _, result, _, _ in rows)
     return Report(Result(COLUMNS, iter(rows), -1), len(rows), results[WRONG], results[SKIPPED])
 

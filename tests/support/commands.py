@@ -25,7 +25,7 @@ SCACHE = (sys.executable, "-m", "scache")
 def clean_environment(**more: str) -> dict[str, str]:
     """Return the environment without variables for scache and its tools."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SCACHE_")}
-    for name in ("PYTHON", "VENV"):
+    for name in ("PYTHON", "VENV", "NO_COLOR", "FORCE_COLOR"):
         ours.pop(name, None)
     return ours | more
 

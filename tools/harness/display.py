@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import click
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from scache.cli.render.tables import make_console, width_of
+from scache.cli.render.color import make_console, width_of
 
 _WIDE = 1000
 """Columns of an output that is not a terminal; wide enough that no cell is cut or wrapped."""
@@ -38,4 +38,4 @@ def progress() -> Progress:
 
     It is drawn only when a step is done, because a refresh would disturb a measurement.
     """
-    return Progress(console=Console(stderr=True, markup=False, highlight=False), auto_refresh=False)
+    return Progress(console=make_console(file=sys.stderr), auto_refresh=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.render.formats import Format, format_option, write
+from scache.cli.render.progress import progress
 from scache.cli.streams import echo
 from scache.cli.target import Target, target_options
 from scache.errors import Findings
@@ -40,9 +41,16 @@ def check(*, target: Target, layout: Format) -> None:
     """
     from scache.inspection.checks import check as look_at
 
-    with target.image(sound=False) as image:
-        report = look_at(image, live=target.is_live)
-        write(report.result, layout, all_columns=True)
+    with (
+        progress(f"taking an image of the {one_line(str(target))}") as step,
+        target.image(sound=False) as image,
+    ):
+        report = look_at(
+            image,
+            live=target.is_live,
+            on_progress=lambda done: step("checking the rules", int(100 * done)),
+        )
+    write(report.result, layout, all_columns=True)
     if layout == "table":
         echo(f"\n{_summary(report)}: {one_line(str(target))}")
     if report.broken:

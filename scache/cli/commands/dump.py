@@ -21,6 +21,7 @@ from scache.cli.render.formats import (
     json_objects,
     write,
 )
+from scache.cli.render.progress import progress
 from scache.cli.shell_completion import words
 from scache.cli.streams import OutputError, echo
 from scache.cli.target import Target, target_options
@@ -92,12 +93,10 @@ def dump(
         _check_alone(names, limit, all_columns=all_columns)
     elif layout == "csv" and len(names) != 1:
         raise click.UsageError("CSV holds one table: name exactly one, or choose another --format")
+    if output is not None:
+        _write_to(output, target)
+        return
     with target.image() as image:
-        if output is not None:
-            image.write_to(output)
-            with suppress(OutputError):  # the file is there, even if no output is
-                echo(_written(image, output))
-            return
         chosen = _chosen(image, names)
         most = ROWS if limit is None and sys.stdout.isatty() else limit
         rows = _Rows(image, most)
@@ -116,6 +115,17 @@ def dump(
         sys.stdout.flush()
         if limit is None:
             rows.say_what_is_missing(chosen)
+
+
+def _write_to(output: Path, target: Target) -> None:
+    with progress(f"taking an image of the {one_line(str(target))}") as step:
+        image = target.image()
+        with image:
+            step(f"writing {one_line(str(output))}", None)
+            image.write_to(output)
+            written = _written(image, output)
+    with suppress(OutputError):  # the file is there, even if no output is
+        echo(written)
 
 
 def _check_alone(names: Sequence[str], limit: int | None, *, all_columns: bool) -> None:

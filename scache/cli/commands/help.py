@@ -14,7 +14,7 @@ import click
 from scache.cli.interrupts import left_to_pager
 from scache.cli.option_types import as_text
 from scache.cli.shell_completion import words
-from scache.cli.streams import drawn, echo
+from scache.cli.streams import colors_forced, drawn, echo
 from scache.settings.loading import did_you_mean
 
 TOPICS = (
@@ -88,7 +88,7 @@ def help(  # noqa: A001 - name of the command
     if topic not in TOPICS:
         raise click.UsageError(_no_such_topic(topic, context))
     text = page(topic)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() or colors_forced():
         _show(text)
     else:
         echo(text, nl=False)
@@ -143,17 +143,19 @@ class _Page(StringIO):
 
 
 def _show(text: str) -> None:
-    """Format Markdown for a terminal, and show it in a pager."""
-    from rich.console import Console
+    """Format Markdown for a terminal; on a terminal, show it in a pager."""
     from rich.markdown import Markdown
+
+    from scache.cli.render.color import make_console
 
     laid_out = _Page()
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    console = Console(file=laid_out, force_terminal=True, width=width)
+    console = make_console(file=laid_out)
+    console.width = width
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
     shown = drawn(laid_out.getvalue())
-    if not _pager_exists():
-        echo(shown, nl=False)
+    if not sys.stdout.isatty() or not _pager_exists():
+        sys.stdout.write(shown)
         return
     with left_to_pager():
         click.echo_via_pager(shown)

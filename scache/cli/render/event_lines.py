@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from scache.cli.render.color import make_console, width_of
 from scache.cli.render.tables import (
     ELLIPSIS,
     WIDE,
-    make_console,
     shortened,
     shortened_inside,
     span,
-    width_of,
 )
 from scache.cli.streams import drawn, visible
 from scache.inspection.image import Value

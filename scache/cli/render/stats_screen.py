@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from textwrap import wrap
@@ -12,7 +13,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from scache.cli.render.tables import make_console, shortened, span, width_of
+from scache.cli.render.color import VisibleCursor, make_console, width_of
+from scache.cli.render.tables import shortened, span
 from scache.cli.streams import fitted
 from scache.cli.target import Target
 from scache.escape import one_line
@@ -32,16 +34,8 @@ _Row = tuple[str, ...]
 def show(target: Target, figures: dict[str, Any]) -> None:
     """Write the screen to standard output."""
     console = make_console()
-    height = console.height - 1 if console.is_terminal else None  # the shell's prompt needs a line
+    height = console.height - 1 if sys.stdout.isatty() else None  # the shell's prompt needs a line
     console.print(screen(target, figures, width_of(console) or 80, height), soft_wrap=True)
-
-
-class _Console(Console):
-    """A console that never hides the cursor: a signal that ends the process leaves it visible."""
-
-    def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002, FBT - rich's signature
-        """Do nothing."""
-        return False
 
 
 def live(target: Target, first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> None:
@@ -50,7 +44,7 @@ def live(target: Target, first: dict[str, Any], rest: Iterable[dict[str, Any]]) 
     The cursor stays on the line below it, where the shell's prompt begins if a signal ends the
     process.
     """
-    console = make_console(_Console)
+    console = make_console(VisibleCursor)
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
         for figures in chain([first], rest):
             text = screen(target, figures, console.width, console.height - 1)

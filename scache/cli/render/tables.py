@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
 from rich.text import Text
 
+from scache.cli.render.color import make_console, width_of
 from scache.cli.streams import drawn, visible
 
 if TYPE_CHECKING:
@@ -70,18 +69,6 @@ def span(seconds: float) -> str:
 def _two_units(amount: int, size: int, larger: str, smaller: str) -> str:
     many, rest = divmod(amount, size)
     return f"{many}{larger} {rest:02}{smaller}" if rest else f"{many}{larger}"
-
-
-def make_console(kind: type[Console] = Console) -> Console:
-    """Return a console of rich on standard output that does not interpret markup."""
-    return kind(markup=False, highlight=False, emoji=False)
-
-
-def width_of(console: Console) -> int | None:
-    """Return the width in columns; None if the output is not a terminal and COLUMNS is not set."""
-    if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
-        return console.width
-    return None
 
 
 def write_table(
