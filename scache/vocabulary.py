@@ -21,6 +21,19 @@ BINDING_WAYS_OUT: Final = ("expired", "evicted", "purged")
 KINDS: Final = (*REQUESTS, *WAYS_OUT, "put_back")
 """The values of the column ``kind`` of the table ``event``."""
 
+MissReason = Literal[
+    "none_left",
+    "expired",
+    "hung_up",
+    "purged",
+    "limit",
+    "refused",
+    "fault",
+    "unknown",
+]
+MISS_REASONS: Final[tuple[MissReason, ...]] = get_args(MissReason)
+"""Why a find missed. Its event begins with this word in the column ``detail``."""
+
 Limit = Literal[
     "clients",
     "connections_per_endpoint",
@@ -32,14 +45,18 @@ Limit = Literal[
     "open_files",
 ]
 
-# The names of the counters: of each request and outcome, of each close reason, of each limit.
+# The names of the counters: of each request and outcome, close reason, reason of a miss, limit.
 REQUEST_COUNTERS: Final = {
     (kind, outcome): f"{kind}_{outcome}" for kind in REQUESTS for outcome in OUTCOMES
 }
 CONNECTION_COUNTERS: Final = {way: f"connections_{way}" for way in WAYS_OUT}
 BINDING_COUNTERS: Final = {way: f"bindings_{way}" for way in BINDING_WAYS_OUT}
+MISS_COUNTERS: Final[dict[MissReason, str]] = {
+    reason: f"find_misses_{reason}" for reason in MISS_REASONS
+}
 LIMIT_COUNTERS: Final[dict[Limit, str]] = {limit: f"limit_{limit}" for limit in get_args(Limit)}
 
+FINDS_CONTINUED: Final = "finds_continued"
 CONNECTIONS_NOT_WATCHED: Final = "connections_not_watched"
 CONNECTIONS_NOT_SENT: Final = "connections_not_sent"
 CLIENTS_CONNECTED: Final = "clients_connected"
@@ -54,6 +71,8 @@ COUNTERS: Final = (
     *REQUEST_COUNTERS.values(),
     *CONNECTION_COUNTERS.values(),
     *BINDING_COUNTERS.values(),
+    *MISS_COUNTERS.values(),
+    FINDS_CONTINUED,
     CONNECTIONS_NOT_WATCHED,
     CONNECTIONS_NOT_SENT,
     CLIENTS_CONNECTED,

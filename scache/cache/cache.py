@@ -10,12 +10,14 @@ from scache.cache.descriptors import Descriptors
 from scache.cache.expiry import Deadline
 from scache.cache.limits import Limits
 from scache.cache.liveness import Kind, kind_of
+from scache.cache.misses import Misses
 from scache.cache.statistics import Statistics
 from scache.clock import Clock
 from scache.errors import DatabaseFault
 from scache.model import Connection, Delivery, Peer, Status
 from scache.store.batch import FAULT_RETRY_INTERVAL
 from scache.store.database import Database
+from scache.store.endings import Miss
 from scache.store.live_rows import Binding, LiveRows
 from scache.unix.closing import Closer
 
@@ -61,6 +63,7 @@ class Cache:
         shared = (self._rows, self.statistics, self.audit_log, self.deadline)
         self.connections = Connections(self._descriptors, *shared)
         self._bindings = Bindings(limits, *shared)
+        self._misses = Misses(self._rows, self.statistics, self.audit_log.endings)
 
     def change_limits(self, limits: Limits) -> None:
         """Apply other limits to the requests from now on."""
@@ -114,7 +117,6 @@ class Cache:
     def find_endp(self, endpoint: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of an endpoint."""
         now = self._clock.now()
-        detail = None
         try:
             for _ in range(_TRIES):
                 row = self._rows.oldest_of_endpoint(endpoint, now)
@@ -125,11 +127,13 @@ class Cache:
                 descriptor = self.connections.begin_delivery(row)
                 delivery = Delivery(row, descriptor, client_id, now)
                 self.statistics.address_hits += 1
+                self.audit_log.connection_taken(delivery)
                 return delivery
+            miss = self._misses.of_endpoint(endpoint, now)
         except DatabaseFault as fault:
-            detail = str(fault)
+            miss = Miss.because("fault", str(fault))
         self.statistics.address_misses += 1
-        self.audit_log.find_missed("find_endp", now, client_id, endpoint=endpoint, detail=detail)
+        self.audit_log.find_missed("find_endp", now, client_id, miss, endpoint=endpoint)
         return None
 
     def save_dest(
@@ -149,7 +153,6 @@ class Cache:
     def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
         now = self._clock.now()
-        detail = None
         try:
             for _ in range(_TRIES):
                 hit = self._rows.oldest_of_destination(destination, now)
@@ -162,13 +165,13 @@ class Cache:
                 descriptor = self.connections.begin_delivery(row)
                 delivery = Delivery(row, descriptor, client_id, now, *binding)
                 self.statistics.domain_hits += 1
+                self.audit_log.connection_taken(delivery)
                 return delivery
+            miss = self._misses.of_destination(destination, now)
         except DatabaseFault as fault:
-            detail = str(fault)
+            miss = Miss.because("fault", str(fault))
         self.statistics.domain_misses += 1
-        self.audit_log.find_missed(
-            "find_dest", now, client_id, destination=destination, detail=detail
-        )
+        self.audit_log.find_missed("find_dest", now, client_id, miss, destination=destination)
         return None
 
     def delivered(self, delivery: Delivery, *, finder_left: bool = False) -> None:
@@ -236,6 +239,7 @@ class Cache:
     def client_disconnected(self, client_id: int) -> None:
         """Record that a client has disconnected. The connections that it saved stay cached."""
         self._rows.end_client(client_id, self._clock.now())
+        self.audit_log.client_disconnected(client_id)
 
     def purge_endp(self, endpoint: bytes, limit: int, client_id: int) -> int | None:
         """Close up to ``limit`` connections of an endpoint, oldest first; return their number.

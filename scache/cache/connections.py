@@ -180,6 +180,7 @@ class Connections:
             connection_id=row.id,
             endpoint=row.endpoint,
             saved_at=row.saved_at,
+            expires_at=row.expires_at,
             client_id=client_id,
             detail=detail,
         )

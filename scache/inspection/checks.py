@@ -14,7 +14,7 @@ from scache.errors import DatabaseError, QueryError
 from scache.inspection.image import Image, Result, Value
 from scache.store.schema import SCHEMA, ours
 from scache.store.serialized import FAULT, MAX_DISCONNECTED_CLIENTS
-from scache.vocabulary import BINDING_WAYS_OUT, REQUESTS, WAYS_OUT
+from scache.vocabulary import BINDING_WAYS_OUT, MISS_COUNTERS, REQUESTS, WAYS_OUT
 
 COLUMNS: Final = ["check", "result", "found", "detail"]
 
@@ -100,6 +100,10 @@ _COUNTED = " UNION ALL ".join(
         SELECT 'bindings_' || kind, count(*) FROM event
         WHERE kind IN ({_BINDING_WAYS}) AND connection_id IS NULL GROUP BY kind
         """,
+        """
+        SELECT 'find_misses_' || reason, count(*) FROM find_miss
+        WHERE reason IS NOT NULL GROUP BY reason
+        """,
     ]
 )
 _COUNTERS = ", ".join(
@@ -108,6 +112,7 @@ _COUNTERS = ", ".join(
         *(f"{kind}_{name}" for kind in REQUESTS for name, _ in _STATUSES),
         *(f"connections_{way}" for way in WAYS_OUT),
         *(f"bindings_{way}" for way in BINDING_WAYS_OUT),
+        *MISS_COUNTERS.values(),
     )
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from scache.model import AuditEvent, Connection, Delivery, Status
+from scache.store.ages import ConnectionAges
 from scache.store.batch import Batch, text
+from scache.store.endings import Endings, Miss
 from scache.store.event_writer import LONG_LABEL, ROWS_AT_ONCE, EventWriter
 from scache.store.live_rows import Binding, Gone
 from scache.vocabulary import (
@@ -14,7 +16,9 @@ from scache.vocabulary import (
     CONNECTION_COUNTERS,
     CONNECTIONS_NOT_SENT,
     CONNECTIONS_NOT_WATCHED,
+    FINDS_CONTINUED,
     LIMIT_COUNTERS,
+    MISS_COUNTERS,
     REQUEST_COUNTERS,
     Limit,
 )
@@ -27,13 +31,15 @@ _FIND_ENDP_OK = _OUTCOMES["find_endp", Status.OK]
 _FIND_DEST_OK = _OUTCOMES["find_dest", Status.OK]
 _SAVE_DEST_OK = _OUTCOMES["save_dest", Status.OK]
 _FOUND = CONNECTION_COUNTERS["found"]
+_FINDS = ("find_endp", "find_dest")
+_SAVES = ("save_endp", "save_dest")
 
 
 class AuditLog:
     """The tables ``event`` and ``counter``: what has happened, and how often.
 
-    Some facts are only counted. Counters are exact, while events may be trimmed, dropped, or not
-    recorded at all.
+    Some facts are only counted, or remembered since the start of the daemon. Counters are exact,
+    while events may be trimmed, dropped, or not recorded at all.
 
     Times are given as by `Clock.now`, and recorded as stamps. A stamp of an event does not change
     when the wall clock is set. A fact without a time happens now.
@@ -45,6 +51,13 @@ class AuditLog:
         self._clock = batch.clock
         self._counts = batch.counts
         self._recording = limit > 0
+        self.endings = Endings()
+        """The latest ending of each label. Finds that miss get their reason from it."""
+        self.connection_ages = ConnectionAges()
+        self._ages_found = self.connection_ages.of["found"]
+        self._asking: set[int] = set()
+        """Clients whose latest requests are a ``find_dest`` that missed and any number of
+        ``find_endp`` that missed. Another ``find_endp`` continues the same delivery."""
         self._writer = EventWriter(batch, limit)
         self._saves = self._writer.saves.rows
         self._bindings = self._writer.bindings.rows
@@ -55,9 +68,10 @@ class AuditLog:
     def connection_saved(self, row: Connection, ttl: float) -> None:
         """Record a ``save_endp`` that succeeded, with the granted time to live."""
         self._counts[_SAVE_ENDP_OK] += 1
+        row_id, endpoint, _, saved_at, _, client_id = row
+        self._asking.discard(client_id)
         if not self._recording:
             return
-        row_id, endpoint, _, saved_at, _, client_id = row
         if len(endpoint) > LONG_LABEL:
             self._writer.long_pending += len(endpoint)
         pending = self._saves
@@ -71,9 +85,10 @@ class AuditLog:
         ``binding_id`` is the id of the stored row, which may be that of an earlier save.
         """
         self._counts[_SAVE_DEST_OK] += 1
+        _, destination, endpoint, _, saved_at, _, client_id = row
+        self._asking.discard(client_id)
         if not self._recording:
             return
-        _, destination, endpoint, _, saved_at, _, client_id = row
         if len(destination) + len(endpoint) > LONG_LABEL:
             self._writer.long_pending += len(destination) + len(endpoint)
         pending = self._bindings
@@ -81,6 +96,15 @@ class AuditLog:
         pending.append((saved_at + self._clock.offset, *labels, binding_id, client_id, ttl))
         if len(pending) >= ROWS_AT_ONCE:
             self._writer.write_forms()
+
+    def connection_taken(self, delivery: Delivery) -> None:
+        """Account for a find that hits; it is recorded when the delivery of its connection ends."""
+        client_id = delivery.client_id
+        self.endings.found(delivery.connection.endpoint, delivery.found_at)
+        if client_id in self._asking:
+            self._asking.remove(client_id)
+            if delivery.destination is None:
+                self._counts[FINDS_CONTINUED] += 1
 
     def connection_delivered(self, delivery: Delivery, at: float) -> None:
         """Record a find that hit, and that the connection was handed over to the client."""
@@ -92,6 +116,7 @@ class AuditLog:
         counts[_FOUND] += 1
         row, _, client_id, found_at, destination, _, _ = delivery
         row_id, endpoint, _, saved_at, _, _ = row
+        self._ages_found.add(at - saved_at)
         if destination is not None:
             self.find_hit(delivery)
             self._writer.add(
@@ -139,12 +164,14 @@ class AuditLog:
         kind: str,
         at: float,
         client_id: int,
+        miss: Miss,
         *,
         endpoint: bytes | None = None,
         destination: bytes | None = None,
-        detail: str | None = None,
     ) -> None:
-        """Record a find that found nothing, or whose connection cannot be sent."""
+        """Record a find that found nothing, or whose connection cannot be sent, and why."""
+        self._counts[MISS_COUNTERS[miss.reason]] += 1
+        self._follow(kind, client_id)
         self._request(
             AuditEvent(
                 at,
@@ -153,27 +180,28 @@ class AuditLog:
                 destination=destination,
                 endpoint=endpoint,
                 client_id=client_id,
-                detail=detail,
+                detail=miss.detail,
             )
         )
 
     def delivery_denied(self, delivery: Delivery, at: float, why: str) -> None:
         """Record a connection that cannot be sent to its finder, which gets a miss instead."""
         self.connections_not_sent(1)
+        miss, client_id = Miss.because("fault", why), delivery.client_id
         if delivery.destination is None:
             endpoint = delivery.connection.endpoint
-            self.find_missed("find_endp", at, delivery.client_id, endpoint=endpoint, detail=why)
+            self.find_missed("find_endp", at, client_id, miss, endpoint=endpoint)
         else:
-            destination = delivery.destination
-            self.find_missed(
-                "find_dest", at, delivery.client_id, destination=destination, detail=why
-            )
+            self.find_missed("find_dest", at, client_id, miss, destination=delivery.destination)
 
     def connection_refused(self, endpoint: bytes, client_id: int, why: str) -> None:
         """Record a ``save_endp`` that failed."""
+        now = self._clock.now()
+        self.endings.save_refused(endpoint, now)
+        self._asking.discard(client_id)
         self._request(
             AuditEvent(
-                self._clock.now(),
+                now,
                 "save_endp",
                 Status.FAIL,
                 endpoint=endpoint,
@@ -189,6 +217,8 @@ class AuditLog:
 
     def binding_refused(self, row: Binding, ttl: float, why: str) -> None:
         """Record a ``save_dest`` that failed, with the time to live that would be granted."""
+        self.endings.binding_refused(row.destination, row.saved_at)
+        self._asking.discard(row.client_id)
         self._request(
             AuditEvent(
                 row.saved_at,
@@ -210,6 +240,10 @@ class AuditLog:
     def request_refused(self, kind: str, client_id: int, why: str) -> None:
         """Record a request of a client that is not admitted or not permitted to send it."""
         now = self._clock.now()
+        if kind in _FINDS:
+            self._follow(kind, client_id)
+        elif kind in _SAVES:
+            self._asking.discard(client_id)
         self._request(AuditEvent(now, kind, Status.FAIL, client_id=client_id, detail=why))
 
     def request_malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
@@ -258,10 +292,14 @@ class AuditLog:
         connection_id: int,
         endpoint: bytes,
         saved_at: float,
+        expires_at: float,
         client_id: int | None = None,
         detail: str | None = None,
     ) -> None:
         """Record the removal of a connection; ``client_id`` is the client that requested it."""
+        # An expired connection is removed a little later, but could not be found any more.
+        self.endings.of_connection(endpoint, reason, expires_at if reason == "expired" else at)
+        self.connection_ages.of[reason].add(at - saved_at)
         self._counts[CONNECTION_COUNTERS[reason]] += 1
         self._writer.add(
             AuditEvent(
@@ -301,6 +339,8 @@ class AuditLog:
         self, reason: str, at: float, gone: Gone, client_id: int | None = None
     ) -> None:
         """Record the removal of a binding; ``client_id`` is the client that requested it."""
+        ended_at = gone.expires_at if reason == "expired" else at
+        self.endings.of_binding(gone.destination, reason, ended_at)
         self._counts[BINDING_COUNTERS[reason]] += 1
         self._writer.add(
             AuditEvent(
@@ -324,6 +364,10 @@ class AuditLog:
         """Count a client."""
         self._counts[CLIENTS_CONNECTED] += 1
 
+    def client_disconnected(self, client_id: int) -> None:
+        """Forget which delivery the requests of a client belong to."""
+        self._asking.discard(client_id)
+
     def client_not_allowed(self) -> None:
         """Count a client that access control refuses."""
         self._counts[CLIENTS_NOT_ALLOWED] += 1
@@ -331,6 +375,13 @@ class AuditLog:
     def closes_stuck(self, number: int) -> None:
         """Count descriptors whose close(2) does not return."""
         self._counts[CLOSES_STUCK] += number
+
+    def _follow(self, kind: str, client_id: int) -> None:
+        """Account for a find that failed, for the hit rate per delivery."""
+        if kind == "find_dest":
+            self._asking.add(client_id)
+        elif client_id in self._asking:
+            self._counts[FINDS_CONTINUED] += 1
 
     def _request(self, event: AuditEvent) -> None:
         """Count and record a request with its outcome."""

@@ -45,7 +45,7 @@ _ADD_BINDING = """
     ON CONFLICT (destination, endpoint, properties) DO NOTHING
 """
 _SAME_BINDING = """
-    SELECT id, saved_at, expires_at > ? FROM binding WHERE destination = CAST(? AS TEXT)
+    SELECT id, saved_at, expires_at, expires_at > ? FROM binding WHERE destination = CAST(? AS TEXT)
     AND endpoint = CAST(? AS TEXT) AND properties = CAST(? AS TEXT)
 """
 _REPLACE_BINDING = """
@@ -58,12 +58,22 @@ _CONNECTIONS_OF_ENDPOINT = """
     SELECT id FROM connection WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
 _BINDINGS_OF_DESTINATION = """
-    SELECT id, destination, endpoint, saved_at FROM binding
+    SELECT id, destination, endpoint, saved_at, expires_at FROM binding
     WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
 _EXPIRED_BINDINGS = """
-    SELECT id, destination, endpoint, saved_at FROM binding
+    SELECT id, destination, endpoint, saved_at, expires_at FROM binding
     WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+"""
+_LATEST_EXPIRY_OF_ENDPOINT = """
+    SELECT max(expires_at) FROM (
+        SELECT expires_at FROM connection WHERE endpoint = CAST(? AS TEXT) ORDER BY id DESC LIMIT ?
+    )
+    WHERE expires_at <= ?
+"""
+_ENDPOINTS_OF_DESTINATION = """
+    SELECT endpoint, expires_at FROM binding
+    WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
 _NEXT_BINDING_EXPIRY = "SELECT min(expires_at) FROM binding"
 _DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
@@ -98,6 +108,7 @@ class Gone(NamedTuple):
     destination: bytes
     endpoint: bytes
     saved_at: float
+    expires_at: float
 
 
 class Saved(NamedTuple):
@@ -213,13 +224,14 @@ class LiveRows:
         same = self._batch.query(_SAME_BINDING, (saved_at, *identity))
         if not same:
             raise self._batch.ignored()
-        ((old_id, old_saved_at, is_live),) = same
+        ((old_id, *old_times, is_live),) = same
         if is_live:
             raise self._batch.ignored(writes=2)
         replacing = (row.id, saved_at, expires_at, row.client_id, *identity)
         if not self._batch.execute(_REPLACE_BINDING, replacing).rowcount:
             raise self._batch.ignored()
-        replaced = Gone(old_id, row.destination, row.endpoint, old_saved_at - offset)
+        times = [stamp - offset for stamp in old_times]
+        replaced = Gone(old_id, row.destination, row.endpoint, *times)
         return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> None:
@@ -246,9 +258,27 @@ class LiveRows:
     def _gone(self, sql: str, parameters: Parameters) -> list[Gone]:
         offset = self._clock.offset
         return [
-            Gone(row_id, destination, endpoint, saved_at - offset)
-            for row_id, destination, endpoint, saved_at in self._batch.query(sql, parameters)
+            Gone(row_id, destination, endpoint, saved_at - offset, expires_at - offset)
+            for row_id, destination, endpoint, saved_at, expires_at in self._batch.query(
+                sql, parameters
+            )
         ]
+
+    def latest_expiry_of_endpoint(self, endpoint: bytes, now: float, limit: int) -> float | None:
+        """Return when the latest connection of an endpoint expired that is not removed yet.
+
+        Only the ``limit`` newest connections are read; None if none of them has expired.
+        """
+        offset = self._clock.offset
+        parameters = (text(endpoint), limit, now + offset)
+        ((expires_at,),) = self._batch.query(_LATEST_EXPIRY_OF_ENDPOINT, parameters)
+        return None if expires_at is None else float(expires_at) - offset
+
+    def endpoints_of_destination(self, destination: bytes, limit: int) -> list[tuple[bytes, float]]:
+        """Return endpoint and expiry time of the ``limit`` oldest bindings, also expired ones."""
+        offset = self._clock.offset
+        rows = self._batch.query(_ENDPOINTS_OF_DESTINATION, (text(destination), limit))
+        return [(endpoint, expires_at - offset) for endpoint, expires_at in rows]
 
     def next_binding_expiry(self) -> float:
         """Return the time at which the next binding expires; inf if there is none."""

@@ -21,6 +21,7 @@ from scache.model import Connection, Delivery, Peer, Status
 from scache.store import audit, event_writer
 from scache.store.database import MEMORY
 from scache.store.live_rows import Binding
+from scache.vocabulary import MISS_COUNTERS
 from tests.cache.ledger import Entry, Kept, Ledger
 from tests.support.rig import TTL_LIMIT, Rig, rigged
 from tests.support.store_fixture import NOW, locked, no_space, read
@@ -209,7 +210,7 @@ class Accounts:
             assert (delivery, expected) == (None, None)
             self.ledger.counters["find_endp_fail"] += 1
             miss = Entry(self.now, "find_endp", 2, endpoint=endpoint, client_id=client_id)
-            self.record(miss._replace(detailed=self.locked))
+            self.record(miss._replace(detailed=True))
             return
         descriptor = self.descriptor_of[expected.id]
         assert delivery == Delivery(expected, descriptor, client_id, self.now)
@@ -229,7 +230,7 @@ class Accounts:
             assert (delivery, expected) == (None, None)
             self.ledger.counters["find_dest_fail"] += 1
             miss = Entry(self.now, "find_dest", 2, destination, client_id=client_id)
-            self.record(miss._replace(detailed=self.locked))
+            self.record(miss._replace(detailed=True))
             return
         assert binding is not None
         descriptor, led = self.descriptor_of[expected.id], (destination, b"q", binding.id)
@@ -462,6 +463,9 @@ class Accounts:
         counted = Counter({name.decode(): value for name, value in total.items()})
         counted += self.batch.counts
         del counted["events_trimmed"]  # see `check_audit_log`
+        del counted["finds_continued"]  # see test_miss_reasons
+        reasons = sum(counted.pop(name, 0) for name in MISS_COUNTERS.values())
+        assert reasons == counted["find_endp_fail"] + counted["find_dest_fail"]
         assert counted == +self.ledger.counters
         left = sum(counted[f"connections_{way}"] for way in WAYS_OUT)
         assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(

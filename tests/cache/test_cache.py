@@ -293,6 +293,7 @@ def test_clients_and_requests_are_counted(rig: Rig) -> None:
         "find_dest_bad": 1,
         "find_dest_fail": 1,
         "find_endp_ok": 1,
+        "find_misses_unknown": 1,
         "save_endp_ok": 1,
     }
     assert rig.opened.rows("SELECT * FROM client") == [

@@ -42,7 +42,7 @@ UID = 20_000 + os.getpid() % 20_000
 NOT_SENT = "no descriptor can be sent to a client now (Too many references"
 FAILED = "SELECT kind, endpoint, destination, detail FROM event WHERE status = 2 ORDER BY id"
 COUNTED = "SELECT value FROM counter WHERE name = 'connections_not_sent'"
-DETAIL = "descriptor not sent: Too many references: cannot splice"
+DETAIL = "fault: descriptor not sent: Too many references: cannot splice"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
 

@@ -10,10 +10,13 @@ import pytest
 
 from scache.model import Delivery, Status
 from scache.store import event_writer
+from scache.store.endings import Miss
 from scache.store.event_writer import ROWS_AT_ONCE
 from scache.store.live_rows import LiveRows
 from tests.support.rig import Rig, rigged
 from tests.support.store_fixture import NOW, Opened, connection, locked, no_space, read
+
+UNKNOWN = Miss.after(None, NOW)
 
 
 @pytest.fixture
@@ -211,7 +214,7 @@ def test_events_with_long_labels_are_limited_by_size(
         with Opened(path, audit_rows=1000) as opened:
             for number in range(200):
                 label = b"%d " % number + b"x" * 5000 * (number % 2)
-                opened.database.audit_log.find_missed("find_endp", NOW, 1, endpoint=label)
+                opened.database.audit_log.find_missed("find_endp", NOW, 1, UNKNOWN, endpoint=label)
                 if not number % 10:
                     assert opened.database.batch.commit()
             assert opened.database.batch.commit()
@@ -229,7 +232,7 @@ def test_events_of_a_fault_are_committed_without_another_request(file: Path) -> 
         rows.save_connection(connection(1))
         with no_space():
             assert not batch.commit()
-            opened.database.audit_log.find_missed("find_endp", NOW, 1, endpoint=b"e")
+            opened.database.audit_log.find_missed("find_endp", NOW, 1, UNKNOWN, endpoint=b"e")
             assert not batch.commit()
         while not batch.commit():
             pass

@@ -116,7 +116,7 @@ class TestLiveRows:
         assert rows.save_binding(binding(2, ttl=5)) == Saved(1, added=False)
         assert opened.rows("SELECT id, expires_at FROM binding") == [(1, NOW + 5)]
         later = binding(3)._replace(saved_at=NOW + 5, expires_at=NOW + 9)
-        gone = Gone(1, later.destination, later.endpoint, NOW)
+        gone = Gone(1, later.destination, later.endpoint, NOW, NOW + 5)
         assert rows.save_binding(later) == Saved(3, added=False, replaced=gone)
         assert opened.rows("SELECT id, saved_at FROM binding") == [(3, NOW + 5)]
 

@@ -95,6 +95,7 @@ STATEMENTS = {
     3: "73f4cd9d445f9fc145480f4dba7b9fed63e6fd87f36ae7c2c6d53d0fc5e72765",
     4: "c0aa363e6fb018766b60c89da6d72ca3b17166d23a3d6bcd0c8490a2f3eb01e6",
     5: "eed538035f13a811418047afb6a6e03d6e461ffe2bcf5f326e8071e5dd81ef5c",
+    6: "d65ecd6a941f9b062101bbd71924459d08681d912e75ee65f85ab5ef6b08b524",
 }
 """The SHA-256 of the statements of each migration that a release has applied to databases."""
 

@@ -30,8 +30,9 @@ def pid_of(client: Client) -> int:
 
 
 def refusals(client: Client) -> list[tuple[str, str]]:
-    """Return the kind and the detail of each request that failed."""
+    """Return the kind and the detail of each request that was refused or malformed."""
     return snapshot(
         client,
-        "SELECT DISTINCT kind, detail FROM event WHERE status > 0 AND detail NOTNULL ORDER BY id",
+        "SELECT DISTINCT kind, detail FROM event WHERE status > 0 AND detail NOTNULL "
+        "AND id NOT IN (SELECT id FROM find_miss) ORDER BY id",
     )

@@ -294,6 +294,31 @@ def check_hit_rate(asked: Asked) -> None:
     assert sum(row["finds"] for row in rows) == logged_hits + logged_misses
 
 
+@answers("Why do finds miss?")
+def check_reasons(asked: Asked) -> None:
+    """Count the misses of each endpoint by the first word of their details."""
+    expected = Counter(
+        (event["endpoint"], event["detail"].split()[0].rstrip(b":"))
+        for event in asked.cache.events()
+        if event["kind"] == b"find_endp" and event["status"] == 2
+    )
+    rows = asked.rows()
+    assert {(row["endpoint"], row["reason"]): row["misses"] for row in rows} == expected
+    assert expected.total() == asked.cache.lookups["address"][1]
+
+
+def test_delivery_hit_rate_counts_each_delivery_of_postfix_once(cache: Traffic) -> None:
+    """A delivery that asks for the destination and for the endpoint is one delivery."""
+    rows = cache.rows("SELECT destination, deliveries, hits FROM delivery_hit_rate")
+    hits = Counter(step.destination for step in cache.steps if step.delivery.uses > 1)
+    found = {row["destination"]: (row["deliveries"], row["hits"]) for row in rows}
+    found.pop(None, None)  # finds of this process
+    assert found == {
+        cache.destinations[domain]: (messages, hits[cache.destinations[domain]])
+        for domain, messages in MESSAGES.items()
+    }
+
+
 @answers("Which process did what?")
 def check_processes(asked: Asked) -> None:
     """Check for one save of each delivery, and one find of each with ``conn_use``."""

@@ -25,6 +25,7 @@ TOPICS = (
     "python",
     "commands",
     "sql",
+    "misses",
     "settings",
     "limits",
     "security",
