@@ -64,23 +64,25 @@ def socket_options(command: Command, timeout: float = TIMEOUT) -> Command:
 
     The help names ``timeout`` as the default of that option.
     """
-    for option in (
-        click.option(
-            "--timeout",
-            metavar="SECONDS",
-            callback=seconds,
-            help=f"Time that the daemon has for each answer.  [default: {timeout:g}]",
-        ),
-        click.option(
-            "--socket",
-            metavar="PATH",
-            shell_complete=files,
-            help=f"Socket of the running daemon; or {_SOCKET.variable}, or the socket of the file "
-            f"{CONFIG_VARIABLE}.  [default: {_SOCKET.default}]",
-        ),
-    ):
-        command = option(command)
-    return command
+    option = click.option(
+        "--timeout",
+        metavar="SECONDS",
+        callback=seconds,
+        help=f"Time that the daemon has for each answer.  [default: {timeout:g}]",
+    )
+    return socket_option(option(command))
+
+
+def socket_option(command: Command) -> Command:
+    """Add ``--socket`` to a command."""
+    option = click.option(
+        "--socket",
+        metavar="PATH",
+        shell_complete=files,
+        help=f"Socket of the running daemon; or {_SOCKET.variable}, or the socket of the file "
+        f"{CONFIG_VARIABLE}.  [default: {_SOCKET.default}]",
+    )
+    return option(command)
 
 
 def given_socket(path: str | None, timeout: float | None) -> DaemonSocket:

@@ -50,7 +50,8 @@ Examples:
 """
 
 COMMANDS = (
-    *("serve", "stats", "events", "sql", "dump", "check", "ping", "purge", "unit"),
+    *("serve", "stats", "events", "sql", "dump", "check", "ping", "purge"),
+    *("exporter", "unit"),
     *("completion", "help"),
 )
 """Names of the subcommands, each a function in the module of the same name."""

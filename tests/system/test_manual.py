@@ -33,6 +33,7 @@ RUN_BY = {
     "postfix": {"sh": "test_recipe", "text": "test_manual"},
     "master": {"sh": "test_master"},
     "systemd": {"sh": "test_systemd"},
+    "monitoring": {"text": "tests/cli/test_exporter.py"},
     "datasette": {"sh": "test_questions"},
     "architecture": {"text": "a diagram"},
     "confined": {"sh": "not run: needs such a kernel", "text": "not run: lines of its log"},

@@ -22,6 +22,7 @@ TOPICS = (
     "postfix",
     "master",
     "systemd",
+    "monitoring",
     "python",
     "commands",
     "sql",

@@ -65,6 +65,53 @@ SystemCallErrorNumber=EPERM
 WantedBy=multi-user.target
 """
 
+_EXPORTER = """\
+[Unit]
+Description=Metrics of the connection cache for Prometheus
+Documentation=man:scache(1)
+After=scache.service
+
+[Service]
+ExecStart={command} exporter --socket {socket} --listen 127.0.0.1:9837
+{identity}
+Restart=on-failure
+UMask=0077
+
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+IPAddressDeny=any
+IPAddressAllow=localhost
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_EXPORTER_USER = """\
+# Make this user first: useradd --system --shell /usr/sbin/nologin scache-exporter
+# The daemon must permit it to look inside: --admin-uids scache-exporter in scache.service
+User=scache-exporter
+SupplementaryGroups=scache"""
+"""The group may connect to the socket of the service, whose mode is 0660."""
+
 _ALONE = """\
 # Make this user first: useradd --system --shell /usr/sbin/nologin scache
 User=scache
@@ -100,22 +147,26 @@ Examples:
   scache unit service > /etc/systemd/system/scache.service
   scache unit socket > /etc/systemd/system/scache.socket
   scache unit service --postfix > /etc/systemd/system/scache.service
+  scache unit exporter > /etc/systemd/system/scache-exporter.service
 """
 )
-@click.argument("kind", type=click.Choice(["service", "socket"]))
+@click.argument("kind", type=click.Choice(["service", "socket", "exporter"]))
 @click.option("--postfix", is_flag=True, help="For the connection cache of Postfix.")
 def unit(*, kind: str, postfix: bool) -> None:
     """Print a unit file of systemd for this installation.
 
     The service is hardened: it has no capabilities, no network and no access to
     home directories. The socket unit is optional: with it, systemd listens, and
-    starts the service for its first client.
+    starts the service for its first client. The exporter is a service for
+    Prometheus, of a user whom the daemon must list in admin_uids.
     """
     command = installed_command()
     private = queue_directory() / "private" if postfix else None
     socket = private / "scache-sql" if private is not None else ROOT_SOCKET
     if kind == "socket":
         echo(socket_unit(socket, postfix=postfix), nl=False)
+    elif kind == "exporter":
+        echo(exporter_unit(command, socket, postfix=postfix), nl=False)
     else:
         echo(service_unit(command, socket, private), nl=False)
 
@@ -141,6 +192,15 @@ def service_unit(command: Path, socket: Path, private: Path | None) -> str:
         command=_quoted(command),
         options="".join(_continued(options)),
         identity=identity,
+    )
+
+
+def exporter_unit(command: Path, socket: Path, *, postfix: bool) -> str:
+    """Return a service unit for ``scache exporter``."""
+    return _EXPORTER.format(
+        command=_quoted(command),
+        socket=_quoted(socket),
+        identity="User=postfix" if postfix else _EXPORTER_USER,
     )
 
 

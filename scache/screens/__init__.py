@@ -1,0 +1,1 @@
+"""Screens: what a running daemon shows to other programs and to people."""
