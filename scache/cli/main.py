@@ -50,7 +50,7 @@ Examples:
 """
 
 COMMANDS = (
-    *("serve", "stats", "events", "sql", "dump", "check", "ping", "purge"),
+    *("serve", "stats", "events", "why", "sql", "dump", "check", "ping", "purge"),
     *("exporter", "unit"),
     *("completion", "help"),
 )

@@ -17,7 +17,6 @@ _TICKS = 1_000_000
 """A time is kept in microseconds."""
 _REASON_BITS = 3
 _REASON_MASK = (1 << _REASON_BITS) - 1
-_FOUND = MISS_REASONS.index("none_left")
 _OF_WAY_OUT: dict[str, MissReason] = {
     "found": "none_left",
     "expired": "expired",
@@ -66,12 +65,12 @@ class Endings:
     are taken for one, which makes a reason wrong and does no other harm. With 65,536 labels the
     probability of such a pair is 2e-9.
 
-    An ending is one integer, the time above the reason, because that takes the least memory, is no
-    work for the garbage collector, and the later one of two endings is the greater number.
+    The ending by a find is its time, a float. Another ending is an integer, the time above the
+    reason. Both take the least memory, and are no work for the garbage collector.
     """
 
     def __init__(self) -> None:
-        self._latest: OrderedDict[int, int] = OrderedDict()
+        self._latest: OrderedDict[int, float] = OrderedDict()
         """The latest endings by hash, the oldest record first."""
         self._found: dict[int, float] = {}
         """Times of finds that are not in `_latest` yet, by the whole hash of the endpoint."""
@@ -118,23 +117,34 @@ class Endings:
         return len(self._latest)
 
     def _record(self, key: int, at: float, reason: MissReason) -> None:
-        self._keep(key >> 4, int(at * _TICKS) << _REASON_BITS | MISS_REASONS.index(reason))
+        ending = self._of(key)
+        if ending is None or ending.at <= at:
+            code = int(at * _TICKS) << _REASON_BITS | MISS_REASONS.index(reason)
+            self._latest[key >> 4] = code
+        self._latest.move_to_end(key >> 4)
+        self._forget()
 
     def _sort_in(self) -> None:
-        for key, at in self._found.items():
-            self._keep(key >> 4, int(at * _TICKS) << _REASON_BITS | _FOUND)
-        self._found.clear()
-
-    def _keep(self, key: int, ending: int) -> None:
         latest = self._latest
-        if ending > latest.get(key, -1):
-            latest[key] = ending
-        latest.move_to_end(key)
-        if len(latest) > MAX_LABELS:
-            latest.popitem(last=False)
+        for key, at in self._found.items():
+            short = key >> 4
+            if short in latest:
+                latest.move_to_end(short)
+                ending = self._of(key)
+                if ending is not None and ending.at > at:
+                    continue
+            latest[short] = at
+        self._found.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        for _ in range(len(self._latest) - MAX_LABELS):
+            self._latest.popitem(last=False)
 
     def _of(self, key: int) -> Ending | None:
         ending = self._latest.get(key >> 4)
         if ending is None:
             return None
-        return Ending((ending >> _REASON_BITS) / _TICKS, MISS_REASONS[ending & _REASON_MASK])
+        if isinstance(ending, int):
+            return Ending((ending >> _REASON_BITS) / _TICKS, MISS_REASONS[ending & _REASON_MASK])
+        return Ending(ending, "none_left")

@@ -36,6 +36,7 @@ RUN_BY = {
     "monitoring": {"text": "tests/cli/test_exporter.py"},
     "datasette": {"sh": "test_questions"},
     "architecture": {"text": "a diagram"},
+    "misses": {"sh": "test_examples", "text": "test_why, in other words"},
     "confined": {"sh": "not run: needs such a kernel", "text": "not run: lines of its log"},
     "sql": {"sh": "test_questions", "sql": "test_questions", "python": "test_examples"},
 }
