@@ -9,7 +9,14 @@ from typing import Any, Final, NamedTuple
 from scache.inspection import labels
 from scache.inspection.image import Image, Result, Value
 from scache.store.serialized import CLIENTS_SERVED, FAULT, LOG_BYTES
-from scache.vocabulary import BINDING_WAYS_OUT, COUNTERS, REQUESTS, WAYS_OUT
+from scache.vocabulary import (
+    BINDING_WAYS_OUT,
+    COUNTERS,
+    FINDS_CONTINUED,
+    MISS_COUNTERS,
+    REQUESTS,
+    WAYS_OUT,
+)
 
 _LIMIT: Final = "limit_"
 """Prefix of the counters that count how often a limit was reached."""
@@ -236,6 +243,8 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
             "dropped": counters.get("events_dropped", 0),
         },
         "requests": {kind: _outcomes(kind, counters) for kind in REQUESTS},
+        "hit_rate": hit_rate(counters),
+        "misses": {reason: counters.get(name, 0) for reason, name in MISS_COUNTERS.items()},
         "ways_out": {way: counters.get(f"connections_{way}", 0) for way in WAYS_OUT},
         "bindings_out": {way: counters.get(f"bindings_{way}", 0) for way in BINDING_WAYS_OUT},
         "limits": {
@@ -256,6 +265,20 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
             "fault": settings.pop(FAULT, None),
         },
         "counters": counters,
+    }
+
+
+def hit_rate(counters: Mapping[str, int]) -> dict[str, float | None]:
+    """Return the shares of finds and of deliveries that hit; None if there is none yet.
+
+    A delivery is a ``find_dest`` and the ``find_endp`` that continue it.
+    """
+    hits = sum(counters.get(f"{kind}_ok", 0) for kind in _FINDS)
+    finds = hits + sum(counters.get(f"{kind}_fail", 0) for kind in _FINDS)
+    deliveries = finds - counters.get(FINDS_CONTINUED, 0)
+    return {
+        "per_find": round(hits / finds, 4) if finds else None,
+        "per_delivery": round(hits / deliveries, 4) if deliveries else None,
     }
 
 

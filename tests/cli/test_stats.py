@@ -16,7 +16,7 @@ from scache.cli.commands.stats import Meter
 from scache.cli.main import EXIT_INTERRUPTED, execute
 from scache.cli.render.stats_screen import screen
 from scache.cli.target import Target
-from scache.vocabulary import COUNTERS, REQUESTS
+from scache.vocabulary import COUNTERS, MISS_REASONS, REQUESTS
 from tests.support.commands import SCACHE
 from tests.support.daemon import Daemon
 from tests.support.looking import Capture, FakeSleep, StubDaemon, run
@@ -43,6 +43,8 @@ def test_stats_json_has_all_figures_of_the_screen(filled: Path, capsys: Capture)
         "hit_rate": 0.9,
     }
     assert figures["requests"]["find_endp"]["hit_rate"] is None
+    assert figures["hit_rate"] == {"per_find": 0.9, "per_delivery": 0.9}
+    assert figures["misses"] == dict.fromkeys(MISS_REASONS, 0)
     assert figures["ways_out"]["found"] == 9
     assert figures["limits"]["audit_rows"] == {"now": 11, "limit": 100}
     assert figures["limits"]["ttl_limit"] == {"now": 60, "limit": 300}
@@ -50,6 +52,19 @@ def test_stats_json_has_all_figures_of_the_screen(filled: Path, capsys: Capture)
     assert figures["counters"].items() >= {"snapshot_bad": 0, "limit_clients": 0}.items()
     assert figures["settings"]["database"] == "/var/cache.db"
     assert "per_second" not in figures
+
+
+def test_stats_has_hit_rates_per_find_and_per_delivery(filled: Path, capsys: Capture) -> None:
+    """A delivery that asks for the destination and then for the endpoint counts once."""
+    with filling(filled) as cached:
+        cached.count(find_dest_ok=2, find_dest_fail=8, find_endp_ok=4, find_endp_fail=6)
+        cached.count(finds_continued=8, find_misses_expired=14)
+    figures = json.loads(run(capsys, "stats", "--database", filled))
+    assert figures["hit_rate"] == {"per_find": 0.3, "per_delivery": 0.5}
+    assert figures["misses"]["expired"] == 14
+    out = run(capsys, "stats", "--database", filled, "--format", "table")
+    assert re.search(r"^per find +30\.0%$", out, re.MULTILINE)
+    assert re.search(r"^per delivery +50\.0%$", out, re.MULTILINE)
 
 
 def test_stats_csv_has_one_figure_for_each_row(filled: Path, capsys: Capture) -> None:

@@ -90,7 +90,7 @@ def _sections(
         (("", "now", "in all"), _populations(figures)),
         (
             ("requests", "ok", "fail", "bad", "hit rate", *speed),
-            _requests(figures["requests"], rates),
+            _requests(figures, rates, brief=brief),
         ),
         (
             ("ways out", "connections", "bindings", *speed),
@@ -151,8 +151,10 @@ def _populations(figures: dict[str, Any]) -> Iterator[_Row]:
     yield "events", f"{events['kept']:,}", "", note
 
 
-def _requests(requests: dict[str, Any], rates: dict[str, float] | None) -> Iterator[_Row]:
-    for kind, outcomes in requests.items():
+def _requests(
+    figures: dict[str, Any], rates: dict[str, float] | None, *, brief: bool
+) -> Iterator[_Row]:
+    for kind, outcomes in figures["requests"].items():
         counts = [outcomes[each] for each in ("ok", "fail", "bad")]
         if not any(counts):
             continue
@@ -160,6 +162,9 @@ def _requests(requests: dict[str, Any], rates: dict[str, float] | None) -> Itera
         shown_rate = "" if hit_rate is None else f"{hit_rate:.1%}"
         rate = _rate(rates, *(f"{kind}_{each}" for each in ("ok", "fail", "bad")))
         yield kind, *(f"{count:,}" for count in counts), shown_rate, *rate
+    for name, share in figures["hit_rate"].items():
+        if share is not None and not brief:
+            yield name.replace("_", " "), "", "", "", f"{share:.1%}"
 
 
 def _ways_out(
