@@ -21,7 +21,7 @@ from scache.store.event_writer import TRIM
 from scache.store.files import APPLICATION_ID
 from scache.store.ids import ID_RESERVE, Ids
 from scache.store.migrations import migrations, pending_script
-from scache.store.schema import ADDITIONS, Addition, additions, blamed
+from scache.store.schema import ADDITIONS, TABLES, Addition, additions, blamed, mismatch
 from scache.store.sqlite_errors import corrupt_at_start, primary_code
 from scache.store.steps import LATEST_BOOT, following
 from scache.vocabulary import RUNS_NOT_RECORDED
@@ -123,8 +123,9 @@ async def prepare(path: str, control: aiosqlite.Connection, start: Start) -> tup
     """Check, migrate and recover a database; return the id of this run and its first free id."""
     known = migrations()
     version = await _number(control, "PRAGMA user_version")
-    marked = await _number(control, "PRAGMA application_id") == APPLICATION_ID
-    if not marked and await _number(control, "SELECT count(*) FROM sqlite_schema"):
+    mark = await _number(control, "PRAGMA application_id")
+    filled = version or mark or await _number(control, "SELECT count(*) FROM sqlite_schema")
+    if filled and mark != APPLICATION_ID:
         raise DatabaseError(f"{path} is a database of another program: choose another --database")
     async with control.execute("PRAGMA encoding") as cursor:
         encoding = await cursor.fetchone()
@@ -143,6 +144,11 @@ async def prepare(path: str, control: aiosqlite.Connection, start: Start) -> tup
         verdict = await cursor.fetchone()
     if verdict is None or verdict[0] != "ok":
         raise corrupt_at_start(path, verdict[0] if verdict else "no verdict")
+    if flaw := mismatch(version, await control.execute_fetchall(TABLES)):
+        raise DatabaseError(
+            f"the database {path} says that it is a scache database of version {version}, but it "
+            f"{flaw}: move it away, or choose another --database"
+        )
     # Set the mark before WAL mode: it must be in the file itself, to be found if that is damaged.
     await control.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     await control.execute("PRAGMA journal_mode = WAL")

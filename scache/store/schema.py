@@ -22,6 +22,10 @@ SCHEMA: Final = (
 """Selects kind, name and SQL of all tables, indexes, triggers and views, also of added ones."""
 
 
+TABLES: Final = "SELECT CAST(name AS BLOB) FROM sqlite_schema WHERE type = 'table'"
+"""Selects the names of all tables; `mismatch` takes the rows."""
+
+
 class Addition(NamedTuple):
     """A trigger or a unique index that no migration has made."""
 
@@ -46,6 +50,28 @@ def ours() -> dict[tuple[str, str], str]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         fresh.executescript(pending_script(0, migrations()))
         return {(kind, name): sql for kind, name, sql in fresh.execute(SCHEMA)}
+
+
+@cache
+def _tables(version: int) -> frozenset[str]:
+    """Return the names of the tables of a version of the schema."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        fresh.executescript(pending_script(0, [m for m in migrations() if m.version <= version]))
+        return frozenset(_text(name) for (name,) in fresh.execute(TABLES))
+
+
+def mismatch(version: int, rows: Iterable[sqlite3.Row | tuple[object, ...]]) -> str | None:
+    """Return how a database lacks the tables of its version, or has those of a later one.
+
+    ``rows`` are of `TABLES`. Return None if the tables are those of the version; others may exist.
+    """
+    found = {_text(name) for (name,) in rows}
+    expected = _tables(version)
+    if absent := sorted(expected - found):
+        return f"has not its tables ({', '.join(absent)})"
+    if early := sorted(found & _tables(migrations()[-1].version) - expected):
+        return f"has tables of a later version ({', '.join(early)})"
+    return None
 
 
 def additions(rows: Iterable[sqlite3.Row | tuple[object, ...]]) -> list[Addition]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from scache.store.files import APPLICATION_ID
 from tests.support.store_fixture import NOW, Opened, read
 
 
@@ -44,6 +46,20 @@ def make_another_programs(file: Path) -> None:
 def make_newer(file: Path) -> None:
     """Make a database with the version number of a later release."""
     make_database(file, user_version=9999)
+
+
+def make_empty(file: Path, *, user_version: int, application_id: int = APPLICATION_ID) -> None:
+    """Make a database that has a version and a mark, and no tables."""
+    with closing(sqlite3.connect(file)) as empty:
+        empty.execute(f"PRAGMA user_version = {user_version}")
+        empty.execute(f"PRAGMA application_id = {application_id}")
+
+
+def copy_without_log(file: Path, copy: Path) -> None:
+    """Copy the file of a daemon that has not checkpointed it yet, without its log."""
+    with Opened(file) as opened:
+        assert opened.run(opened.database.commit())
+        shutil.copy(file, copy)
 
 
 def names(file: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.daemon import Daemon
 from tests.support.database_files import (
     make_another_programs,
     make_database,
+    make_empty,
     make_newer,
     overwrite_the_middle,
     truncate,
@@ -32,8 +34,21 @@ class TestDatabase:
             (truncate, "is corrupt"),
             (make_another_programs, "is a database of another program"),
             (make_newer, "was made by a newer version of scache"),
+            (partial(make_empty, user_version=1), "scache database of version 1, but it has not"),
+            (
+                partial(make_empty, user_version=1, application_id=0),
+                "is a database of another program",
+            ),
+            (
+                partial(make_empty, user_version=0, application_id=7),
+                "is a database of another program",
+            ),
+            (partial(make_database, user_version=0), "0, but it has tables of a later version"),
         ],
-        ids=["directory", "text", "bytes", "overwritten", "truncated", "another", "newer"],
+        ids=[
+            *("directory", "text", "bytes", "overwritten", "truncated", "another", "newer"),
+            *("empty", "unmarked", "other_mark", "no_version"),
+        ],
     )
     def test_daemon_refuses_and_keeps_a_file_that_is_not_its_database(
         self, make: Callable[[Path], None], text: str, path: Path, tmp_path: Path
