@@ -342,9 +342,22 @@ def _check(connection: sqlite3.Connection, what: str) -> None:
         raise DatabaseError(f"{what} is not encoded in UTF-8: no daemon can use it")
     if version > newest:
         raise DatabaseError(f"{what} was made by a newer version of scache: upgrade this one")
+    ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
+    if not tables and not version:
+        # The daemon marks a new file before the log exists, and makes the tables in the log.
+        raise DatabaseError(
+            f"{what} is incomplete without its write-ahead log, which has the tables: copy the "
+            "file and the log (-wal) together, or copy with scache dump --output"
+        )
+    if not tables:
+        raise DatabaseError(
+            f"{what} says that it is a scache database of version {version}, but it has no "
+            "tables: name the file of a daemon"
+        )
     if version < newest:
         raise DatabaseError(
-            f"{what} was made by an older version of scache: restart its daemon with this version"
+            f"{what} was made by an older version of scache: restart its daemon with this "
+            "version, or, if it is a copy, copy its write-ahead log (-wal) with it"
         )
 
 

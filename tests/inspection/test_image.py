@@ -20,6 +20,7 @@ from scache.inspection import image as module
 from scache.inspection.image import Image, Result
 from scache.store.files import APPLICATION_ID
 from scache.store.migrations import migrations, pending_script
+from tests.support.database_files import copy_without_log, make_empty
 from tests.support.sample_database import ODD, filling
 
 NAMES = ["cache.db", "odd ?#%41&mode=rw;'\"é\n.db", "%2f..%00", ":memory:", "file:x?mode=memory"]
@@ -207,7 +208,33 @@ class TestRefusals:
             older.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             older.executescript(pending_script(0, migrations()[:1]))
         assert refusal(path) == (
-            "was made by an older version of scache: restart its daemon with this version"
+            "was made by an older version of scache: restart its daemon with this version, or, if "
+            "it is a copy, copy its write-ahead log (-wal) with it"
+        )
+
+    def test_copy_without_its_log_is_refused_as_incomplete(self, tmp_path: Path) -> None:
+        """The tables of a new file are in the log until the first checkpoint."""
+        path, copy = tmp_path / "cache.db", tmp_path / "copy.db"
+        copy_without_log(path, copy)
+        sentence = (
+            "is incomplete without its write-ahead log, which has the tables: copy the file and "
+            "the log (-wal) together, or copy with scache dump --output"
+        )
+        assert refusal(copy) == sentence
+        with pytest.raises(DatabaseError) as caught:
+            Image.from_bytes(copy.read_bytes())
+        assert str(caught.value) == f"the image {sentence}"
+
+    @pytest.mark.parametrize("version", [1, migrations()[-1].version])
+    def test_file_without_the_tables_of_its_version_is_refused(
+        self, version: int, tmp_path: Path
+    ) -> None:
+        """A copy of the header alone is of no older version."""
+        path = tmp_path / "empty.db"
+        make_empty(path, user_version=version)
+        assert refusal(path) == (
+            f"says that it is a scache database of version {version}, but it has no tables: name "
+            "the file of a daemon"
         )
 
     @pytest.mark.parametrize("where", ["header", "tree", "end"])
