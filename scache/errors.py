@@ -166,3 +166,17 @@ class Findings(ScacheError):
     """A check found a problem."""
 
     exit_code = EXIT_FINDINGS
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of any error for a message; never empty, and without the number of errno."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if text:
+        return text
+    match error:
+        case TimeoutError():
+            return "timed out"
+        case MemoryError():
+            return "out of memory"
+        case _:
+            return type(error).__name__

@@ -10,7 +10,7 @@ from scache.cache.expiry import Deadline, ExpiryQueue
 from scache.cache.liveness import Kind
 from scache.cache.slices import in_time
 from scache.cache.statistics import Statistics
-from scache.errors import DatabaseFault
+from scache.errors import DatabaseFault, reason_of
 from scache.model import Connection, Status
 from scache.store.audit import AuditLog
 from scache.store.live_rows import LiveRows
@@ -191,6 +191,6 @@ class Connections:
         if not self._watch_fails:
             logger.warning(
                 "cannot watch a connection for a hang-up of its peer (%s): finds poll it instead",
-                error.strerror,
+                reason_of(error),
             )
         self._watch_fails = self._watch_failed_now = True

@@ -18,7 +18,7 @@ import click
 from scache.cli.option_types import seconds
 from scache.cli.shell_completion import files
 from scache.cli.streams import echo
-from scache.errors import ProtocolError, Refused, Unavailable
+from scache.errors import ProtocolError, Refused, Unavailable, reason_of
 from scache.escape import one_line, shown
 from scache.settings.declarations import SETTINGS, default_socket
 from scache.settings.loading import CONFIG_VARIABLE, from_environment, from_file
@@ -186,7 +186,7 @@ def _explained(error: Unavailable, place: DaemonSocket) -> Unavailable | Refused
                 f"{begin}: it is a socket of another type, of another service; {another}"
             )
         case OSError():
-            return Unavailable(f"{begin}: {cause.strerror or cause}; {another}")
+            return Unavailable(f"{begin}: {reason_of(cause)}; {another}")
     located = str(error).replace(str(place.path), str(place), 1)
     advice = f"; if it is no scache daemon, {another}, and if it is busy, raise --timeout"
     listener = _listener(place.path)

@@ -19,7 +19,8 @@ def explained(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if (shortage := _shortage(error)) is not None:
         return shortage, EXIT_NOT_NOW
-    return f"unforeseen {type(error).__name__}: {error} (please report it)", EXIT_FAILURE
+    text = f": {error}" if str(error) else ""
+    return f"unforeseen {type(error).__name__}{text} (please report it)", EXIT_FAILURE
 
 
 def _shortage(error: Exception) -> str | None:

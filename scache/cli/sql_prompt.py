@@ -20,7 +20,7 @@ from scache.cli.render.formats import Format
 from scache.cli.statements import execute
 from scache.cli.streams import OutputError, echo
 from scache.cli.target import Target
-from scache.errors import QueryError, ScacheError
+from scache.errors import QueryError, ScacheError, reason_of
 from scache.escape import one_line
 from scache.inspection.image import Image, Value
 from scache.inspection.sql_text import is_complete
@@ -237,7 +237,7 @@ class StatementHistory(FileHistory):
         """Say once that the file cannot be used. It must not be said while a line is edited."""
         if self._problem is not None and not self._said:
             self._said = True
-            _say_in_memory(str(self.filename), self._problem.strerror)
+            _say_in_memory(str(self.filename), reason_of(self._problem))
 
 
 def _history() -> History:
@@ -253,7 +253,7 @@ def _history() -> History:
         file.touch(mode=0o600)
         problem = None if file.is_file() else "it is no regular file"
     except OSError as error:
-        problem = error.strerror
+        problem = reason_of(error)
     if problem is None:
         return StatementHistory(file)
     _say_in_memory(str(file), problem)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scache.client.exchanges import HangupError
 from scache.client.raised import is_raised_by_call
-from scache.errors import DescriptorLimit, Unavailable
+from scache.errors import DescriptorLimit, Unavailable, reason_of
 from scache.protocol.client import ClientConversation
 from scache.unix import fdpass
 
@@ -75,7 +75,7 @@ class Connection:
         except OSError as error:
             if not is_raised_by_call(error):
                 raise
-            reason = error.strerror or error
+            reason = reason_of(error)
             advice = "; run as root or set socket_mode" if error.errno == errno.EACCES else ""
             message = f"cannot connect to the daemon at {path}: {reason}{advice}"
             raise Unavailable(message) from error

@@ -26,6 +26,7 @@ from enum import Enum, auto
 from scache.cache import Cache
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.transport import Transport, client_logger
+from scache.errors import reason_of
 from scache.model import Delivery
 from scache.protocol.messages import FindDest, FindEndp, without_hits
 from scache.protocol.server import ServerConversation
@@ -118,4 +119,4 @@ class Deliveries:
         self.end(sent=sent, finder_left=True)
 
     def _deny(self, delivery: Delivery, error: OSError) -> None:
-        self._cache.deny(delivery, f"descriptor not sent: {error.strerror}")
+        self._cache.deny(delivery, f"descriptor not sent: {reason_of(error)}")

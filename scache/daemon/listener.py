@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.poller import READABLE, Poller
+from scache.errors import reason_of
 from scache.unix.closing import Closer
 
 _ACCEPTS_PER_STEP = 8
@@ -98,7 +99,7 @@ class Listener:
 
     def _pause(self, error: OSError) -> None:
         """Stop accepting for _ACCEPT_PAUSE seconds; clients wait in the backlog meanwhile."""
-        self._on_shortage(f"cannot accept a client now ({error.strerror}), trying again")
+        self._on_shortage(f"cannot accept a client now ({reason_of(error)}), trying again")
         self._poll_for(0)
         self._loop.call_later(_ACCEPT_PAUSE, self._resume)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from scache.daemon.ownership import why_not_given
-from scache.errors import SocketError
+from scache.errors import SocketError, reason_of
 from scache.unix import fchownat
 from scache.unix.closing import Closer
 from scache.unix.namespace import UNCHANGED, unmapped, user_name
@@ -198,7 +198,7 @@ def _remove(path: Path, ours: Identity | None) -> None:
         pass
     except OSError as error:
         # Not an error: the next daemon with write access to the directory replaces the socket.
-        logger.info("the socket %s is left behind: %s", path, error.strerror)
+        logger.info("the socket %s is left behind: %s", path, reason_of(error))
 
 
 @contextmanager
@@ -327,4 +327,4 @@ def _reason(error: OSError, path: Path) -> str:
         case errno.EADDRINUSE:
             return "another program has just made it: choose another --socket, or try again"
         case _:
-            return f"{error.strerror or error}: choose another --socket"
+            return f"{reason_of(error)}: choose another --socket"

@@ -8,6 +8,7 @@ import pwd
 import stat
 from pathlib import Path
 
+from scache.errors import reason_of
 from scache.unix.namespace import ROOT, UNCHANGED, group_name, user_name
 from scache.unix.process import has_capability
 
@@ -46,7 +47,7 @@ def _why_refused(error: OSError, uid: int, gid: int) -> str:
                 "choose another owner"
             )
         case _:
-            return f"{error.strerror}: choose another --socket"
+            return f"{reason_of(error)}: choose another --socket"
 
 
 def left_out(path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from scache.errors import reason_of
 from scache.unix import fdpass
 
 SHORTAGES = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
@@ -21,7 +22,7 @@ def shortage_message(error: OSError) -> str:
     if error.errno == errno.ETOOMANYREFS:
         why = "the user of this daemon has too many on their way: raise the limit on open files"
         why += " (ulimit -n)"
-    return f"no descriptor can be sent to a client now ({error.strerror}): {why}"
+    return f"no descriptor can be sent to a client now ({reason_of(error)}): {why}"
 
 
 class Probe:

@@ -33,7 +33,7 @@ from scache.daemon.snapshots import Snapshots
 from scache.daemon.socket_watch import LOOK_INTERVAL, SocketWatch
 from scache.daemon.transport import Transport, client_logger
 from scache.daemon.watchdog import Watchdog
-from scache.errors import ScacheError, SocketError
+from scache.errors import ScacheError, SocketError, reason_of
 from scache.escape import quoted
 from scache.model import Connection
 from scache.protocol.server import ServerConversation
@@ -324,7 +324,7 @@ class Server:
         try:
             session.start()
         except OSError as error:
-            client_logger.warning("cannot serve a client: %s", error)
+            client_logger.warning("cannot serve a client: %s", reason_of(error))
             session.abort()
         self._admission.disconnect_surplus()
 

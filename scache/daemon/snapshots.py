@@ -20,7 +20,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from scache.daemon.maintenance import clear_expired
 from scache.daemon.poller import Poller
 from scache.daemon.shortages import shortage_of
 from scache.daemon.snapshot_child import Child, SnapshotError, Source, start
+from scache.errors import reason_of
 from scache.model import Connection
 from scache.store.database import Database
 
@@ -118,13 +120,13 @@ class Snapshots:
     async def _serve(self, askers: list[Asker]) -> None:
         image = shortage = None
         try:
-            with anyio.fail_after(TIMEOUT):
+            with _within(TIMEOUT, f"it took longer than {TIMEOUT:g} s"):
                 image = await self._take()
         except SnapshotError as error:
             logger.warning("cannot take a snapshot now: %s", error)
             shortage = error.shortage
         except (OSError, MemoryError) as error:
-            logger.warning("cannot take a snapshot now: %s", str(error) or type(error).__name__)
+            logger.warning("cannot take a snapshot now: %s", reason_of(error))
             shortage = shortage_of(error)
         except Exception:
             # A bug here must not end the daemon, because requests do not need snapshots.
@@ -152,7 +154,8 @@ class Snapshots:
                 self._database.batch.gather()
                 child = start(image, self._source, list(self._being_delivered()))
                 try:
-                    with anyio.fail_after(COPY_TIMEOUT):
+                    waited = f"commits waited for it longer than {COPY_TIMEOUT:g} s"
+                    with _within(COPY_TIMEOUT, waited):
                         await child.wait_for_byte(_COPY_PATIENCE)
                 except BaseException:
                     self._end(child)
@@ -180,6 +183,15 @@ class Snapshots:
         os.close(pidfd)
 
 
+@contextmanager
+def _within(seconds: float, reason: str) -> Iterator[None]:
+    """Cancel the block and raise SnapshotError with this reason if it takes longer."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise SnapshotError(reason, "time")
+
+
 def _new_image() -> int:
     """Return the descriptor of an empty memfd."""
     try:
@@ -187,7 +199,7 @@ def _new_image() -> int:
     except OSError as error:
         # A sandbox may refuse the system call with any error.
         shortage = shortage_of(error) or "memfd"
-        raise SnapshotError(f"memfd_create(2): {error.strerror}", shortage) from error
+        raise SnapshotError(f"memfd_create(2): {reason_of(error)}", shortage) from error
 
 
 def _hand_out(image: int | None, shortage: str | None, asker: Asker) -> None:
@@ -197,7 +209,7 @@ def _hand_out(image: int | None, shortage: str | None, asker: Asker) -> None:
         try:
             descriptor = _reopened(image)
         except OSError as error:
-            logger.warning("cannot hand a snapshot out now: %s", error)
+            logger.warning("cannot hand a snapshot out now: %s", reason_of(error))
             shortage = shortage_of(error)
     try:
         asker.snapshot_taken(descriptor, shortage)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from scache.daemon.poller import READABLE, WRITABLE, Poller
 from scache.daemon.probe import SHORTAGES
+from scache.errors import reason_of
 from scache.unix import credentials, fdpass
 from scache.unix.closing import Closer
 
@@ -149,7 +150,9 @@ class Transport:
             try:
                 self._watch()
             except OSError as error:
-                client_logger.warning("cannot watch a client, which is disconnected: %s", error)
+                client_logger.warning(
+                    "cannot watch a client, which is disconnected: %s", reason_of(error)
+                )
                 self._hang_up()
                 return
             self._call(self._go_on)

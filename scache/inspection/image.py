@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from scache.errors import DatabaseError, QueryError
+from scache.errors import DatabaseError, QueryError, reason_of
 from scache.store.files import APPLICATION_ID, check_companions, is_held
 from scache.store.migrations import migrations
 from scache.store.names import check_name
@@ -221,7 +221,7 @@ class Image:
             _check_replaceable(followed(str(path)))
             replace(path, self._connection.serialize())
         except OSError as error:
-            raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
+            raise DatabaseError(f"cannot write {path}: {reason_of(error)}") from error
 
     def _authorize(self, action: int, *_: object) -> int:
         # VACUUM attaches its target or a temporary database, so it is refused as well.
@@ -289,7 +289,7 @@ def _readable(path: Path, what: str) -> Path:
     except FileNotFoundError:
         raise DatabaseError(f"{what} does not exist: name the file of a daemon") from None
     except OSError as error:
-        raise DatabaseError(f"{what} cannot be read: {error.strerror}") from None
+        raise DatabaseError(f"{what} cannot be read: {reason_of(error)}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(f"{what} is no regular file: name the file of a daemon")
     if not status.st_size and not _has_log(file):

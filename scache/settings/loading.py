@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from scache.errors import SettingsError
+from scache.errors import SettingsError, reason_of
 from scache.settings.declarations import RETIRED, SETTINGS, Setting, Settings
 from scache.unix.paths import open_ours
 
@@ -129,7 +129,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         with os.fdopen(open_ours(str(path)), encoding="utf-8") as file:
             return tomllib.loads(file.read())
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{path}: cannot be read: {reason_of(error)}") from None
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise SettingsError(f"{path}: is not TOML: {error}") from None
 

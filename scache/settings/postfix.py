@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from scache.errors import SettingsError
+from scache.errors import SettingsError, reason_of
 from scache.settings.declarations import SETTINGS
 from scache.settings.loading import Given
 
@@ -112,7 +112,7 @@ class Postconf:
                 errors="surrogateescape",
             )
         except OSError as error:
-            self._error = str(error.strerror)
+            self._error = reason_of(error)
 
     def finish(self) -> tuple[dict[str, str], list[str]]:
         """Return the parameters, and a warning if they could not be read.

@@ -17,7 +17,7 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from scache.errors import CorruptError, DatabaseError, ResourceError
+from scache.errors import CorruptError, DatabaseError, ResourceError, reason_of
 from scache.store import files
 from scache.store.audit import AuditLog
 from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
@@ -183,8 +183,10 @@ class Database:
                 fresh = await self._copied()
         except (OSError, sqlite3.Error, DatabaseError, ResourceError) as error:
             if not self._cannot_renew:
-                self._cannot_renew = f", which fails ({error})"
-                logger.warning("the database %s cannot be made anew: %s", self.path, error)
+                self._cannot_renew = f", which fails ({reason_of(error)})"
+                logger.warning(
+                    "the database %s cannot be made anew: %s", self.path, reason_of(error)
+                )
             return False
         old, self._handles = self._handles, fresh
         self.batch.go_on_with(fresh.data)

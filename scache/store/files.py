@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
-from scache.errors import DatabaseError
+from scache.errors import DatabaseError, reason_of
 from scache.unix import paths
 from scache.unix.namespace import user_name
 
@@ -264,4 +264,4 @@ def _reason(error: OSError, path: str) -> str:
         case errno.EISDIR:
             return "it is a directory: name a file"
         case _:
-            return error.strerror or str(error)
+            return reason_of(error)

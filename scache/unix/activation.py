@@ -11,7 +11,7 @@ import socket
 from collections.abc import MutableMapping
 from contextlib import suppress
 
-from scache.errors import SocketError
+from scache.errors import SocketError, reason_of
 
 FIRST_DESCRIPTOR = 3
 """The descriptor of the first socket (sd_listen_fds(3), SD_LISTEN_FDS_START)."""
@@ -60,7 +60,7 @@ def inherited_socket(descriptor: int) -> socket.socket:
     except OSError as error:
         raise SocketError(
             f"descriptor {descriptor}, which should be the listening socket, cannot be used: "
-            f"{error.strerror}"
+            f"{reason_of(error)}"
         ) from error
     if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or not _listens(sock):
         sock.close()

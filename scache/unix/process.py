@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from scache.errors import ResourceError, SettingsError
+from scache.errors import ResourceError, SettingsError, reason_of
 from scache.unix.namespace import UNCHANGED, user_name
 
 CAPABILITIES: Final = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7}
@@ -127,7 +127,7 @@ def _why_not_become(error: OSError, needed: str, user: str) -> str:
         case errno.EAGAIN:
             return "the user has too many processes: raise that limit (ulimit -u)"
         case _:
-            return f"{error.strerror}: choose another --user"
+            return f"{reason_of(error)}: choose another --user"
 
 
 def lower_priority(niceness: int, increment: int) -> None:

@@ -20,6 +20,7 @@ import pytest
 from scache import Client, Refused
 from scache.cache import Cache
 from scache.cache.limits import Limits
+from scache.daemon import snapshots
 from scache.daemon.poller import Poller
 from scache.daemon.snapshots import Snapshots
 from scache.model import Connection
@@ -192,7 +193,7 @@ def test_error_of_one_session_does_not_affect_others(caplog: pytest.LogCaptureFi
             assert asker.got[0] is not None
             os.close(asker.got[0])
         assert (broken.aborted, last.got, last.aborted) == (True, [None], False)
-    assert "cannot hand a snapshot out now: [Errno 24] Too many open files" in caplog.text
+    assert "cannot hand a snapshot out now: Too many open files" in caplog.text
     assert descriptors_of(os.getpid()) == before
 
 
@@ -207,6 +208,31 @@ def test_bug_in_taking_a_snapshot_is_logged(caplog: pytest.LogCaptureFixture) ->
         database.run(ask(database, *askers, on_their_way=fail))
         assert [asker.got for asker in askers] == [[None], [None]]
     assert "cannot take a snapshot now, please report it" in caplog.text
+
+
+@pytest.mark.usefixtures("reaping")
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("TIMEOUT", "it took longer than 0 s"),
+        ("COPY_TIMEOUT", "commits waited for it longer than 0 s"),
+    ],
+)
+def test_snapshot_out_of_time_logs_which_limit_it_exceeded(
+    limit: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time that commits wait has a limit of its own."""
+    monkeypatch.setattr(snapshots, limit, 0)
+    with Opened(MEMORY) as database:
+        asker = Asker()
+        database.run(ask(database, asker))
+        assert asker.got == [None]
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        f"cannot take a snapshot now: {reason}"
+    ]
 
 
 @pytest.mark.usefixtures("reaping")
