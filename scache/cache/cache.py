@@ -127,7 +127,7 @@ class Cache:
                 descriptor = self.connections.begin_delivery(row)
                 delivery = Delivery(row, descriptor, client_id, now)
                 self.statistics.address_hits += 1
-                self.audit_log.connection_taken(delivery)
+                self.audit_log.connection_taken("find_endp", endpoint, now, client_id)
                 return delivery
             miss = self._misses.of_endpoint(endpoint, now)
         except DatabaseFault as fault:
@@ -165,7 +165,7 @@ class Cache:
                 descriptor = self.connections.begin_delivery(row)
                 delivery = Delivery(row, descriptor, client_id, now, *binding)
                 self.statistics.domain_hits += 1
-                self.audit_log.connection_taken(delivery)
+                self.audit_log.connection_taken("find_dest", row.endpoint, now, client_id)
                 return delivery
             miss = self._misses.of_destination(destination, now)
         except DatabaseFault as fault:

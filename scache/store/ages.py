@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from typing import Any
 
 from scache.vocabulary import WAYS_OUT
@@ -10,20 +10,41 @@ from scache.vocabulary import WAYS_OUT
 BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Upper bounds in seconds, inclusive. Another bucket takes older connections."""
 
+_TOGETHER = 64
+
 
 class AgeHistogram:
     """The ages of the connections that left for one reason, since the start of the daemon."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        """The number of connections in each bucket, not cumulative."""
-        self.sum = 0.0
-        """The sum of all ages, in seconds."""
+        self._counts = [0] * (len(BUCKETS) + 1)
+        self._sum = 0.0
+        self._new: list[float] = []
+        """Ages that are not counted yet: counting many together takes half the time."""
 
     def add(self, age: float) -> None:
         """Count a connection that left at this age, in seconds."""
-        self.counts[bisect_left(BUCKETS, age)] += 1
-        self.sum += age
+        new = self._new
+        new.append(age)
+        if len(new) >= _TOGETHER:
+            self._count()
+
+    def report(self) -> dict[str, Any]:
+        """Return the number of connections in each bucket, not cumulative, and the sum of ages."""
+        self._count()
+        return {"counts": [*self._counts], "sum": self._sum}
+
+    def _count(self) -> None:
+        ages, self._new = sorted(self._new), []
+        self._sum += sum(ages)
+        below = 0
+        for bucket, bound in enumerate(BUCKETS):
+            up_to = bisect_right(ages, bound, below)
+            self._counts[bucket] += up_to - below
+            below = up_to
+            if below == len(ages):
+                return
+        self._counts[-1] += len(ages) - below
 
 
 class ConnectionAges:
@@ -35,7 +56,5 @@ class ConnectionAges:
 
     def report(self) -> dict[str, Any]:
         """Return all histograms as one value for JSON; the last count is that above all bounds."""
-        reasons = {
-            reason: {"counts": [*ages.counts], "sum": ages.sum} for reason, ages in self.of.items()
-        }
+        reasons = {reason: ages.report() for reason, ages in self.of.items()}
         return {"buckets": [*BUCKETS], "reasons": reasons}

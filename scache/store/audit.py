@@ -54,7 +54,8 @@ class AuditLog:
         self.endings = Endings()
         """The latest ending of each label. Finds that miss get their reason from it."""
         self.connection_ages = ConnectionAges()
-        self._ages_found = self.connection_ages.of["found"]
+        self._found = self.endings.found
+        self._found_at_age = self.connection_ages.of["found"].add
         self._asking: set[int] = set()
         """Clients whose latest requests are a ``find_dest`` that missed and any number of
         ``find_endp`` that missed. Another ``find_endp`` continues the same delivery."""
@@ -97,13 +98,12 @@ class AuditLog:
         if len(pending) >= ROWS_AT_ONCE:
             self._writer.write_forms()
 
-    def connection_taken(self, delivery: Delivery) -> None:
+    def connection_taken(self, kind: str, endpoint: bytes, at: float, client_id: int) -> None:
         """Account for a find that hits; it is recorded when the delivery of its connection ends."""
-        client_id = delivery.client_id
-        self.endings.found(delivery.connection.endpoint, delivery.found_at)
+        self._found(endpoint, at)
         if client_id in self._asking:
             self._asking.remove(client_id)
-            if delivery.destination is None:
+            if kind == "find_endp":
                 self._counts[FINDS_CONTINUED] += 1
 
     def connection_delivered(self, delivery: Delivery, at: float) -> None:
@@ -116,7 +116,7 @@ class AuditLog:
         counts[_FOUND] += 1
         row, _, client_id, found_at, destination, _, _ = delivery
         row_id, endpoint, _, saved_at, _, _ = row
-        self._ages_found.add(at - saved_at)
+        self._found_at_age(at - saved_at)
         if destination is not None:
             self.find_hit(delivery)
             self._writer.add(
