@@ -40,7 +40,7 @@ from scache.protocol.server import ServerConversation
 from scache.settings.declarations import Settings
 from scache.settings.reloading import reloaded
 from scache.store.database import Database
-from scache.store.serialized import CLIENTS_SERVED, LOG_BYTES
+from scache.store.serialized import CLASSES, CLIENTS_SERVED, LOG_BYTES
 from scache.unix import credentials, sockopt
 from scache.unix.namespace import described, unmapped
 from scache.unix.process import end_by, thread_needed
@@ -74,6 +74,7 @@ class Server:
         self._open_files = open_files
         self._launch = launch
         self._supervisor = launch.supervisor
+        cache.audit_log.classes.change(settings.classes)
         self._clock = clock
         self._database = database
         self._cache = cache
@@ -236,6 +237,10 @@ class Server:
         figures = {CLIENTS_SERVED: str(self._admission.admitted)}
         if self._database.is_file:
             figures[LOG_BYTES] = str(self._database.wal.size)
+        if self._settings.classes:
+            import json  # not needed without classes
+
+            figures[CLASSES] = json.dumps(self._cache.audit_log.classes.figures())
         return figures
 
     async def _reload(self) -> None:
@@ -260,6 +265,7 @@ class Server:
         self._settings = settings
         room = capacity(settings, self._open_files)
         self._cache.change_limits(limits(settings, room))
+        self._cache.audit_log.classes.change(settings.classes)
         self._idle.change_limit(settings.max_idle)
         self._watchdog.change_timeout(settings.exchange_timeout)
         self._report.set()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from scache.inspection import labels
 from scache.inspection.image import Image, Result, Value
-from scache.store.serialized import CLIENTS_SERVED, FAULT, LOG_BYTES
+from scache.store.serialized import CLASSES, CLIENTS_SERVED, FAULT, LOG_BYTES
 from scache.vocabulary import (
     BINDING_WAYS_OUT,
     COUNTERS,
@@ -215,6 +216,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     # Only the image of a live daemon has this number; a file does not show refused clients.
     served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
     log = settings.pop(LOG_BYTES, None)
+    classes = settings.pop(CLASSES, None)
     in_use = {
         "max_clients": min(served, _number(settings.get("max_clients", ""))),
         "max_connections": connections,
@@ -258,6 +260,8 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
             if name.startswith(_LIMIT)
         },
         "settings": settings,
+        # Only the image of a live daemon with classes has their counts.
+        "classes": {} if classes is None else json.loads(classes),
         # Only the image of a live daemon has the size of its log and the fault.
         "database": {
             "bytes": size,

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from scache.errors import SettingsError
+from scache.settings.classes import LabelClass
 from scache.settings.values import (
     ADMIN_GROUPS,
     ADMIN_USERS,
     ALLOWED_GROUPS,
     ALLOWED_USERS,
+    CLASSES,
     COUNT,
     FILE_NAME,
     LOG_FORMAT,
@@ -161,9 +163,11 @@ class Settings:
     log_format: LogFormat = _field(
         "text", LOG_FORMAT, "Form of the log: lines of text, or a JSON object a line."
     )
+    classes: tuple[LabelClass, ...] = ()
+    """Classes of labels, the tables ``[[class]]`` of a configuration file; no option."""
 
     def __post_init__(self) -> None:
-        for setting in SETTINGS:
+        for setting in (*SETTINGS, CLASS_TABLES):
             value = setting.check(getattr(self, setting.name), setting.name)
             object.__setattr__(self, setting.name, value)
 
@@ -232,6 +236,8 @@ class Setting(NamedTuple):
 def _settings() -> tuple[Setting, ...]:
     found = []
     for each in fields(Settings):
+        if not each.metadata:
+            continue
         kind, text, default = (each.metadata[key] for key in ("kind", "help", "default"))
         found.append(Setting(each.name, kind, text, default or kind.write(each.default)))
     return tuple(found)
@@ -239,6 +245,9 @@ def _settings() -> tuple[Setting, ...]:
 
 SETTINGS: Final = _settings()
 """Every setting, in the order of the fields of `Settings`."""
+
+CLASS_TABLES: Final = Setting("classes", CLASSES, "Classes of labels.", "none")
+"""The tables of a configuration file; they have neither an option nor a variable."""
 
 RETIRED: Final = ("priority_boost",)
 """Settings of earlier versions. Options, variables and configuration files may still have them;

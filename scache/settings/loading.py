@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from scache.errors import SettingsError, reason_of
-from scache.settings.declarations import RETIRED, SETTINGS, Setting, Settings
+from scache.settings.classes import KEY
+from scache.settings.declarations import CLASS_TABLES, RETIRED, SETTINGS, Setting, Settings
 from scache.unix.paths import open_ours
 
 CONFIG_VARIABLE = "SCACHE_CONFIG"
@@ -51,7 +52,7 @@ def gather(*sources: Iterable[Given]) -> Sourced:
     Raises SettingsError for any invalid value, even if another source would override it.
     """
     values: dict[str, Any] = {}
-    origins = {setting.name: DEFAULT for setting in SETTINGS}
+    origins = {setting.name: DEFAULT for setting in (*SETTINGS, CLASS_TABLES)}
     retired = []
     for setting, value, spelled, origin in chain(*sources):
         if setting is None:
@@ -103,10 +104,13 @@ def from_file(path: Path | None) -> Iterator[Given]:
         return
     known = {setting.name: setting for setting in SETTINGS}
     for key, value in _read_toml(path).items():
+        if key == KEY:
+            yield Given(CLASS_TABLES, value, f"{path}: {key}", f"file {path}")
+            continue
         if isinstance(value, dict) or (isinstance(value, list) and _has_tables(value)):
             raise SettingsError(
-                f"{path}: [{key}] is a table, but a configuration file has no tables: write each "
-                "setting on a line of its own, such as ttl_limit = 60"
+                f"{path}: [{key}] is a table, but a configuration file has no tables except "
+                f"[[{KEY}]]: write each setting on a line of its own, such as ttl_limit = 60"
             )
         if key in RETIRED:
             yield Given(None, value, f"{path}: {key}", f"file {path}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from scache.settings.declarations import SETTINGS, Settings
+from scache.settings.declarations import CLASS_TABLES, SETTINGS, Settings
 
 AT_START: Final = (
     "socket",
@@ -38,7 +38,7 @@ def reloaded(current: Settings, wanted: Settings) -> Reloaded:
     """Return the settings that a running daemon can have, of the wanted ones."""
     differing = [
         setting.name
-        for setting in SETTINGS
+        for setting in (*SETTINGS, CLASS_TABLES)
         if getattr(current, setting.name) != getattr(wanted, setting.name)
     ]
     settings = replace(wanted, **{name: getattr(current, name) for name in AT_START})

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeGuard, get_args
 
+from scache.settings.classes import check_classes, write_classes
 from scache.unix.namespace import UNCHANGED
 
 OnData = Literal["keep", "close"]
@@ -248,5 +249,6 @@ ALLOWED_GROUPS, ADMIN_GROUPS = (_names_kind("groups", group_id, word) for word i
 SWITCH = Kind("BOOLEAN", _switch, _truth_in, lambda switch: str(switch).lower())
 ON_CORRUPT = _choice_kind("ACTION", OnCorrupt)
 ON_DATA = _choice_kind("ACTION", OnData)
+CLASSES = Kind("TABLES", check_classes, write=write_classes)
 LOG_LEVEL = _choice_kind("LEVEL", LogLevel)
 LOG_FORMAT = _choice_kind("FORMAT", LogFormat)

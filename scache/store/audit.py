@@ -5,6 +5,7 @@ from __future__ import annotations
 from scache.model import AuditEvent, Connection, Delivery, Status
 from scache.store.ages import ConnectionAges
 from scache.store.batch import Batch, text
+from scache.store.class_counts import ClassCounts
 from scache.store.endings import Endings, Miss
 from scache.store.event_writer import LONG_LABEL, ROWS_AT_ONCE, EventWriter
 from scache.store.live_rows import Binding, Gone
@@ -28,11 +29,9 @@ _OUTCOMES = {
 }
 _SAVE_ENDP_OK = _OUTCOMES["save_endp", Status.OK]
 _FIND_ENDP_OK = _OUTCOMES["find_endp", Status.OK]
-_FIND_DEST_OK = _OUTCOMES["find_dest", Status.OK]
 _SAVE_DEST_OK = _OUTCOMES["save_dest", Status.OK]
 _FOUND = CONNECTION_COUNTERS["found"]
 _FINDS = ("find_endp", "find_dest")
-_SAVES = ("save_endp", "save_dest")
 
 
 class AuditLog:
@@ -54,6 +53,7 @@ class AuditLog:
         self.endings = Endings()
         """The latest ending of each label. Finds that miss get their reason from it."""
         self.connection_ages = ConnectionAges()
+        self.classes = ClassCounts()
         self._found = self.endings.found
         self._found_at_age = self.connection_ages.of["found"].add
         self._asking: set[int] = set()
@@ -70,6 +70,8 @@ class AuditLog:
         """Record a ``save_endp`` that succeeded, with the granted time to live."""
         self._counts[_SAVE_ENDP_OK] += 1
         row_id, endpoint, _, saved_at, _, client_id = row
+        if self.classes.active:
+            self.classes.count("save_endp", 0, endpoint)
         self._asking.discard(client_id)
         if not self._recording:
             return
@@ -87,6 +89,8 @@ class AuditLog:
         """
         self._counts[_SAVE_DEST_OK] += 1
         _, destination, endpoint, _, saved_at, _, client_id = row
+        if self.classes.active:
+            self.classes.count("save_dest", 0, destination)
         self._asking.discard(client_id)
         if not self._recording:
             return
@@ -131,6 +135,8 @@ class AuditLog:
             )
             return
         counts[_FIND_ENDP_OK] += 1
+        if self.classes.active:
+            self.classes.count("find_endp", 0, endpoint)
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
@@ -144,8 +150,7 @@ class AuditLog:
     def find_hit(self, delivery: Delivery) -> None:
         """Record a find that hit; what has become of its connection is a fact of its own."""
         row, destination = delivery.connection, delivery.destination
-        self._counts[_FIND_ENDP_OK if destination is None else _FIND_DEST_OK] += 1
-        self._writer.add(
+        self._request(
             AuditEvent(
                 delivery.found_at,
                 "find_endp" if destination is None else "find_dest",
@@ -171,6 +176,8 @@ class AuditLog:
     ) -> None:
         """Record a find that found nothing, or whose connection cannot be sent, and why."""
         self._counts[MISS_COUNTERS[miss.reason]] += 1
+        if self.classes.active:
+            self.classes.count_miss(kind, miss.reason, destination or endpoint or b"")
         self._follow(kind, client_id)
         self._request(
             AuditEvent(
@@ -196,18 +203,11 @@ class AuditLog:
 
     def connection_refused(self, endpoint: bytes, client_id: int, why: str) -> None:
         """Record a ``save_endp`` that failed."""
-        now = self._clock.now()
+        now, kind = self._clock.now(), "save_endp"
         self.endings.save_refused(endpoint, now)
         self._asking.discard(client_id)
         self._request(
-            AuditEvent(
-                now,
-                "save_endp",
-                Status.FAIL,
-                endpoint=endpoint,
-                client_id=client_id,
-                detail=why,
-            )
+            AuditEvent(now, kind, Status.FAIL, endpoint=endpoint, client_id=client_id, detail=why)
         )
 
     def connection_limited(self, endpoint: bytes, client_id: int, limit: Limit) -> None:
@@ -242,14 +242,14 @@ class AuditLog:
         now = self._clock.now()
         if kind in _FINDS:
             self._follow(kind, client_id)
-        elif kind in _SAVES:
+        elif kind.startswith("save_"):
             self._asking.discard(client_id)
         self._request(AuditEvent(now, kind, Status.FAIL, client_id=client_id, detail=why))
 
     def request_malformed(self, kind: str, client_id: int, detail: str | None = None) -> None:
         """Record a malformed request; ``kind`` is the name of the request, or ``unknown``."""
-        now = self._clock.now()
-        self._request(AuditEvent(now, kind, Status.BAD, client_id=client_id, detail=detail))
+        event = AuditEvent(self._clock.now(), kind, Status.BAD, client_id=client_id, detail=detail)
+        self._request(event)
 
     def purged(
         self,
@@ -387,6 +387,8 @@ class AuditLog:
         """Count and record a request with its outcome."""
         assert event.status is not None
         self._counts[_OUTCOMES[event.kind, event.status]] += 1
+        if self.classes.active:
+            self.classes.count_event(event)
         self._writer.add(event)
 
 

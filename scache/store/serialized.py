@@ -24,6 +24,9 @@ clients refused because of `max_clients`, `allow_uids` or `allow_gids` are not c
 LOG_BYTES: Final = "log_bytes"
 """The setting in the image of a live daemon with the size of its write-ahead log."""
 
+CLASSES: Final = "class_counts"
+"""The setting in the image of a live daemon with its counts by class, as JSON."""
+
 # The row of a connection that was found while the database refused writes still exists.
 _ADD_CONNECTION = """
     INSERT OR IGNORE INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)

@@ -194,8 +194,11 @@ def test_wrong_variable_is_one_line(
     ("text", "sentence"),
     [
         ("ttl-limit = 5", "there is no setting 'ttl-limit', did you mean ttl_limit?"),
-        ("[serve]\nttl_limit = 5", "[serve] is a table, but a configuration file has no tables"),
-        ("[server]", "[server] is a table, but a configuration file has no tables"),
+        (
+            "[serve]\nttl_limit = 5",
+            "[serve] is a table, but a configuration file has no tables except",
+        ),
+        ("[server]", "[server] is a table, but a configuration file has no tables except"),
         ("[socket]\npath = 's'", "[socket] is a table"),
         ("[priority_boost]", "[priority_boost] is a table"),
         ("[[user]]\nname = 'x'", "[user] is a table"),

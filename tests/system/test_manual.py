@@ -33,6 +33,7 @@ RUN_BY = {
     "postfix": {"sh": "test_recipe", "text": "test_manual"},
     "master": {"sh": "test_master"},
     "systemd": {"sh": "test_systemd"},
+    "settings": {"text": "test_manual"},
     "monitoring": {"text": "tests/cli/test_exporter.py"},
     "datasette": {"sh": "test_questions"},
     "architecture": {"text": "a diagram"},
@@ -124,6 +125,14 @@ def test_settings_page_shows_lines_of_a_file(tmp_path: Path) -> None:
     file.write_text("".join(f"{line}\n" for line in lines))
     gather(from_file(file))
     assert len(lines) == 4
+
+
+def test_settings_page_shows_classes_of_a_file(tmp_path: Path) -> None:
+    """The tables are accepted."""
+    (block,) = blocks(PAGES["settings"])
+    file = tmp_path / "scache.toml"
+    file.write_text(block.text)
+    assert [each.name for each in gather(from_file(file)).settings.classes] == ["mx", "smtp"]
 
 
 @pytest.mark.parametrize("setting", LIMIT_SETTINGS, ids=lambda setting: setting.name)

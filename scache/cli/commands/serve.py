@@ -16,7 +16,7 @@ from scache.cli.daemon_log import start_logging
 from scache.cli.shell_completion import files, words
 from scache.cli.streams import echo
 from scache.escape import one_line
-from scache.settings.declarations import SETTINGS
+from scache.settings.declarations import CLASS_TABLES, SETTINGS
 from scache.settings.loading import (
     CONFIG_VARIABLE,
     DEFAULT,
@@ -174,4 +174,8 @@ def describe(sourced: Sourced) -> str:
             source += "; read at the start only"
         lines[f"{setting.name} = {text}"] = source
     width = max(map(len, lines))
-    return "\n".join(f"{line:{width}}  # {source}" for line, source in lines.items())
+    text = "\n".join(f"{line:{width}}  # {source}" for line, source in lines.items())
+    if sourced.settings.classes:
+        text += f"\n# {one_line(sourced.origins[CLASS_TABLES.name])}\n"
+        text += CLASS_TABLES.kind.write(sourced.settings.classes)
+    return text

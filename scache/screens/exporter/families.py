@@ -18,6 +18,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from scache.settings.classes import OTHER
 from scache.vocabulary import (
     BINDING_COUNTERS,
     CLIENTS_CONNECTED,
@@ -29,9 +30,6 @@ from scache.vocabulary import (
     OUTCOMES,
     REQUESTS,
 )
-
-OTHER: Final = "other"
-"""The class of labels that fit no configured class, and of requests without a label."""
 
 _GAUGES: Final = {
     "connections": "Connections cached now.",

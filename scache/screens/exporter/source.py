@@ -73,6 +73,7 @@ def from_image(image: Image, now: float) -> dict[str, Any]:
             for name, each in figures["limits"].items()
             if name in _LIMIT_NAMES
         },
+        "classes": figures["classes"],
         "database": {
             "files": {name: size for name, size in sizes.items() if size is not None},
             "fault": figures["database"]["fault"],

@@ -48,8 +48,6 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A server with at most `MAX_CONNECTIONS` connections, each of at most `DEADLINE` seconds."""
 
     allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
     request_queue_size = 64
 
     def __init__(self, address: Any, read: Read, family: int) -> None:  # noqa: ANN401
@@ -73,6 +71,13 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         with self._lock:
             self._began.pop(request, None)
         super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close the listening socket and the connections; wait for their threads."""
+        with self._lock:
+            for request in self._began:
+                _hang_up(request)
+        super().server_close()
 
     def service_actions(self) -> None:
         """Close the connections that have reached `DEADLINE`; called every half second."""
