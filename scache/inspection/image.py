@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from scache.errors import DatabaseError, QueryError, reason_of
-from scache.store.files import APPLICATION_ID, check_companions, is_held
+from scache.store.files import APPLICATION_ID, check_companions, exclusive_holder
 from scache.store.migrations import migrations
 from scache.store.names import check_name
 from scache.store.replacing import replace
@@ -382,5 +382,6 @@ def _check_replaceable(path: str) -> None:
         or _has_log(Path(path))
     ):
         raise DatabaseError(f"{path} exists and is no dump of scache: choose another name")
-    if is_held(path):
-        raise DatabaseError(f"{path} is in use by a daemon: choose another name")
+    if other := exclusive_holder(path):
+        use = "is in use by a daemon" if other.is_daemon else f"is locked by {other}"
+        raise DatabaseError(f"{path} {use}: choose another name")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from scache.errors import DatabaseError, reason_of
+from scache.store.holders import Holder, holder
 from scache.unix import paths
 from scache.unix.namespace import user_name
 
@@ -69,19 +70,35 @@ def claim(path: str) -> int:
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
+            other = holder(descriptor)
             os.close(descriptor)
             if time.monotonic() < deadline:
                 time.sleep(_CLAIM_PAUSE)
                 continue
+            raise DatabaseError(_locked(path, other)) from error
+        except OSError as error:
+            os.close(descriptor)
             raise DatabaseError(
-                f"another scache daemon uses the database {path}: "
-                "stop it, or choose another --database"
+                f"cannot lock the database {path}: {reason_of(error)}: choose another --database"
             ) from error
         # Another daemon may have renamed the file between the open and the lock.
         if paths.identity(descriptor) == _identity(path):
             return descriptor
         os.close(descriptor)
+
+
+def _locked(path: str, other: Holder) -> str:
+    """Return why a database that another process has locked cannot be used."""
+    if other.is_daemon:
+        return (
+            f"another scache daemon uses the database {path} (process {other.pid}): "
+            "stop it, or choose another --database"
+        )
+    return (
+        f"{other} holds a lock on the database {path}: start again when it has ended, or choose "
+        "another --database"
+    )
 
 
 def _open(path: str) -> int:
@@ -125,21 +142,24 @@ def check_companions(path: str, *owners: int) -> None:
             continue  # SQLite reports why it cannot use the file
 
 
-def is_held(path: str | Path) -> bool:
-    """Return True if a daemon uses a file, under this name or another one."""
+def exclusive_holder(path: str | Path) -> Holder | None:
+    """Return the process with an exclusive lock on a file, which a daemon has; None without it.
+
+    A daemon may use the file under another name.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return holder(descriptor)
     except OSError:  # a file system without such locks
-        return False
+        return None
     finally:
         os.close(descriptor)
-    return False
+    return None
 
 
 def is_ours(descriptor: int) -> bool:

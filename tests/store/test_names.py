@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +32,9 @@ SENTENCE = (
     " is in use by a daemon under another name, and its latest changes are in the log beside that "
     "one: use that name, or ask the daemon (--socket)"
 )
+# A process that reads an index loses SQLite's lock on it, by which a daemon in the same process is
+# recognized. This happens in tests only.
+REFUSED = "under another name|may lack its log"
 COUNT = "SELECT count(*) FROM binding"
 
 
@@ -134,7 +139,7 @@ def test_file_can_be_read_by_the_name_that_the_daemon_uses(file: Path, other: Pa
     """It may have further hard links."""
     os.link(file, other)
     assert bindings(file) == 1
-    with pytest.raises(DatabaseError, match="under another name"):
+    with pytest.raises(DatabaseError, match=REFUSED):
         bindings(other)
 
 
@@ -144,7 +149,7 @@ def test_log_of_another_file_is_not_read(file: Path, other: Path) -> None:
     os.link(file, other)
     for suffix in ("-wal", "-shm"):
         shutil.copy(f"{file}{suffix}", f"{other}{suffix}")
-    with pytest.raises(DatabaseError, match="under another name"):
+    with pytest.raises(DatabaseError, match=REFUSED):
         bindings(other)
 
 
@@ -226,10 +231,10 @@ def test_daemon_waits_for_a_command_that_tests_the_lock(
         os.close(files.claim(str(file)))
 
 
-def test_dump_does_not_replace_a_file_that_a_daemon_locks(
+def test_dump_does_not_replace_a_file_that_a_process_locks(
     file: Path, other: Path, capsys: Capture
 ) -> None:
-    """A dump on which a daemon was just started has no log yet."""
+    """The message names the process and its program, which need not be a daemon."""
     with Opened(file):
         pass
     assert execute(["dump", "--database", str(file), "--output", str(other)]) == EXIT_OK
@@ -237,5 +242,52 @@ def test_dump_does_not_replace_a_file_that_a_daemon_locks(
         code = execute(["dump", "--database", str(file), "--output", str(other)])
     assert code == EXIT_DATABASE
     assert capsys.readouterr().err == (
-        f"scache: {other} is in use by a daemon: choose another name\n"
+        f"scache: {other} is locked by process {os.getpid()} ({program()}): choose another name\n"
     )
+
+
+@pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_lock_of_another_program_is_not_called_a_daemon(how: int, file: Path) -> None:
+    """A backup may lock the file. The message names the program."""
+    with Opened(file):
+        pass
+    with held(file, how):
+        if how == fcntl.LOCK_SH:
+            assert bindings(file) == 0
+        else:
+            with pytest.raises(DatabaseError, match=rf"is locked by process {os.getpid()} \("):
+                bindings(file)
+        with pytest.raises(DatabaseError) as caught:
+            files.claim(str(file))
+    assert str(caught.value) == (
+        f"process {os.getpid()} ({program()}) holds a lock on the database {file}: start again "
+        "when it has ended, or choose another --database"
+    )
+
+
+def program() -> str:
+    """Return the name of this program as its command line has it."""
+    return Path(Path("/proc/self/cmdline").read_text().split("\0")[0]).name
+
+
+def test_lock_of_a_running_daemon_is_called_one(path: Path, file: Path) -> None:
+    """The message names its process."""
+    with Daemon(path, database=file) as daemon, pytest.raises(DatabaseError) as caught:
+        files.claim(str(file))
+    assert str(caught.value).startswith(
+        f"another scache daemon uses the database {file} (process {daemon.pid}): stop it"
+    )
+
+
+def test_lock_of_a_daemon_that_starts_is_called_one(file: Path) -> None:
+    """It has locked the file, and has not opened it in SQLite yet."""
+    code = "import fcntl, sys; f = open(sys.argv[2], 'a'); fcntl.flock(f, 2); print(flush=True); "
+    script = file.with_name("scache")
+    script.write_text(f"{code} sys.stdin.read()")
+    command = [sys.executable, str(script), "serve", str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(DatabaseError, match="another scache daemon uses"):
+            files.claim(str(file))
+        process.communicate()
