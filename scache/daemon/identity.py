@@ -12,6 +12,7 @@ import struct
 from typing import NamedTuple
 
 from scache.unix import sockopt
+from scache.unix.paths import Identity
 
 _UNIX = int(socket.AF_UNIX)
 _DOMAIN = int(socket.SO_DOMAIN)
@@ -78,6 +79,16 @@ class OwnSockets:
             return peer is not None and _diagnosis_of(peer).place in self._places
         except OSError:  # for example, the socket belongs to another network namespace
             return True
+
+
+def is_bound_to(listening: socket.socket, file: Identity) -> bool:
+    """Return True if a listening socket is bound to this file, or if that is not known."""
+    try:
+        place = _diagnosis(listening.fileno()).place
+    except OSError:
+        return True
+    # The kernel reports 32 bits of the inode, and the device in a form of its own.
+    return place is None or place[0] == file[1] & 0xFFFFFFFF
 
 
 class _Diagnosis(NamedTuple):

@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from scache.daemon.identity import is_bound_to
 from scache.daemon.ownership import why_not_given
 from scache.errors import SocketError, reason_of
+from scache.escape import one_line
 from scache.unix import fchownat
 from scache.unix.closing import Closer
 from scache.unix.namespace import UNCHANGED, unmapped, user_name
@@ -145,8 +147,26 @@ class InheritedSocket:
         self.path = Path(sock.getsockname()).absolute()
         self._identity: Identity | None = None
         # The path may be that of another mount namespace. It is not watched then.
-        with suppress(OSError):
-            self._identity = identity(self.path, follow_symlinks=False)
+        try:
+            found = identity(self.path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            self._warn("it was removed or renamed")
+        except OSError:
+            pass
+        else:
+            if is_bound_to(sock, found):
+                self._identity = found
+            else:
+                self._warn("another file has its place")
+
+    def _warn(self, loss: str) -> None:
+        logger.warning(
+            "the supervisor passed a socket that is not at its path %s any more (%s), so clients "
+            "cannot reach the daemon there: restart the supervisor's socket, such as the socket "
+            "unit of systemd",
+            one_line(str(self.path)),
+            loss,
+        )
 
     def loss(self) -> Loss | None:
         """Return how the path was lost since the start; None if it was not, or is not known."""

@@ -63,6 +63,7 @@ def test_daemon_serves_an_activated_socket_and_leaves_its_path(listening: socket
         process.terminate()
         _, log = process.communicate(timeout=DEADLINE)
     assert f"listening on {path}" in log
+    assert "warning" not in log
     assert process.returncode == 0
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(path))
@@ -82,6 +83,27 @@ def test_daemon_warns_of_an_activated_socket_that_its_settings_do_not_name(
         _, log = process.communicate(timeout=DEADLINE)
     warning = f"warning: socket = {named} is ignored, because the supervisor passed {path}"
     assert (warning in log) == (not same)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_daemon_warns_of_an_activated_socket_that_is_not_at_its_path(
+    replaced: bool, listening: socket.socket
+) -> None:
+    """The supervisor keeps listening on a socket whose file was renamed or replaced."""
+    path = Path(listening.getsockname())
+    moved = path.rename(path.with_name("moved"))
+    reason = "another file has its place" if replaced else "it was removed or renamed"
+    with socket.socket(socket.AF_UNIX) as another:
+        if replaced:
+            another.bind(str(path))
+            another.listen()
+        with start(listening) as process:
+            with Wire(moved) as client:
+                client.announcement()
+            process.terminate()
+            _, log = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0
+    assert f"is not at its path {path} any more ({reason}), so clients cannot reach" in log
 
 
 def test_daemon_chooses_the_activated_socket_by_its_name(listening: socket.socket) -> None:
