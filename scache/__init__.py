@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TooOld,
         Unavailable,
     )
+    from scache.protocol.observation import Stats
 
 __all__ = [
     "AsyncClient",
@@ -38,6 +39,7 @@ __all__ = [
     "ProtocolError",
     "Refused",
     "ScacheError",
+    "Stats",
     "TimedOut",
     "TooOld",
     "Unavailable",
@@ -48,6 +50,7 @@ _HOME = {
     "AsyncClient": "scache.client.aio",
     "Client": "scache.client.sync",
     "Found": "scache.client.found",
+    "Stats": "scache.protocol.observation",
 }
 
 _INTERNAL = {"TYPE_CHECKING", "_HOME", "_INTERNAL", "annotations", "import_module"}

@@ -55,7 +55,8 @@ class Cache:
         self.audit_log = database.audit_log
         self.deadline = Deadline()
         """The time that `expire` has returned, or an earlier one since."""
-        self._clock = clock
+        self.clock = clock
+        """The clock of all times of connections and bindings."""
         self._limits = limits
         self._ids = database.ids
         self._rows = LiveRows(database.batch)
@@ -85,7 +86,7 @@ class Cache:
         descriptor of None is refused. ``lost`` is True if the client sent a descriptor that this
         process could not receive, because it was at its file descriptor limit.
         """
-        now, limits = self._clock.now(), self._limits
+        now, limits = self.clock.now(), self._limits
         if descriptor is None:
             why = "limit: open files" if lost else "no descriptor"
             return self._refuse_endp(endpoint, client_id, why)
@@ -116,7 +117,7 @@ class Cache:
 
     def find_endp(self, endpoint: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of an endpoint."""
-        now = self._clock.now()
+        now = self.clock.now()
         try:
             for _ in range(_TRIES):
                 row = self._rows.oldest_of_endpoint(endpoint, now)
@@ -144,7 +145,7 @@ class Cache:
         A binding with the same destination, endpoint and properties as an existing one only
         changes the expiry time.
         """
-        now = self._clock.now()
+        now = self.clock.now()
         granted = min(ttl, self._limits.ttl)
         expires_at, row_id = now + granted, self._ids.take()
         row = Binding(row_id, destination, endpoint, properties, now, expires_at, client_id)
@@ -152,7 +153,7 @@ class Cache:
 
     def find_dest(self, destination: bytes, client_id: int) -> Delivery | None:
         """Take the oldest connection of the first endpoint of a destination that has one."""
-        now = self._clock.now()
+        now = self.clock.now()
         try:
             for _ in range(_TRIES):
                 hit = self._rows.oldest_of_destination(destination, now)
@@ -183,18 +184,18 @@ class Cache:
             self._descriptors.close_undelivered(delivery.connection.id)
         else:
             self._descriptors.close_delivered(delivery.connection.id)
-        self.audit_log.connection_delivered(delivery, self._clock.now())
+        self.audit_log.connection_delivered(delivery, self.clock.now())
 
     def put_back(self, delivery: Delivery) -> None:
         """Park a found connection again that was not sent; it keeps its expiry time."""
-        now = self._clock.now()
+        now = self.clock.now()
         self.audit_log.find_hit(delivery)
         if self.connections.cancel_delivery(delivery.connection, now):
             self.audit_log.connection_put_back(delivery, now)
 
     def deny(self, delivery: Delivery, why: str) -> None:
         """Park a found connection again that cannot be sent, and record a miss for the finder."""
-        now = self._clock.now()
+        now = self.clock.now()
         self.statistics.denied(domain=delivery.destination is not None)
         self.audit_log.delivery_denied(delivery, now, why)
         self.connections.cancel_delivery(delivery.connection, now)
@@ -207,7 +208,7 @@ class Cache:
         database are adjusted first.
         """
         self._rows.follow_clock()
-        now = self._clock.now()
+        now = self.clock.now()
         try:
             more = self.connections.expire(now, EXPIRY_SLICE)
             more = more or self._bindings.expire(now, EXPIRY_SLICE)
@@ -223,22 +224,36 @@ class Cache:
 
     def close_hung_up(self) -> None:
         """Close a slice of the connections whose peers have hung up."""
-        self.connections.close_hung_up(self._clock.now(), EXPIRY_SLICE)
+        self.connections.close_hung_up(self.clock.now(), EXPIRY_SLICE)
 
     def hang_ups(self) -> int:
         """Return a descriptor that is readable when `close_hung_up` has connections to check."""
         return self._descriptors.fileno()
 
-    def client_connected(self, peer: Peer) -> int:
-        """Record a client; return its id, to which rows refer."""
-        client_id = self._ids.take()
-        self._rows.add_client(client_id, peer, self._clock.now())
+    def new_client(self) -> int:
+        """Return an id for a client, to which rows refer; nothing is recorded yet."""
+        return self._ids.take()
+
+    def client_connected(
+        self, peer: Peer, client_id: int | None = None, at: float | None = None
+    ) -> int:
+        """Record a client, and return its id, to which rows refer.
+
+        The id is that of `new_client` if it is given. ``at`` is a time of `Clock.now`; without it,
+        the client has connected now.
+        """
+        client_id = self.new_client() if client_id is None else client_id
+        self._rows.add_client(client_id, peer, self.clock.now() if at is None else at)
         self.audit_log.client_connected()
         return client_id
 
+    def forget_client(self, client_id: int) -> None:
+        """Delete the record of a client that has made no request."""
+        self._rows.forget_client(client_id)
+
     def client_disconnected(self, client_id: int) -> None:
         """Record that a client has disconnected. The connections that it saved stay cached."""
-        self._rows.end_client(client_id, self._clock.now())
+        self._rows.end_client(client_id, self.clock.now())
         self.audit_log.client_disconnected(client_id)
 
     def purge_endp(self, endpoint: bytes, limit: int, client_id: int) -> int | None:
@@ -246,18 +261,18 @@ class Cache:
 
         Return None if the database rejects a statement.
         """
-        return self.connections.purge(endpoint, self._clock.now(), limit, client_id)
+        return self.connections.purge(endpoint, self.clock.now(), limit, client_id)
 
     def purge_dest(self, destination: bytes, limit: int, client_id: int) -> int | None:
         """Remove up to ``limit`` bindings of a destination; return their number.
 
         Return None if the database rejects a statement.
         """
-        return self._bindings.purge(destination, self._clock.now(), limit, client_id)
+        return self._bindings.purge(destination, self.clock.now(), limit, client_id)
 
     def purge_id(self, connection_id: int, client_id: int) -> int:
         """Close a connection; return 1, or 0 if it is not cached."""
-        return self.connections.purge_id(connection_id, self._clock.now(), client_id)
+        return self.connections.purge_id(connection_id, self.clock.now(), client_id)
 
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield the id and descriptor of each connection that is parked or in delivery."""

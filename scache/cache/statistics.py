@@ -62,6 +62,11 @@ class Statistics:
         """The number of endpoints that have a parked connection."""
         return len(self._endpoints)
 
+    @property
+    def destinations(self) -> int:
+        """The number of destinations that have a binding."""
+        return len(self._destinations)
+
     def connections_of(self, endpoint: bytes) -> int:
         """Return the number of parked connections of an endpoint."""
         return self._endpoints.get(endpoint, 0)

@@ -26,6 +26,7 @@ from scache.client.exchanges import (
 from scache.client.found import Found
 from scache.errors import ClientInUse
 from scache.protocol.client import Send
+from scache.protocol.observation import Stats
 
 T = TypeVar("T")
 
@@ -107,6 +108,10 @@ class AsyncClient(BaseClient):
     async def snapshot(self) -> int:
         """Return the descriptor of a snapshot; see `Client.snapshot`."""
         return (await self._run(exchanges.snapshot())).detach()
+
+    async def stats(self) -> Stats:
+        """Return the figures of the daemon; see `Client.stats`."""
+        return await self._run(exchanges.stats())
 
     async def ping(self) -> None:
         """Check that the daemon answers; see `Client.ping`."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from scache.client import arguments
 from scache.client.arguments import HasFileno, Text
 from scache.client.found import Found
 from scache.errors import DescriptorLimit, ProtocolError
 from scache.model import Status
-from scache.protocol.client import MAX_BATCH, ClientConversation, Hit, Outcome, Step
+from scache.protocol.batches import MAX_BATCH
+from scache.protocol.client import ClientConversation, Hit, Outcome, Step
 from scache.protocol.messages import (
     PURGE_SLICE,
     FindDest,
@@ -22,6 +24,7 @@ from scache.protocol.messages import (
     PurgeEndp,
     PurgeId,
 )
+from scache.protocol.observation import Stats
 
 
 class HangupError(Exception):
@@ -161,6 +164,19 @@ def snapshot() -> Begin[Found]:
         yield Room(1)
         yield from conversation.snapshot()
         return Found.take(conversation.descriptors, b"")
+
+    return exchange
+
+
+def stats() -> Begin[Stats]:
+    """Request the figures of the server. Raises TooOld if it does not know this request."""
+
+    def exchange(conversation: ClientConversation) -> Exchange[Stats]:
+        figures = yield from conversation.stats()
+        try:
+            return cast(Stats, json.loads(figures))
+        except ValueError as error:
+            raise ProtocolError(f"the server sent invalid figures: {figures[:40]!r}") from error
 
     return exchange
 

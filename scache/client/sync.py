@@ -25,6 +25,7 @@ from scache.client.found import Found
 from scache.client.raised import is_raised_by_call
 from scache.errors import ClientInUse
 from scache.protocol.client import Send
+from scache.protocol.observation import Stats
 
 T = TypeVar("T")
 
@@ -149,6 +150,15 @@ class Client(BaseClient):
         mode.
         """
         return self._run(exchanges.snapshot()).detach()
+
+    def stats(self) -> Stats:
+        """Return the figures of the daemon: counters, gauges, limits, its database and process.
+
+        The daemon knows them without a snapshot, so they cost it next to nothing. A client that
+        makes no other request than this and `ping` is an observer, which counts as no client.
+        Raises the exceptions of `snapshot`, and `TooOld` if the daemon does not know this request.
+        """
+        return self._run(exchanges.stats())
 
     def ping(self) -> None:
         """Check that the daemon answers, and that a descriptor passes to it and back.

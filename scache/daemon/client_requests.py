@@ -16,21 +16,23 @@ from scache.protocol.messages import (
     Admin,
     FindDest,
     FindEndp,
+    Follow,
     PurgeDest,
     PurgeEndp,
     PurgeId,
     SaveDest,
     Snapshot,
+    Stats,
 )
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import (
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import (
     Abandoned,
     Deliver,
     Delivered,
     Event,
     Pinged,
     Save,
-    ServerConversation,
 )
 
 _CANNOT_PASS = Refusal("the daemon is out of descriptors (ulimit -n): try again", "descriptors")
@@ -100,6 +102,8 @@ class ClientRequests:
             self._deliveries.flush()  # deliveries must be under way before the snapshot
         purged = self._admin_requests.answer(request)
         self.progress += purged  # each is as much work as a request
+        if isinstance(request, Follow):
+            self._deliveries.flush()  # the reply must be under way before the first event
 
     def ping(self, event: Pinged) -> None:
         """Send the descriptor of a ping back; nothing is counted or recorded."""
@@ -138,6 +142,8 @@ ANSWERS: Answers = {
     PurgeEndp: ClientRequests.administer,
     PurgeDest: ClientRequests.administer,
     PurgeId: ClientRequests.administer,
+    Stats: ClientRequests.administer,
+    Follow: ClientRequests.administer,
     Pinged: ClientRequests.ping,
     Malformed: ClientRequests.malformed,
 }
@@ -151,3 +157,6 @@ REFUSALS: Answers = ANSWERS | {
     Pinged: ClientRequests.refuse_ping,
 }
 """The answer to each event of the conversation with a client that is not admitted."""
+
+OF_OBSERVERS = frozenset({Stats, Follow, Pinged})
+"""The requests that make no client of a session."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio
@@ -14,11 +15,14 @@ class IdleTimer:
         """Wait for ``max_idle`` seconds without clients; 0 waits for ever."""
         self._max_idle = max_idle
         self._clients = 0
+        self._since = time.monotonic()
+        """The time when a client was last connected, if none is now."""
         self._changed = anyio.Event()
 
     def change_limit(self, max_idle: float) -> None:
         """Wait for another number of seconds from now on; the timer starts over."""
         self._max_idle = max_idle
+        self._since = time.monotonic()
         self._change()
 
     def connected(self) -> None:
@@ -29,6 +33,11 @@ class IdleTimer:
 
     def disconnected(self) -> None:
         """Count a client that disconnected; start the timer if it was the last one."""
+        self._since = time.monotonic()
+        self.discount()
+
+    def discount(self) -> None:
+        """Stop counting a client as if it had never connected."""
         self._clients -= 1
         if self._clients == 0:
             self._change()
@@ -48,7 +57,10 @@ class IdleTimer:
             if self._clients or not self._max_idle:
                 await changed.wait()
                 continue
-            with anyio.move_on_after(self._max_idle):
+            with anyio.move_on_after(self._since + self._max_idle - time.monotonic()):
                 await changed.wait()
-            if not changed.is_set() and backlog_is_empty():
+            if changed.is_set():
+                continue
+            if backlog_is_empty():
                 return
+            self._since = time.monotonic()

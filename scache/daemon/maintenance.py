@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
@@ -51,7 +52,17 @@ LOOK_INTERVAL = 1.0
 RENEW_INTERVAL = 10.0
 """Seconds between two attempts to create a lost file again."""
 
+RECORD_INTERVAL = 0.25
+"""Seconds between two looks for clients that have connected and made no request."""
+
 logger = logging.getLogger(__name__)
+
+
+class Recordable(Hashable, Protocol):
+    """A session that may be recorded as a client."""
+
+    def record(self) -> None:
+        """Record the session as a client, unless it is one already."""
 
 
 async def expire(cache: Cache, clock: Clock) -> None:
@@ -169,6 +180,18 @@ async def drop_overdue(
         await anyio.sleep(watchdog.interval)
         for client in watchdog.look(clients):
             client.overdue()
+
+
+async def record_clients(new: Collection[Recordable], connected: AutoResetEvent) -> None:
+    """Record the clients that make no request for RECORD_INTERVAL seconds, or twice that."""
+    before: set[Recordable] = set()
+    while True:
+        if not new:
+            await connected.wait()
+        await anyio.sleep(RECORD_INTERVAL)
+        for session in before.intersection(new):
+            session.record()
+        before = set(new)
 
 
 def log_statistics(cache: Cache) -> None:

@@ -11,13 +11,19 @@ from scache.protocol.messages import (
     NAMES,
     FindDest,
     FindEndp,
+    Follow,
     Hello,
     Ping,
     SaveDest,
     SaveEndp,
+    Stats,
 )
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import Pinged, Save, ServerConversation
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import Pinged, Save
+
+_NOT_RECORDED = [NAMES[each] for each in (Hello, Ping, Stats, Follow)]
+"""Requests that have no outcome to record."""
 
 
 class Refusals:
@@ -72,8 +78,7 @@ class Refusals:
         """Record a malformed request, to which the conversation has replied."""
         if event.descriptor is not None:
             self._closer.close((event.descriptor,))
-        # A hello and a ping have no outcome to record.
-        known = event.name in GRAMMAR and event.name not in (NAMES[Hello], NAMES[Ping])
+        known = event.name in GRAMMAR and event.name not in _NOT_RECORDED
         kind = event.name.decode() if known else "unknown"
         if event.too_long:
             self._audit_log.limit_reached("message_size")

@@ -18,14 +18,16 @@ from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon import maintenance
 from scache.daemon.access import AccessControl, Principals
-from scache.daemon.admission import NOT_ALLOWED, Admission
+from scache.daemon.admission import MAX_OBSERVERS, NOT_ALLOWED, Admission
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.capacity import capacity, client_limit_remedy, in_force, limits
+from scache.daemon.followers import Followers
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
 from scache.daemon.launch import Launch
 from scache.daemon.listener import Listener
 from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
+from scache.daemon.observation import Figures, Limited, Observation, Population
 from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
@@ -91,6 +93,7 @@ class Server:
             self._being_delivered,
             lambda: [session.fileno() for session in self._sessions],
             self._figures,
+            self._record_silent_clients,
         )
         self._unmapped = unmapped("uid"), unmapped("gid")
         if notice := described(*self._unmapped):
@@ -103,7 +106,12 @@ class Server:
             max_clients,
             client_limit_remedy(settings, max_clients),
             cache.audit_log,
+            self._idle,
         )
+        self._arrived = AutoResetEvent()  # set when a session is new
+        self._followers = Followers(cache.audit_log)
+        figures = Figures(clock, database, cache, self._population, self._limits, open_files)
+        self._observation = Observation(figures.encoded, self._followers)
         self._watchdog: Watchdog[Session] = Watchdog(settings.exchange_timeout)
         self._report = AutoResetEvent()
         """Set when the interval between two logs of the statistics has changed."""
@@ -184,6 +192,8 @@ class Server:
         tasks.start_soon(
             maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected
         )
+        tasks.start_soon(maintenance.record_clients, self._admission.new, self._arrived)
+        tasks.start_soon(self._followers.run)
         tasks.start_soon(
             maintenance.report, self._cache, lambda: self._settings.status_interval, self._report
         )
@@ -227,14 +237,14 @@ class Server:
         statistics = self._cache.statistics
         line = (
             f"{statistics.connections} connections of {statistics.endpoints} endpoints, "
-            f"{self._admission.admitted} clients"
+            f"{self._admission.clients} clients"
         )
         fault = self._database.fault
         return f"{line}; database: {fault}" if fault else line
 
     def _figures(self) -> dict[str, str]:
         """Return what a snapshot has besides the database, as rows of ``setting``."""
-        figures = {CLIENTS_SERVED: str(self._admission.admitted)}
+        figures = {CLIENTS_SERVED: str(self._admission.clients)}
         if self._database.is_file:
             figures[LOG_BYTES] = str(self._database.wal.size)
         if self._settings.classes:
@@ -242,6 +252,24 @@ class Server:
 
             figures[CLASSES] = json.dumps(self._cache.audit_log.classes.figures())
         return figures
+
+    def _population(self) -> Population:
+        return Population(self._admission.clients, self._admission.observers, len(self._sessions))
+
+    def _limits(self) -> Limited:
+        settings, admission, statistics = self._settings, self._admission, self._cache.statistics
+        room = capacity(settings, self._open_files)
+        return {
+            "clients": (room.clients, admission.clients),
+            "observers": (MAX_OBSERVERS, admission.observers),
+            "connections": (room.connections, statistics.connections),
+            "bindings": (settings.max_bindings, statistics.bindings),
+        }
+
+    def _record_silent_clients(self) -> None:
+        """Record the clients that have sent nothing yet, so that a snapshot has them."""
+        for session in [each for each in self._admission.new if each.is_silent]:
+            session.record()
 
     async def _reload(self) -> None:
         """Read the settings again; keep the old ones if they cannot be read."""
@@ -317,14 +345,15 @@ class Server:
                 max_message_size=settings.max_message_size,
                 max_ahead_size=settings.max_ahead_size,
             ),
-            self._admission.admit,
+            self._admission,
+            self._observation,
             self._disconnected,
             self._out_of_descriptors,
             self._probe,
             allowed=allowed,
         )
         self._sessions.add(session)
-        self._idle.connected()
+        self._arrived.set()
         self._client_connected.set()
         self._supervisor.client_connected()
         try:
@@ -356,12 +385,12 @@ class Server:
     def _disconnected(self, session: Session) -> None:
         self._sessions.remove(session)
         self._admission.remove(session)
-        self._idle.disconnected()
         if not self._sessions:
             self._all_gone.set()
 
     async def _finish_sessions(self) -> None:
         """Wait up to STOP_TIMEOUT seconds for exchanges in progress to complete."""
+        self._followers.send()
         for session in list(self._sessions):
             session.finish()
         self._all_gone = anyio.Event()

@@ -24,9 +24,17 @@ from enum import Enum, auto
 from scache.cache import Cache
 from scache.daemon.access import AccessControl
 from scache.daemon.admin_requests import AdminRequests
-from scache.daemon.client_requests import ANSWERS, REFUSALS, Answers, ClientRequests
+from scache.daemon.admission import Admission
+from scache.daemon.client_requests import (
+    ANSWERS,
+    OF_OBSERVERS,
+    REFUSALS,
+    Answers,
+    ClientRequests,
+)
 from scache.daemon.deliveries import Deliveries
 from scache.daemon.descriptor_reply import DescriptorReply
+from scache.daemon.observation import Observation
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.refusals import Refusals
 from scache.daemon.snapshot_reply import SnapshotReply
@@ -68,28 +76,37 @@ class Session:
         cache: Cache,
         access: AccessControl,
         conversation: ServerConversation,
-        admit: Callable[[Session], str | None],
+        admission: Admission,
+        observation: Observation,
         on_end: Callable[[Session], None],
         on_shortage: Callable[[str], None],
         probe: Probe,
         *,
         allowed: bool = True,
     ) -> None:
-        """Prepare a session; its requests are refused until ``admit`` returns None.
+        """Prepare a session; its requests are refused until ``admission`` admits it.
 
-        ``admit`` returns the reason while the client is not admitted. A client that is not
-        ``allowed`` is never admitted, and only its first refused request is recorded.
+        A client that is not ``allowed`` is never admitted, and only its first refused request is
+        recorded. `Admission` says when a session counts as a client.
         """
         self._transport = transport
         self.peer = peer
         self._cache = cache
         self._conversation = conversation
-        self._admit = admit
+        self._admission = admission
+        self._observation = observation
         self._on_end = on_end
         self._on_shortage = on_shortage
         """Callback with a message when an operation fails because descriptors have run out."""
         self.allowed = allowed
-        self._client_id = client_id = cache.client_connected(peer)
+        self._client_id = client_id = cache.new_client()
+        self._connected_at = cache.clock.now()
+        self._is_recorded = False
+        """True if the session is a client, with a row of its own."""
+        self._acts = False
+        """True if it has made a request of a client."""
+        self._observes = False
+        """True while it is an observer."""
         self._state = _SERVING
         self._refusals = Refusals(cache, conversation, client_id, peer, allowed=allowed)
         self._deliveries = Deliveries(cache, transport, conversation, probe)
@@ -102,8 +119,17 @@ class Session:
             self._serve,
             self.abort,
         )
-        admin_requests = AdminRequests(
-            cache, access, transport, conversation, client_id, peer, self._snapshot_reply
+        self._admin_requests = AdminRequests(
+            cache,
+            access,
+            observation,
+            transport,
+            conversation,
+            client_id,
+            peer,
+            self._snapshot_reply,
+            self._observe,
+            self.abort,
         )
         self._requests = ClientRequests(
             cache,
@@ -111,7 +137,7 @@ class Session:
             client_id,
             self._deliveries,
             self._refusals,
-            admin_requests,
+            self._admin_requests,
             self._descriptor_reply,
         )
 
@@ -120,7 +146,7 @@ class Session:
 
     def start(self) -> None:
         """Announce the protocol and begin to serve."""
-        self._refusals.reason = self._admit(self)
+        self._refusals.reason = self._admission.arrive(self)
         self._transport.start(self)
         if self._conversation.output:
             self._deliveries.flush()
@@ -139,6 +165,7 @@ class Session:
 
     def overdue(self) -> None:
         """Disconnect the client because it exceeded the exchange time-out."""
+        self._act()
         self._refusals.overdue()
         self.abort()
 
@@ -146,9 +173,10 @@ class Session:
     def half_done(self) -> bool:
         """True while the rest of an exchange is missing, or a reply is not fully sent.
 
-        False while the client waits for a snapshot, because that is the daemon's work.
+        False while the client waits for a snapshot, because that is the daemon's work, and for a
+        follower, whose reading `Followers` watches.
         """
-        if self._snapshot_reply.awaited:
+        if self._snapshot_reply.awaited or self._admin_requests.follower is not None:
             return False
         conversation, transport = self._conversation, self._transport
         return not (
@@ -213,17 +241,56 @@ class Session:
         self._cache.closer.close(self._conversation.close())
         self._descriptor_reply.disconnected()
         self._deliveries.disconnected()
-        self._cache.client_disconnected(self._client_id)
+        self._admin_requests.disconnected()
+        if not self._observes:
+            self.record()
+            self._cache.client_disconnected(self._client_id)
+            self._observation.followers.client_disconnected(self._client_id)
         self._on_end(self)
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the client has sent nothing yet."""
+        return not (self._conversation.inline or self._acts or self._requests.progress)
+
+    def record(self) -> None:
+        """Record the session as a client, unless it is one already."""
+        if not self._is_recorded:
+            self._is_recorded, self._observes = True, False
+            self._cache.client_connected(self.peer, self._client_id, self._connected_at)
+            self._observation.followers.client_connected(self._client_id, self.peer)
+            self._refusals.reason = self._admission.recorded(self)
+
+    def _act(self) -> None:
+        """Become a client, by a request of a client."""
+        self._acts = True
+        self.record()
+
+    def _observe(self) -> str | None:
+        """Become an observer, if the session has made no request of a client.
+
+        Return None, or why it cannot be one.
+        """
+        if self._acts or self._observes:
+            return None
+        refusal = self._admission.observe(self)
+        if refusal is None:
+            self._observes, self._refusals.reason = True, None
+            if self._is_recorded:
+                self._is_recorded = False
+                self._cache.forget_client(self._client_id)
+                self._observation.followers.client_disconnected(self._client_id)
+        return refusal
 
     def _serve(self) -> None:
         """Answer received requests, for one step at most and while the client takes the replies."""
         conversation, transport, refusals = self._conversation, self._transport, self._refusals
         if refusals.reason is not None:
-            refusals.reason = self._admit(self)
+            refusals.reason = self._admission.admit(self)
         try:
             more = self._answer(ANSWERS if refusals.reason is None else REFUSALS)
         except ProtocolError as error:
+            self._act()
             refusals.too_much_ahead(error)
             self.abort()
             return
@@ -247,6 +314,9 @@ class Session:
             event = conversation.next_event()
             if isinstance(event, NeedData):
                 break
+            if not self._acts and type(event) not in OF_OBSERVERS:
+                self._act()
+                answers = ANSWERS if self._refusals.reason is None else REFUSALS
             answers[type(event)](requests, event)
             requests.progress += 1
             if conversation.output_size > _OUTPUT_SIZE:

@@ -85,13 +85,16 @@ class Snapshots:
         being_delivered: Callable[[], Iterable[Connection]],
         clients: Callable[[], Iterable[int]],
         figures: Callable[[], Mapping[str, str]] = dict,
+        record_clients: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to take snapshots of this cache.
 
         ``being_delivered`` returns the connections that were found but not sent; they are included.
         ``clients`` returns the descriptors of all client sockets, polled or not. ``figures``
-        returns rows of ``setting`` that are not in the database.
+        returns rows of ``setting`` that are not in the database. ``record_clients`` is called at
+        each request, before the snapshot is taken.
         """
+        self._record_clients = record_clients
         self._database = database
         self._cache = cache
         self._poller = poller
@@ -106,6 +109,7 @@ class Snapshots:
 
     def ask(self, asker: Asker) -> None:
         """Request a snapshot that is taken after this call."""
+        self._record_clients()
         self._askers.append(asker)
         self._wanted.set()
 

@@ -65,6 +65,8 @@ class Transport:
         self._poller = poller
         self._receiver: Receiver
         self._unsent: list[tuple[bytes, Sequence[int]]] = []
+        self.unsent_size = 0
+        """Bytes given to `send` that the kernel has not accepted yet."""
         self._watched = self._held = False
         self._go_on: Callable[[], None]
         self.waiting = False
@@ -113,6 +115,7 @@ class Transport:
         """
         if not self.sent_all:
             self._unsent.append((data, descriptors))
+            self.unsent_size += len(data)
             return
         try:
             sent = fdpass.send(self._socket, data, descriptors)
@@ -130,6 +133,7 @@ class Transport:
             self._poller.call_later(self._hang_up)
         if sent < len(data):
             self._unsent.append((data[sent:], () if sent else descriptors))
+            self.unsent_size += len(data) - sent
             self.sent_all = False
             self._poller.modify(self._descriptor, WRITABLE)
 
@@ -223,6 +227,7 @@ class Transport:
 
     def _on_writable(self) -> None:
         unsent, self._unsent = self._unsent, []
+        self.unsent_size = 0
         self.sent_all = True
         for data, descriptors in unsent:
             self.send(data, descriptors)

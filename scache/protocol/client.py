@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from scache.errors import DescriptorLimit, NotNow, ProtocolError, Refused, TooOld
 from scache.model import Status
+from scache.protocol.batches import MAX_BATCH, batches
 from scache.protocol.codec import (
     MAX_MESSAGE_SIZE,
     NEED_DATA,
@@ -37,19 +38,23 @@ from scache.protocol.messages import (
     PURGED_NAMES,
     REFUSAL_NAMES,
     SHORTAGE_NAMES,
+    STATS_NAMES,
     FindDest,
     FindEndp,
+    Follow,
+    Observation,
     Ping,
     PurgeDest,
     PurgeEndp,
     PurgeId,
-    Request,
     SaveDest,
     SaveEndp,
     Snapshot,
+    Stats,
     encode_request,
     read_features,
 )
+from scache.protocol.observation import Event, Missed, decode_observation
 
 
 class Send(NamedTuple):
@@ -84,13 +89,6 @@ Step = Send | NeedData
 NO_INLINE = "the server has no inline mode"
 """The text of the error if inline mode is needed. A daemon before ``shortage`` has none for clients
 that it does not serve."""
-
-MAX_BATCH = 128
-"""Most requests sent ahead of their replies; their descriptors fit into one sendmsg(2)."""
-
-MAX_BATCH_SIZE = 32768
-"""Most bytes sent ahead of their replies. They fit into any socket's buffer, so the two sides
-cannot deadlock while each waits for the other to read."""
 
 MAX_REPLY_SIZE = 2 * MAX_MESSAGE_SIZE
 """Most bytes of a reply, which may hold the properties of two requests."""
@@ -171,7 +169,7 @@ class ClientConversation:
         Each outcome is passed to ``on_outcome``. For a `Hit` it must remove the first of
         `descriptors`. It must not raise an exception.
         """
-        for batch, messages in _batches(requests, MAX_BATCH if self.inline else 1):
+        for batch, messages in batches(requests, MAX_BATCH if self.inline else 1):
             self.due = len(batch) if self.inline else 0
             yield Send(messages)
             for at in batch:
@@ -192,7 +190,7 @@ class ClientConversation:
                 else:
                     statuses.append((yield from self.save_dest(request)))
             return statuses
-        for batch, messages in _batches(requests, MAX_BATCH):
+        for batch, messages in batches(requests, MAX_BATCH):
             yield Send(messages, descriptors[batch.start : batch.stop])
             for _ in batch:
                 statuses.append((yield from self._reply(0)).status)
@@ -237,7 +235,7 @@ class ClientConversation:
                 "version of scache, or purge by label"
             )
         counts = []
-        for batch, messages in _batches(requests, MAX_BATCH):
+        for batch, messages in batches(requests, MAX_BATCH):
             yield Send(messages)
             for _ in batch:
                 answer = yield from self._message()
@@ -247,6 +245,34 @@ class ClientConversation:
                     raise ProtocolError(f"the server sent an invalid count: {answer!r}")
                 counts.append(count)
         return counts
+
+    def stats(self) -> Generator[Step, None, bytes]:
+        """Request the figures of the server; return them in JSON. Raises TooOld."""
+        yield from self._observe(Stats())
+        answer = yield from self._message()
+        self._granted(answer, STATS_NAMES)
+        return answer[1][1]
+
+    def follow(self, request: Follow) -> Generator[Step, None, None]:
+        """Request the events from now on; then only `events` may be called. Raises TooOld."""
+        yield from self._observe(request)
+        self._granted((yield from self._message()), (b"status",))
+
+    def events(self) -> Generator[Step, None, list[Event | Missed]]:
+        """Wait for events; return all that have arrived, at least one."""
+        arrived = [decode_observation((yield from self._message()))]
+        while (message := self._next_message()) is not None:
+            arrived.append(decode_observation(message))
+        return arrived
+
+    def _observe(self, request: Observation) -> Generator[Step, None, None]:
+        self._require_inline()
+        name = NAMES[type(request)]
+        if name not in self.features:
+            raise TooOld(
+                f"the daemon is too old for {name.decode()}; restart it with this version of scache"
+            )
+        yield Send(encode_request(request))
 
     def _require_inline(self) -> None:
         if self.refusal is not None:
@@ -365,19 +391,3 @@ def _text(value: bytes) -> str:
 
 
 _DUMMY_ATTRIBUTES: Attributes = [(b"dummy", b"")]
-
-
-def _batches(requests: Sequence[Request], most: int) -> Iterator[tuple[range, bytes]]:
-    """Split requests into batches; yield the indices and the encoded messages of each batch."""
-    start, size = 0, 0
-    messages: list[bytes] = []
-    for at, request in enumerate(requests):
-        message = encode_request(request)
-        if messages and (len(messages) == most or size + len(message) > MAX_BATCH_SIZE):
-            yield range(start, at), b"".join(messages)
-            start, size = at, 0
-            messages = []
-        messages.append(message)
-        size += len(message)
-    if messages:
-        yield range(start, len(requests)), b"".join(messages)

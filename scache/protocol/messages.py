@@ -85,7 +85,30 @@ class Ping(NamedTuple):
     """Send a descriptor to the server and get it back; the cache is not involved."""
 
 
-Admin = Snapshot | PurgeEndp | PurgeDest | PurgeId
+class Stats(NamedTuple):
+    """Request the figures of the server, as JSON."""
+
+
+class Follow(NamedTuple):
+    """Request a message for each event from now on; the client makes no further request.
+
+    Each field restricts the events; an empty one does not.
+    """
+
+    kind: bytes
+    """A value of the column ``kind`` of the table ``event``."""
+    status: bytes
+    """A status in decimal. Events that are no requests have none."""
+    endpoint: bytes
+    """A pattern of SQLite's GLOB for the endpoint."""
+    destination: bytes
+    """A pattern of SQLite's GLOB for the destination."""
+
+
+Observation = Stats | Follow
+"""A request of an observer, which counts as no client."""
+
+Admin = Snapshot | PurgeEndp | PurgeDest | PurgeId | Observation
 """An administrator's request, which is available in inline mode only."""
 
 Request = SaveEndp | FindEndp | SaveDest | FindDest | Hello | Admin | Ping
@@ -119,6 +142,8 @@ GRAMMAR: dict[bytes, Grammar] = {
     b"purge_dest": Grammar(PurgeDest, (b"label",), 0),
     b"purge_id": Grammar(PurgeId, (b"id",), 0, decode_id),
     b"ping": Grammar(Ping, (), 0),
+    b"stats": Grammar(Stats, (), 0),
+    b"follow": Grammar(Follow, (b"kind", b"status", b"endpoint", b"destination"), 0),
 }
 """Every request, by its name on the wire."""
 
@@ -173,11 +198,17 @@ PING = NAMES[Ping]
 PURGE_ID = NAMES[PurgeId]
 """The feature of a server that supports ``purge_id``."""
 
+STATS = NAMES[Stats]
+"""The feature of a server that supports ``stats``."""
+
+FOLLOW = NAMES[Follow]
+"""The feature of a server that supports ``follow``."""
+
 SHORTAGE = b"shortage"
 """The feature of a client that accepts the attribute ``shortage`` in a refusal, and the reason
 why its ``hello`` is refused."""
 
-FEATURES = (PING, PURGE_ID, SHORTAGE)
+FEATURES = (PING, PURGE_ID, SHORTAGE, STATS, FOLLOW)
 """The extensions that this version supports, as a client and as a server. A client lists the
 extensions that it understands in replies. A server lists those that it understands in requests.
 Neither side uses an extension that the other has not listed."""
@@ -200,6 +231,9 @@ def read_features(attributes: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]
 
 PURGED_NAMES = (b"status", b"count")
 """The attributes of the reply to a successful purge."""
+
+STATS_NAMES = (b"status", b"stats")
+"""The attributes of the reply to ``stats``; the second one is JSON."""
 
 REFUSAL_NAMES = (b"status", b"reason")
 """The attributes of a refusal of an administrator's request, a ``ping`` or a ``hello``."""

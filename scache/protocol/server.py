@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import NamedTuple
 
 from scache.errors import ProtocolError
 from scache.model import Status
@@ -47,8 +46,8 @@ from scache.protocol.messages import (
     REFUSAL_NAMES,
     SHORTAGE,
     SHORTAGE_NAMES,
+    STATS_NAMES,
     STATUS_REPLY,
-    Admin,
     FindDest,
     FindEndp,
     Hello,
@@ -59,54 +58,7 @@ from scache.protocol.messages import (
     encode_reply,
 )
 from scache.protocol.request_parser import REQUEST, Malformed, RequestParser
-
-
-class Save(NamedTuple):
-    """A complete ``save_endp``; answer with `reply_status`."""
-
-    request: SaveEndp
-    descriptor: int | None
-    """The received descriptor, which the receiver of the event must close; None if none came."""
-    lost: bool = False
-    """True if the client sent a descriptor that could not be received."""
-
-
-class Pinged(NamedTuple):
-    """A complete ``ping``; answer with `reply_status` and the descriptor, or `reply_refusal`."""
-
-    descriptor: int | None
-    """The received descriptor, which the receiver of the event must close; None if none came."""
-    lost: bool = False
-    """True if the client sent a descriptor that could not be received."""
-
-
-class Deliver(NamedTuple):
-    """The client waits for the descriptor of its hit: send DESCRIPTOR_BYTE with it."""
-
-
-class Delivered(NamedTuple):
-    """The client has answered after the descriptor was sent: close the cache's copy."""
-
-
-class Abandoned(NamedTuple):
-    """The client sent something other than a dummy, so its hit was not delivered."""
-
-
-Event = (
-    Save
-    | SaveDest
-    | FindEndp
-    | FindDest
-    | Admin
-    | Pinged
-    | Malformed
-    | Deliver
-    | Delivered
-    | Abandoned
-)
-"""An event of the conversation. Answer a ``save_dest`` with `reply_status`, a find with `reply_hit`
-or `reply_miss`, and an administrator's request with `reply_status`, `reply_purged` or
-`reply_refusal`."""
+from scache.protocol.server_events import Abandoned, Deliver, Delivered, Event, Pinged, Save
 
 
 class _State(Enum):
@@ -167,6 +119,8 @@ class ServerConversation:
         """Bytes of hits in `output`. The other replies are short and are not counted."""
         self.unread = False
         """True if `next_event` may return an event before more data is received."""
+        self._deaf = False
+        """True if all further input is ignored."""
 
     def receive(self, data: bytes, descriptors: Sequence[int] = (), *, lost: bool = False) -> None:
         """Take the result of one recvmsg(2), and ownership of the descriptors.
@@ -175,6 +129,8 @@ class ServerConversation:
         """
         if descriptors:
             self.descriptors.extend(descriptors)
+        if self._deaf:
+            return
         parser = self._parser
         if parser.at < len(parser.buffer):
             data = parser.buffer[parser.at :] + data
@@ -185,6 +141,16 @@ class ServerConversation:
         parser.buffer = data
         parser.at = 0
         self.unread = True
+
+    def ignore_input(self) -> None:
+        """Ignore everything that the client sends from now on, and what it has sent ahead.
+
+        Descriptors that come are surplus.
+        """
+        self._deaf = True
+        self._parser.buffer = b""
+        self._parser.advance(0)
+        self.unread = False
 
     def data_to_send(self) -> bytes:
         """Return the data to be sent now, and clear `output`."""
@@ -223,6 +189,10 @@ class ServerConversation:
     def reply_purged(self, count: int) -> None:
         """Answer a purge; ``count`` is the number of purged connections or bindings."""
         self.output.append(encode(zip(PURGED_NAMES, (b"0", b"%d" % count), strict=True)))
+
+    def reply_stats(self, figures: bytes) -> None:
+        """Answer a ``stats`` with its figures, in JSON."""
+        self.output.append(encode(zip(STATS_NAMES, (b"0", figures), strict=True)))
 
     def reply_refusal(self, reason: str, shortage: str | None = None) -> None:
         """Refuse an administrator's request or a ping, with a reason.

@@ -37,8 +37,8 @@ _FINDS = ("find_endp", "find_dest")
 class AuditLog:
     """The tables ``event`` and ``counter``: what has happened, and how often.
 
-    Some facts are only counted, or remembered since the start of the daemon. Counters are exact,
-    while events may be trimmed, dropped, or not recorded at all.
+    Some facts are only counted or remembered. Counters are exact; `events`, which writes the
+    events, may trim, drop or not record them.
 
     Times are given as by `Clock.now`, and recorded as stamps. A stamp of an event does not change
     when the wall clock is set. A fact without a time happens now.
@@ -59,7 +59,7 @@ class AuditLog:
         self._asking: set[int] = set()
         """Clients whose latest requests are a ``find_dest`` that missed and any number of
         ``find_endp`` that missed. Another ``find_endp`` continues the same delivery."""
-        self._writer = EventWriter(batch, limit)
+        self.events = self._writer = EventWriter(batch, limit)
         self._saves = self._writer.saves.rows
         self._bindings = self._writer.bindings.rows
         self._finds = self._writer.finds.rows
@@ -73,13 +73,15 @@ class AuditLog:
         if self.classes.active:
             self.classes.count("save_endp", 0, endpoint)
         self._asking.discard(client_id)
+        event = (saved_at + self._clock.offset, text(endpoint), row_id, client_id, ttl)
+        if (followed := self._writer.followed) is not None:
+            followed.append((self._writer.saves, event))
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
             self._writer.long_pending += len(endpoint)
-        pending = self._saves
-        pending.append((saved_at + self._clock.offset, text(endpoint), row_id, client_id, ttl))
-        if len(pending) >= ROWS_AT_ONCE:
+        self._saves.append(event)
+        if len(self._saves) >= ROWS_AT_ONCE:
             self._writer.write_saves()
 
     def binding_saved(self, row: Binding, binding_id: int, ttl: float) -> None:
@@ -92,14 +94,16 @@ class AuditLog:
         if self.classes.active:
             self.classes.count("save_dest", 0, destination)
         self._asking.discard(client_id)
+        labels = (text(destination), text(endpoint))
+        event = (saved_at + self._clock.offset, *labels, binding_id, client_id, ttl)
+        if (followed := self._writer.followed) is not None:
+            followed.append((self._writer.bindings, event))
         if not self._recording:
             return
         if len(destination) + len(endpoint) > LONG_LABEL:
             self._writer.long_pending += len(destination) + len(endpoint)
-        pending = self._bindings
-        labels = (text(destination), text(endpoint))
-        pending.append((saved_at + self._clock.offset, *labels, binding_id, client_id, ttl))
-        if len(pending) >= ROWS_AT_ONCE:
+        self._bindings.append(event)
+        if len(self._bindings) >= ROWS_AT_ONCE:
             self._writer.write_forms()
 
     def connection_taken(self, kind: str, endpoint: bytes, at: float, client_id: int) -> None:
@@ -112,8 +116,7 @@ class AuditLog:
 
     def connection_delivered(self, delivery: Delivery, at: float) -> None:
         """Record a find that hit, and that the connection was handed over to the client."""
-        pending = self._finds
-        if not pending:
+        if not self._finds:
             # Ask for a commit here: an earlier batch may have deleted the row already.
             self._batch.on_pending()
         counts = self._counts
@@ -137,14 +140,17 @@ class AuditLog:
         counts[_FIND_ENDP_OK] += 1
         if self.classes.active:
             self.classes.count("find_endp", 0, endpoint)
+        offset = self._clock.offset
+        stamps = found_at + offset, at + offset, saved_at + offset
+        event = (text(endpoint), row_id, client_id, *stamps)
+        if (followed := self._writer.followed) is not None:
+            followed.append((self._writer.finds, event))
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
             self._writer.long_pending += 2 * len(endpoint)
-        offset = self._clock.offset
-        stamps = found_at + offset, at + offset, saved_at + offset
-        pending.append((text(endpoint), row_id, client_id, *stamps))
-        if len(pending) >= ROWS_AT_ONCE:
+        self._finds.append(event)
+        if len(self._finds) >= ROWS_AT_ONCE:
             self._writer.write_forms()
 
     def find_hit(self, delivery: Delivery) -> None:
@@ -353,8 +359,6 @@ class AuditLog:
                 age=at - gone.saved_at,
             )
         )
-
-    # What only counters tell.
 
     def limit_reached(self, limit: Limit) -> None:
         """Count a request or client that exceeds a limit."""

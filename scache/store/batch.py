@@ -61,6 +61,8 @@ class Batch:
         self._cursor = connection.cursor()
         """The only cursor. A new one costs a sixth of the time of a statement (measured)."""
         self._operations: list[Operation] = []
+        self.counted: Counter[str] = Counter()
+        """Sums moved from `counts` into a batch since the start of the process."""
         self._counted: Counter[str] = Counter()
         """Sums moved from `counts` into the current batch, kept until a commit succeeds."""
         self.commit_failed = False
@@ -271,6 +273,7 @@ class Batch:
                 self._refused(COUNT, error)
                 return
             self._counted[name] += value
+            self.counted[name] += value
             del self.counts[name]
 
     def _roll_back(self) -> None:

@@ -22,6 +22,7 @@ from scache.store import files
 from scache.store.audit import AuditLog
 from scache.store.batch import FAULT_RETRY_INTERVAL, Batch
 from scache.store.checkpoint import STARVED, WriteAheadLog, checkpoint, limit_log
+from scache.store.counters import Counters
 from scache.store.files import Files, Loss
 from scache.store.ids import Ids
 from scache.store.recovery import Start, additions_to, end_run, prepare
@@ -75,8 +76,10 @@ class Database:
         self.batch = Batch(handles.data, start.clock)
         self.ids = Ids(self.batch, instance_id, first_id)
         self.audit_log = AuditLog(self.batch, audit_rows)
+        self.counters = Counters(self.batch)
         self.wal = WriteAheadLog(None if handles.files is None else handles.files.path)
-        self._audit_rows = audit_rows
+        self.audit_rows = audit_rows
+        """Most rows of the audit log; 0 if nothing is recorded."""
         self._handles = handles
         self.control_lock = anyio.Lock()
         """A lock to hold while the control plane's thread works and requests are served."""
@@ -84,6 +87,9 @@ class Database:
         self._lost: Loss | None = None
         self._cannot_renew = ""
         """Why the last attempt to recreate a lost file failed; empty if none failed."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of the database file and its log at the last look; empty for one in memory."""
+        self._measure()
 
     async def close(self) -> None:
         """Close the database without another write; see `stop`."""
@@ -150,6 +156,7 @@ class Database:
         if self._handles.files is None:
             return False
         self.wal.look(self.path)
+        self._measure()
         lost = self._handles.files.loss()
         if lost != self._lost:
             self._lost, self._cannot_renew = lost, ""
@@ -159,6 +166,10 @@ class Database:
         if lost == "replaced":
             self._handles.files.leave_to_another()
         return lost is not None
+
+    def _measure(self) -> None:
+        if self._handles.files is not None:
+            self.sizes = {"database": self._handles.files.size(), "log": self.wal.size}
 
     async def renew(self) -> bool:
         """Recreate a lost file with the whole content of the database; return False if that fails.
@@ -233,7 +244,7 @@ class Database:
             logger.warning("cannot write the end of this run to the database: %s", self.fault)
             return
         try:
-            await end_run(self._control, self.ids, now, self._audit_rows)
+            await end_run(self._control, self.ids, now, self.audit_rows)
             if self.is_file:
                 await self._control.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:

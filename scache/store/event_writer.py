@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from scache.errors import DatabaseFault
-from scache.model import AuditEvent
+from scache.model import AuditEvent, Status
 from scache.store.batch import Batch, Parameters, text
 from scache.vocabulary import EVENTS_DROPPED, EVENTS_TRIMMED
 
@@ -28,6 +28,7 @@ _ANY = """
         connection_id, binding_id, client_id, ttl, age, detail)
     VALUES (?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)
 """
+_COUNT = "SELECT count(*) FROM event"
 _LAST = "SELECT coalesce(max(id), 0) FROM event"
 _LONG_SIZE = f"""
     SELECT coalesce(sum(length(CAST(label AS BLOB))), 0) FROM (
@@ -45,10 +46,18 @@ class Form:
     because sqlite3 looks for an adapter for NULL, which costs more than a column.
     """
 
-    def __init__(self, columns: str, row: str, width: int, events: int = 1) -> None:
+    def __init__(
+        self,
+        columns: str,
+        row: str,
+        width: int,
+        as_events: Callable[..., Iterable[AuditEvent]],
+        events: int = 1,
+    ) -> None:
         """Insert these columns; ``row`` refers to its ``width`` parameters as {0}, {1}, ...
 
-        Each row of parameters makes this number of ``events``.
+        Each row of parameters makes this number of ``events``. ``as_events`` returns them; it gets
+        the parameters of one row.
         """
 
         def statement(count: int) -> str:
@@ -58,6 +67,7 @@ class Form:
             return f"INSERT INTO event ({columns}) VALUES {', '.join(rows)}"
 
         self._one, self._many = statement(1), statement(ROWS_AT_ONCE)
+        self.as_events = as_events
         self._events = events
         self.rows: list[Parameters] = []
         """The parameters of the pending events. It is the same list for good."""
@@ -66,16 +76,51 @@ class Form:
         """Return the number of pending events."""
         return self._events * len(self.rows)
 
-    def write(self, batch: Batch) -> None:
-        """Write the pending events. If that raises DatabaseFault, they stay pending."""
+    def write(self, batch: Batch) -> int:
+        """Write the pending events; return the number of rows added.
+
+        If that raises DatabaseFault, they stay pending.
+        """
         if len(self.rows) == ROWS_AT_ONCE:
             added = batch.add_many(self._many, [tuple(chain.from_iterable(self.rows))])
         elif self.rows:
             added = batch.add_many(self._one, self.rows.copy())
         else:
-            return
+            return 0
         _count_dropped(batch, len(self) - added)
         self.rows.clear()
+        return added
+
+
+def _of_save(
+    at: float, endpoint: bytes, connection_id: int, client_id: int, ttl: float
+) -> Iterable[AuditEvent]:
+    ids = connection_id, None, client_id
+    yield AuditEvent(at, "save_endp", Status.OK, None, endpoint, *ids, ttl)
+
+
+def _of_binding(
+    at: float, destination: bytes, endpoint: bytes, binding_id: int, client_id: int, ttl: float
+) -> Iterable[AuditEvent]:
+    ids = None, binding_id, client_id
+    yield AuditEvent(at, "save_dest", Status.OK, destination, endpoint, *ids, ttl)
+
+
+def _of_find(
+    endpoint: bytes,
+    connection_id: int,
+    client_id: int,
+    found_at: float,
+    at: float,
+    saved_at: float,
+) -> Iterable[AuditEvent]:
+    row = None, endpoint, connection_id, None, client_id, None
+    yield AuditEvent(found_at, "find_endp", Status.OK, *row, found_at - saved_at)
+    yield AuditEvent(at, "found", None, *row, at - saved_at)
+
+
+Followed = AuditEvent | tuple[Form, Parameters]
+"""An event that is followed, or a row of a form, which may be several; times are stamps."""
 
 
 class EventWriter:
@@ -91,19 +136,26 @@ class EventWriter:
             "at, kind, status, endpoint, connection_id, client_id, ttl",
             "({0}, 'save_endp', 0, CAST({1} AS TEXT), {2}, {3}, {4})",
             5,
+            _of_save,
         )
         self.bindings = Form(
             "at, kind, status, destination, endpoint, binding_id, client_id, ttl",
             "({0}, 'save_dest', 0, CAST({1} AS TEXT), CAST({2} AS TEXT), {3}, {4}, {5})",
             6,
+            _of_binding,
         )
         self.finds = Form(
             "at, kind, status, endpoint, connection_id, client_id, age",
             "({3}, 'find_endp', 0, CAST({0} AS TEXT), {1}, {2}, {3} - {5}), "
             "({4}, 'found', NULL, CAST({0} AS TEXT), {1}, {2}, {4} - {5})",
             6,
+            _of_find,
             events=2,
         )
+        self.followed: list[Followed] | None = None
+        """The events since the last `take_followed`; None while no observer follows them."""
+        self.kept: int = batch.query(_COUNT, ())[0][0]
+        """Rows of the table."""
         self.long_pending = 0
         """Bytes of long labels that have not been written yet. Add those of rows of a form."""
         self._batch = batch
@@ -122,9 +174,11 @@ class EventWriter:
     def add(self, event: AuditEvent) -> None:
         """Add an event of any kind, and ask for a commit."""
         self._batch.on_pending()
+        at, kind, status, destination, endpoint, *others = event
+        if self.followed is not None:
+            self.followed.append(AuditEvent(at + self._clock.offset, *event[1:]))
         if not self._limit:
             return
-        at, kind, status, destination, endpoint, *others = event
         labels = [label if label is None else text(label) for label in (destination, endpoint)]
         self.long_pending += sum(
             len(label) for label in labels if label and len(label) > LONG_LABEL
@@ -134,9 +188,35 @@ class EventWriter:
         if len(self._others) >= ROWS_AT_ONCE:
             self._try(self._write_all)
 
+    def follow(self, *, wanted: bool) -> None:
+        """Keep each event for `take_followed` from now on, or stop doing so.
+
+        It is kept when its fact happens, independent of the database and of the limit.
+        """
+        self.followed = [] if wanted else None
+
+    def take_followed(self, limit: int | None = None) -> tuple[list[AuditEvent], bool]:
+        """Return the events since the last call, in the order of their recording.
+
+        A find that hits is recorded when its connection is handed over. Times are stamps. At most
+        ``limit`` entries are taken, each of which may be several events; the second value is True
+        if there are more. Call this only while `followed` is a list.
+        """
+        assert self.followed is not None
+        taken = self.followed[:limit]
+        del self.followed[:limit]
+        events: list[AuditEvent] = []
+        for each in taken:
+            if isinstance(each, AuditEvent):
+                events.append(each)
+            else:
+                form, parameters = each
+                events.extend(form.as_events(*parameters))
+        return events, bool(self.followed)
+
     def write_saves(self) -> None:
         """Write the pending rows of the form `saves`, because there are ROWS_AT_ONCE of them."""
-        self._try(self.saves.write)
+        self._try(self._write_saves)
 
     def write_forms(self) -> None:
         """Write the pending rows of all forms, because one of them has ROWS_AT_ONCE."""
@@ -161,6 +241,7 @@ class EventWriter:
         self._write_forms(batch)
         if self._others:
             added = batch.add_many(_ANY, self._others.copy())
+            self.kept += added
             _count_dropped(batch, len(self._others) - added)
             self._others.clear()
         self._trim(batch, TRIM, self._limit)
@@ -170,9 +251,12 @@ class EventWriter:
 
     def _write_forms(self, batch: Batch) -> None:
         # Saves get lower ids than finds, so that no connection seems to be found before its save.
-        self.saves.write(batch)
-        self.bindings.write(batch)
-        self.finds.write(batch)
+        self._write_saves(batch)
+        self.kept += self.bindings.write(batch)
+        self.kept += self.finds.write(batch)
+
+    def _write_saves(self, batch: Batch) -> None:
+        self.kept += self.saves.write(batch)
 
     def _count_long(self, batch: Batch, size: int) -> None:
         """Account for ``size`` bytes of long labels, and trim events beyond MAX_LONG_SIZE."""
@@ -189,6 +273,7 @@ class EventWriter:
     def _trim(self, batch: Batch, sql: str, parameter: int) -> None:
         trimmed = batch.execute(sql, (parameter,)).rowcount
         if trimmed:
+            self.kept -= trimmed
             batch.counts[EVENTS_TRIMMED] += trimmed
 
     def _pending(self) -> int:

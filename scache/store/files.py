@@ -207,6 +207,10 @@ class Files:
         """Release the claim on the file."""
         os.close(self._claim)
 
+    def size(self) -> int:
+        """Return the size of the database file in bytes."""
+        return os.fstat(self._claim).st_size
+
     def loss(self) -> Loss | None:
         """Return how the files were lost since they were opened; None if all are in place."""
         file, *beside = (_identity(f"{self.path}{suffix}") for suffix in _OPEN_TOGETHER)

@@ -82,6 +82,7 @@ _ADD_CLIENT = """
     VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT))
 """
 _END_CLIENT = "UPDATE client SET disconnected_at = ? WHERE id = ?"
+_DELETE_CLIENT = "DELETE FROM client WHERE id = ?"
 _FORGET_CLIENT = """
     DELETE FROM client
     WHERE id = (SELECT min(id) FROM client WHERE disconnected_at IS NOT NULL)
@@ -301,6 +302,13 @@ class LiveRows:
         except DatabaseFault:
             self._unrecorded.add(client_id)
             self._batch.counts[CLIENTS_NOT_RECORDED] += 1
+
+    def forget_client(self, client_id: int) -> None:
+        """Delete the row of a client to which no other row refers. Never refused."""
+        if client_id in self._unrecorded:
+            self._unrecorded.remove(client_id)
+        else:
+            self._batch.execute_eventually(_DELETE_CLIENT, (client_id,))
 
     def end_client(self, client_id: int, now: float) -> None:
         """Record that a client has disconnected, and delete the oldest row beyond the limit.

@@ -40,7 +40,7 @@ HIT_1 = b"status\x000\0property\x001\0\0"
 HIT_2 = b"status\x000\0property\x002\0\0"
 
 HELLO = b"request\0hello\0\0"
-HELLO_WITH_FEATURES = b"request\0hello\0features\0ping purge_id shortage\0\0"
+HELLO_WITH_FEATURES = b"request\0hello\0features\0follow ping purge_id shortage stats\0\0"
 HELLO_REPLY = b"status\x000\0version\x001\0server\0scache %b\0\0" % __version__.encode()
 """The old client accepts exactly these attributes."""
 

@@ -28,7 +28,8 @@ from scache.protocol.messages import (
     encode_reply,
     encode_request,
 )
-from scache.protocol.server import Deliver, Save, ServerConversation
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import Deliver, Save
 from tests.support.machines import Chunk, byte_by_byte, values
 
 SAVE = SaveEndp(10, b"endpoint", b"properties")

@@ -28,14 +28,8 @@ from scache.protocol.messages import (
     encode_request,
 )
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import (
-    Abandoned,
-    Deliver,
-    Delivered,
-    Event,
-    Save,
-    ServerConversation,
-)
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import Abandoned, Deliver, Delivered, Event, Save
 from tests.support.machines import Chunk, Serving, byte_by_byte, in_sizes, values
 
 OK, BAD, FAIL = map(encode_reply, Status)

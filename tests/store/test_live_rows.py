@@ -48,6 +48,7 @@ AT_THE_START = {
     "scache.store.live_rows._DESTINATIONS",
     "scache.store.live_rows._COUNT_DISCONNECTED",
     "scache.store.event_writer._LONG_SIZE",
+    "scache.store.event_writer._COUNT",
 }
 """Executed once, before the daemon listens, so they may scan a table."""
 

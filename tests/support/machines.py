@@ -10,7 +10,8 @@ from scache.model import Status
 from scache.protocol.codec import NEED_DATA, NeedData
 from scache.protocol.messages import FindDest, FindEndp, PurgeId, SaveDest
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import Event, Save, ServerConversation
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import Event, Save
 
 Chunk = tuple[bytes, tuple[int, ...]]
 """Bytes, and the descriptors attached to the first of them."""

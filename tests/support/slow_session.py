@@ -12,6 +12,10 @@ from contextlib import ExitStack, contextmanager
 from scache.cache import Cache
 from scache.cache.limits import Limits
 from scache.daemon.access import AccessControl, Principals
+from scache.daemon.admission import Admission
+from scache.daemon.followers import Followers
+from scache.daemon.idle import IdleTimer
+from scache.daemon.observation import Observation
 from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
@@ -52,13 +56,15 @@ class SlowSession:
         stack.callback(poller.close)
         self.asked: list[Asker] = []
         """Snapshot requests of the client, which the test answers."""
+        audit_log, everybody = self.cache.audit_log, (unmapped("uid"), unmapped("gid"))
         self.session = Session(
             Transport(self.server_end, poller, self.cache.closer),
             Peer(1, 0, 0),
             self.cache,
             _Access(self.asked),
             ServerConversation(announce=False),
-            lambda _: None,
+            Admission(Principals((), (), *everybody), 1000, "", audit_log, IdleTimer(0)),
+            Observation(lambda: b"{}", Followers(audit_log)),
             lambda _: None,
             lambda _: None,
             probe,

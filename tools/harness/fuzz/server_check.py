@@ -21,15 +21,18 @@ from scache.protocol.messages import (
     Admin,
     FindDest,
     FindEndp,
+    Follow,
     PurgeDest,
     PurgeEndp,
     PurgeId,
     SaveDest,
     Snapshot,
+    Stats,
     encode_reply,
 )
 from scache.protocol.request_parser import Malformed
-from scache.protocol.server import Event, Pinged, Save, ServerConversation
+from scache.protocol.server import ServerConversation
+from scache.protocol.server_events import Event, Pinged, Save
 
 
 class ServerRun:
@@ -103,7 +106,7 @@ class ServerRun:
                 machine.reply_status(Status.OK)
             case FindEndp() | FindDest():
                 self._answer_find(event)
-            case Snapshot() | PurgeEndp() | PurgeDest() | PurgeId():
+            case Snapshot() | PurgeEndp() | PurgeDest() | PurgeId() | Stats() | Follow():
                 self._answer_administrator(event)
 
     def _answer_carrier(self, event: Save | Pinged) -> None:
@@ -134,7 +137,7 @@ class ServerRun:
         if not self._permit:
             self.machine.reply_refusal("no")
             self.expected.append(b"status\x002\0reason\0no\0\0")
-        elif isinstance(request, Snapshot):
+        elif isinstance(request, Snapshot | Stats | Follow):
             self.machine.reply_status(Status.OK)
             self.expected.append(STATUS_REPLY[Status.OK])
         else:
