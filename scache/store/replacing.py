@@ -114,7 +114,7 @@ def _check_pending(held_back: set[int]) -> None:
 @contextmanager
 def _held_back() -> Iterator[set[int]]:
     """Block the signals that would end the process, in this thread; yield their set."""
-    ending = {
+    ending: set[int] = {
         number
         for number in signal.valid_signals() - _NOT_ENDING - _FAULTS
         if signal.getsignal(number) != signal.SIG_IGN
