@@ -39,6 +39,7 @@ Limit = Literal[
     "connections_per_endpoint",
     "bindings",
     "bindings_per_destination",
+    "bytes",
     "message_size",
     "ahead_size",
     "exchange_timeout",

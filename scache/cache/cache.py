@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from scache.cache.bindings import Bindings
@@ -19,10 +20,15 @@ from scache.store.batch import FAULT_RETRY_INTERVAL
 from scache.store.database import Database
 from scache.store.endings import Miss
 from scache.store.live_rows import Binding, LiveRows
+from scache.unix import memory
 from scache.unix.closing import Closer
 
 EXPIRY_SLICE = 64
 """Connections or bindings that one slice of work handles at most (see `slices`)."""
+
+EVICTIONS = 64
+"""Rows that one save evicts at most to make room for its bytes. It bounds the latency of a large
+save among many small rows; the save is refused if this is not enough."""
 
 _TRIES = 16
 """Dead connections that one find may close before it reports a miss. It bounds the latency of a
@@ -65,6 +71,7 @@ class Cache:
         self.connections = Connections(self._descriptors, *shared)
         self._bindings = Bindings(limits, *shared)
         self._misses = Misses(self._rows, self.statistics, self.audit_log.endings)
+        self._bindings.make_room = self._make_room
 
     def change_limits(self, limits: Limits) -> None:
         """Apply other limits to the requests from now on."""
@@ -95,6 +102,9 @@ class Cache:
             self.closer.close((descriptor,))
             self.audit_log.connection_limited(endpoint, client_id, "connections_per_endpoint")
             return Status.FAIL
+        size = len(endpoint) + len(properties)
+        if limits.size and size > limits.size:
+            return self._refuse_for_bytes(endpoint, descriptor, client_id)
         kind = kind_of(descriptor)
         # A TCP connection is none of the daemon's own sockets.
         if kind is not Kind.ESTABLISHED and self.is_own_socket(descriptor):
@@ -110,7 +120,16 @@ class Cache:
             return self._refuse_endp(endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
             self.connections.evict(now)
-        self.connections.park(row, descriptor, kind)
+        if limits.size and not self._make_room(now, size=size):
+            self._rows.remove_connection(endpoint, row.id)
+            return self._refuse_for_bytes(endpoint, descriptor, client_id)
+        try:
+            self.connections.park(row, descriptor, kind)
+        except MemoryError:
+            memory.release()
+            self._rows.remove_connection(endpoint, row.id)
+            self.closer.close((descriptor,))
+            return self._refuse_endp(endpoint, client_id, "out of memory")
         self.statistics.saved()
         self.audit_log.connection_saved(row, granted)
         return Status.OK
@@ -281,6 +300,33 @@ class Cache:
     def close(self) -> None:
         """Close every descriptor; the cache must not be used afterwards."""
         self._descriptors.close_all()
+
+    def _make_room(self, now: float, besides: int = 0, *, size: int = 0) -> bool:
+        """Evict what expires first until ``size`` further bytes fit; return False if they do not.
+
+        ``besides`` is the id of the binding that is saved, which is never evicted.
+        """
+        most = self._limits.size - size
+        if not self._limits.size or self.statistics.size <= most:
+            return True
+        try:
+            for _ in range(EVICTIONS):
+                binding = self._bindings.first(besides)
+                expires_at = self.connections.first_expiry()
+                if binding is not None and binding.expires_at < expires_at:
+                    self._bindings.evict(binding, now)
+                elif expires_at < math.inf:
+                    self.connections.evict(now)
+                if self.statistics.size <= most:
+                    return True
+        except DatabaseFault:
+            return False
+        return False
+
+    def _refuse_for_bytes(self, endpoint: bytes, descriptor: int, client_id: int) -> Status:
+        self.closer.close((descriptor,))
+        self.audit_log.connection_limited(endpoint, client_id, "bytes")
+        return Status.FAIL
 
     def _refuse_endp(self, endpoint: bytes, client_id: int, why: str) -> Status:
         self.audit_log.connection_refused(endpoint, client_id, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 from scache.cache.descriptors import Descriptors, Parked
@@ -47,12 +48,23 @@ class Connections:
         slice or the current one, the second about the current slice alone."""
 
     def park(self, row: Connection, descriptor: int, kind: Kind) -> None:
-        """Park a descriptor after its row was written to the database."""
-        parked = Parked(row.id, row.endpoint, row.saved_at, row.expires_at, descriptor, kind)
-        if self._descriptors.park(parked):
+        """Park a descriptor after its row was written to the database.
+
+        Raises MemoryError, and changes nothing, if there is no memory for that.
+        """
+        size = len(row.endpoint) + len(row.properties)
+        times = row.saved_at, row.expires_at
+        parked = Parked(row.id, row.endpoint, *times, descriptor, kind, size)
+        try:
+            first = self._descriptors.park(parked)
+            self._expiry_queue.add(parked)
+            self._statistics.connection_added(row.endpoint, size)
+        except MemoryError:
+            self._descriptors.drop(row.id)
+            self._expiry_queue.drop(row.expires_at, row.id)
+            raise
+        if first:
             self.on_parked()
-        self._expiry_queue.add(parked)
-        self._statistics.connection_added(row.endpoint)
         if row.expires_at < self._deadline.at:
             self._deadline.bring_forward(row.expires_at)
 
@@ -75,7 +87,7 @@ class Connections:
         self._rows.take_connection(row)
         if parked is None:
             raise DatabaseFault("the table connection has a row that this daemon did not write")
-        self._statistics.connection_removed(parked.endpoint)
+        self._statistics.connection_removed(parked.endpoint, parked.size)
         self._expiry_queue.remove(parked.expires_at, parked.id)
         return self._descriptors.begin_delivery(row.id)
 
@@ -95,6 +107,11 @@ class Connections:
         nearest = self._expiry_queue.nearest()
         if nearest is not None:
             self._remove("evicted", now, nearest)
+
+    def first_expiry(self) -> float:
+        """Return when the connection expires that `evict` would close; inf if there is none."""
+        nearest = self._expiry_queue.nearest()
+        return math.inf if nearest is None else nearest.expires_at
 
     def expire(self, now: float, limit: int) -> bool:
         """Close up to ``limit`` expired connections; return True if more have expired."""
@@ -162,7 +179,7 @@ class Connections:
         """Close a parked connection; ``client_id`` is the client that requested it, if any."""
         self._descriptors.close_parked(parked)
         self._expiry_queue.remove(parked.expires_at, parked.id)
-        self._statistics.connection_removed(parked.endpoint)
+        self._statistics.connection_removed(parked.endpoint, parked.size)
         self._rows.remove_connection(parked.endpoint, parked.id)
         self._record_removal(reason, now, parked, client_id, detail)
 

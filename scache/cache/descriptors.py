@@ -27,6 +27,8 @@ class Parked(NamedTuple):
     """A time of `Clock.now`, in seconds."""
     descriptor: int
     kind: Kind
+    size: int
+    """Bytes of the endpoint and the properties."""
 
 
 class Descriptors:
@@ -76,6 +78,11 @@ class Descriptors:
         self._parked[parked.id] = self._unwatched[parked.id] = parked
         first, self._watch_due = not self._watch_due, True
         return first
+
+    def drop(self, row_id: int) -> None:
+        """Give up a descriptor that was parked just now; the caller owns it again."""
+        self._parked.pop(row_id, None)
+        self._unwatched.pop(row_id, None)
 
     def watch(self, limit: int) -> bool:
         """Watch up to ``limit`` unwatched connections; return True if more are unwatched.
@@ -133,9 +140,10 @@ class Descriptors:
 
     def begin_delivery(self, row_id: int) -> int:
         """Move a parked connection into delivery; return its descriptor."""
-        parked = self._parked.pop(row_id)
+        # In this order, so that the descriptor has an owner even if memory runs out.
+        parked = self._in_delivery[row_id] = self._parked[row_id]
+        del self._parked[row_id]
         self._forget(parked)
-        self._in_delivery[row_id] = parked
         return parked.descriptor
 
     def take_back(self, row_id: int) -> Parked:

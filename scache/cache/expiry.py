@@ -68,6 +68,14 @@ class ExpiryQueue:
             if len(self._order) > 2 * len(self._grains) + _FEW:
                 self._order = sorted(self._grains)  # a sorted list is a heap
 
+    def drop(self, expires_at: float, row_id: int) -> None:
+        """Remove a connection that may have been added in part."""
+        grain = math.ceil(expires_at / GRAIN)
+        members = self._grains.get(grain, {})
+        members.pop(row_id, None)
+        if not members:
+            self._grains.pop(grain, None)
+
     def due(self, now: float, limit: int) -> list[Parked]:
         """Return up to ``limit`` expired connections, all of the same grain."""
         if self.next_due() > now:

@@ -18,3 +18,5 @@ class Limits(NamedTuple):
     """Bindings of one destination; further ones are refused."""
     bindings: int = 0
     """Bindings in total; further ones are refused."""
+    size: int = 0
+    """Bytes of all labels and properties; at the limit, a save evicts what expires first."""

@@ -21,6 +21,8 @@ class Statistics:
         self._destinations: dict[bytes, int] = {}
         self.bindings = 0
         """The number of bindings."""
+        self.size = 0
+        """Bytes of the labels and properties of all parked connections and bindings."""
         self._reset()
 
     def _reset(self) -> None:
@@ -42,15 +44,17 @@ class Statistics:
             self.address_hits = max(0, self.address_hits - 1)
             self.address_misses += 1
 
-    def connection_added(self, endpoint: bytes) -> None:
-        """Count a connection that is now parked."""
+    def connection_added(self, endpoint: bytes, size: int) -> None:
+        """Count a connection that is now parked, with labels and properties of ``size`` bytes."""
         self._endpoints[endpoint] = self._endpoints.get(endpoint, 0) + 1
         self._connections += 1
+        self.size += size
 
-    def connection_removed(self, endpoint: bytes) -> None:
+    def connection_removed(self, endpoint: bytes, size: int) -> None:
         """Count a connection that is no longer parked."""
         _decrease(self._endpoints, endpoint)
         self._connections -= 1
+        self.size -= size
 
     @property
     def connections(self) -> int:
@@ -75,15 +79,17 @@ class Statistics:
         """Return the number of bindings of a destination."""
         return self._destinations.get(destination, 0)
 
-    def bindings_added(self, destination: bytes, count: int = 1) -> None:
-        """Count new bindings of a destination."""
+    def bindings_added(self, destination: bytes, size: int, count: int = 1) -> None:
+        """Count new bindings of a destination, with labels and properties of ``size`` bytes."""
         self._destinations[destination] = self._destinations.get(destination, 0) + count
         self.bindings += count
+        self.size += size
 
-    def binding_removed(self, destination: bytes) -> None:
+    def binding_removed(self, destination: bytes, size: int) -> None:
         """Count a binding that was removed."""
         _decrease(self._destinations, destination)
         self.bindings -= 1
+        self.size -= size
 
     def saved(self) -> None:
         """Update the peaks; called after every save."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from scache.daemon.access import Principals
 from scache.daemon.idle import IdleTimer
-from scache.daemon.transport import client_logger
+from scache.daemon.poller import client_logger
 from scache.model import Peer
 from scache.store.audit import AuditLog
 

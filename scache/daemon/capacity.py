@@ -77,6 +77,7 @@ def limits(settings: Settings, room: Capacity) -> Limits:
         settings.max_connections_per_endpoint,
         settings.max_bindings_per_destination,
         settings.max_bindings,
+        settings.max_bytes,
     )
 
 

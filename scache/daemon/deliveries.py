@@ -24,8 +24,9 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from scache.cache import Cache
+from scache.daemon.poller import client_logger
 from scache.daemon.probe import Probe, shortage_message
-from scache.daemon.transport import Transport, client_logger
+from scache.daemon.transport import Transport
 from scache.errors import reason_of
 from scache.model import Delivery
 from scache.protocol.messages import FindDest, FindEndp, without_hits

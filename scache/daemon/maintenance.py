@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Hashable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Hashable
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -13,12 +13,13 @@ import anyio.lowlevel
 from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon.auto_reset_event import AutoResetEvent
-from scache.daemon.poller import Poller
-from scache.daemon.transport import client_logger
+from scache.daemon.poller import Poller, client_logger
+from scache.daemon.shortages import OUT_OF_MEMORY
 from scache.daemon.watchdog import W, Watchdog
 from scache.store.audit import AuditLog
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import Database
+from scache.unix import memory
 from scache.unix.closing import Closer, Look
 
 EXPIRY_PAUSE = 0.01
@@ -65,6 +66,19 @@ class Recordable(Hashable, Protocol):
         """Record the session as a client, unless it is one already."""
 
 
+async def endure(task: Callable[..., Awaitable[None]], *arguments: Any) -> None:  # noqa: ANN401
+    """Run a task of this module; begin it anew after a pause when it runs out of memory."""
+    while True:
+        try:
+            await task(*arguments)
+        except MemoryError:
+            memory.release()
+            client_logger.warning("%s", OUT_OF_MEMORY)
+            await anyio.sleep(FAULT_RETRY_INTERVAL)
+        else:
+            return
+
+
 async def expire(cache: Cache, clock: Clock) -> None:
     """Remove rows when they expire, in slices, so that clients are served in between."""
     earlier = AutoResetEvent()
@@ -88,6 +102,7 @@ async def watch(cache: Cache) -> None:
     """Watch connections for hang-ups once they have been cached for about WATCH_INTERVAL."""
     parked = AutoResetEvent()
     cache.connections.on_parked = parked.set
+    parked.set()  # for what was parked before this task began
     while True:
         await parked.wait()
         await anyio.sleep(WATCH_INTERVAL)
@@ -99,6 +114,7 @@ async def close(closer: Closer, audit_log: AuditLog) -> None:
     """Monitor the closer; log and count the descriptors that stay stuck in a system call."""
     pending = AutoResetEvent()
     closer.on_pending = pending.set
+    pending.set()  # for what waits since before this task began
     while True:
         await pending.wait()
         stuck, logged = 0, False

@@ -28,12 +28,12 @@ from scache.daemon.launch import Launch
 from scache.daemon.listener import Listener
 from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.observation import Figures, Limited, Observation, Population
-from scache.daemon.poller import Poller
+from scache.daemon.poller import Poller, client_logger
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
 from scache.daemon.socket_watch import LOOK_INTERVAL, SocketWatch
-from scache.daemon.transport import Transport, client_logger
+from scache.daemon.transport import Transport
 from scache.daemon.watchdog import Watchdog
 from scache.errors import ScacheError, SocketError, reason_of
 from scache.escape import quoted
@@ -43,7 +43,7 @@ from scache.settings.declarations import Settings
 from scache.settings.reloading import reloaded
 from scache.store.database import Database
 from scache.store.serialized import CLASSES, CLIENTS_SERVED, LOG_BYTES
-from scache.unix import credentials, sockopt
+from scache.unix import credentials, memory, sockopt
 from scache.unix.namespace import described, unmapped
 from scache.unix.process import end_by, thread_needed
 
@@ -142,6 +142,7 @@ class Server:
 
         # The objects made so far are permanent. Without freeze(), each full collection would scan
         # them, and all clients would wait for milliseconds.
+        memory.restore()
         gc.freeze()
         gc.enable()
         try:
@@ -182,23 +183,27 @@ class Server:
             raise self._failure
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
-        committed = AutoResetEvent()
-        tasks.start_soon(maintenance.watch, self._cache)
-        tasks.start_soon(maintenance.close, self._cache.closer, self._cache.audit_log)
-        tasks.start_soon(maintenance.expire, self._cache, self._clock)
-        tasks.start_soon(maintenance.commit, self._database, committed)
-        tasks.start_soon(maintenance.checkpoint, self._database, self._poller, committed)
-        tasks.start_soon(maintenance.watch_files, self._database)
+        committed, endure = AutoResetEvent(), maintenance.endure
+        tasks.start_soon(endure, maintenance.watch, self._cache)
+        tasks.start_soon(endure, maintenance.close, self._cache.closer, self._cache.audit_log)
+        tasks.start_soon(endure, maintenance.expire, self._cache, self._clock)
+        tasks.start_soon(endure, maintenance.commit, self._database, committed)
+        tasks.start_soon(endure, maintenance.checkpoint, self._database, self._poller, committed)
+        tasks.start_soon(endure, maintenance.watch_files, self._database)
         tasks.start_soon(
-            maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected
+            endure, maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected
         )
-        tasks.start_soon(maintenance.record_clients, self._admission.new, self._arrived)
-        tasks.start_soon(self._followers.run)
+        tasks.start_soon(endure, maintenance.record_clients, self._admission.new, self._arrived)
+        tasks.start_soon(endure, self._followers.run)
         tasks.start_soon(
-            maintenance.report, self._cache, lambda: self._settings.status_interval, self._report
+            endure,
+            maintenance.report,
+            self._cache,
+            lambda: self._settings.status_interval,
+            self._report,
         )
-        tasks.start_soon(self._supervisor.run, self._status, self._end)
-        tasks.start_soon(self._snapshots.run)
+        tasks.start_soon(endure, self._supervisor.run, self._status, self._end)
+        tasks.start_soon(endure, self._snapshots.run)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Handle SIGNALS: SIGHUP reloads, SIGUSR1 logs statistics, SIGTERM and SIGINT stop.

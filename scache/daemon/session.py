@@ -35,10 +35,11 @@ from scache.daemon.client_requests import (
 from scache.daemon.deliveries import Deliveries
 from scache.daemon.descriptor_reply import DescriptorReply
 from scache.daemon.observation import Observation
+from scache.daemon.poller import client_logger
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.refusals import Refusals
 from scache.daemon.snapshot_reply import SnapshotReply
-from scache.daemon.transport import Transport, client_logger
+from scache.daemon.transport import Transport
 from scache.errors import ProtocolError
 from scache.model import Delivery, Peer
 from scache.protocol.codec import NeedData

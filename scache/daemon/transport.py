@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scache.daemon.poller import READABLE, WRITABLE, Poller
+from scache.daemon.poller import READABLE, WRITABLE, Poller, client_logger
 from scache.daemon.probe import SHORTAGES
+from scache.daemon.shortages import OUT_OF_MEMORY
 from scache.errors import reason_of
-from scache.unix import credentials, fdpass
+from scache.unix import credentials, fdpass, memory
 from scache.unix.closing import Closer
 
 _MUCH_SIZE = 4096
@@ -24,9 +24,6 @@ _BUFFER = fdpass.new_buffer()
 
 _PEEK = int(socket.MSG_PEEK)
 _BUG = "cannot go on with a client, which is disconnected; please report it"
-
-client_logger = logging.getLogger("scache.clients")
-"""Logger for messages that clients can cause repeatedly; its handler may suppress some of them."""
 
 
 class Receiver(Protocol):
@@ -204,6 +201,9 @@ class Transport:
         except OSError:
             self._hang_up()
             return
+        except MemoryError as error:
+            self._give_up(error)  # what was received is lost
+            return
         if not data:
             self._at_end = not descriptors
             self._closer.close(descriptors)
@@ -211,9 +211,8 @@ class Transport:
             return
         try:
             self._receiver.received(data, descriptors, truncated)
-        except Exception:
-            client_logger.exception(_BUG)
-            self._hang_up()
+        except Exception as error:  # noqa: BLE001 - `_give_up` logs it
+            self._give_up(error)
         much = len(data) >= _MUCH_SIZE or len(descriptors) >= _MANY_DESCRIPTORS
         if much and self.open and not self.waiting:
             self.enqueue(self._on_ready)
@@ -221,9 +220,17 @@ class Transport:
     def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception:
-            client_logger.exception(_BUG)
-            self._hang_up()
+        except Exception as error:  # noqa: BLE001 - `_give_up` logs it
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Disconnect the client because of an error that no callback expects."""
+        if isinstance(error, MemoryError):
+            memory.release()
+            client_logger.warning("%s", OUT_OF_MEMORY)
+        else:
+            client_logger.error(_BUG, exc_info=error)
+        self._hang_up()
 
     def _on_writable(self) -> None:
         unsent, self._unsent = self._unsent, []

@@ -53,6 +53,16 @@ _SETTINGS = "SELECT name, value FROM setting ORDER BY name"
 _TRAIL_IS_OFF = "SELECT count(*) FROM setting WHERE name = 'audit_rows' AND value = '0'"
 _MOMENT = "(SELECT event.at FROM event WHERE event.id = event_log.id)"
 """The exact time of a row of ``event_log``, which has it as text in milliseconds."""
+_BYTES = """
+    SELECT (
+        SELECT ifnull(sum(length(CAST(endpoint AS BLOB)) + length(CAST(properties AS BLOB))), 0)
+        FROM connection
+    ) + (
+        SELECT ifnull(sum(length(CAST(destination AS BLOB)) + length(CAST(endpoint AS BLOB))
+            + length(CAST(properties AS BLOB))), 0)
+        FROM binding
+    )
+"""
 _SIZE = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -213,6 +223,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
     counters = dict.fromkeys(COUNTERS, 0) | _texts(image.execute(_COUNTERS).rows)
     settings = _texts(image.execute(_SETTINGS).rows)
     ((size,),) = image.execute(_SIZE).rows
+    ((size_cached,),) = image.execute(_BYTES).rows
     # Only the image of a live daemon has this number; a file does not show refused clients.
     served = _number(settings.pop(CLIENTS_SERVED, str(clients)))
     log = settings.pop(LOG_BYTES, None)
@@ -224,6 +235,7 @@ def statistics(image: Image, now: float, *, live: bool) -> dict[str, Any]:
         "max_connections_per_endpoint": of_endpoint,
         "max_bindings_per_destination": of_destination,
         "max_bindings": bindings,
+        "max_bytes": size_cached,
         # An estimate: other open files of the daemon are not in an image, nor any in a file.
         "open_files_limit": max(connections, files) + clients,  # type: ignore[type-var, operator]
         "ttl_limit": ttl,

@@ -118,6 +118,11 @@ class Settings:
         1000, COUNT, "Bindings of one destination; 0: no limit."
     )
     max_bindings: int = _field(100_000, COUNT, "Bindings in total; 0: no limit.")
+    max_bytes: int = _field(
+        64 * 1024 * 1024,
+        COUNT,
+        "Bytes of all labels and properties that are cached; 0: no limit.",
+    )
     max_message_size: int = _field(
         65_536, POSITIVE_COUNT, "Bytes of one request; a longer one is malformed."
     )

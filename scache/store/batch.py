@@ -11,6 +11,7 @@ from typing import Any
 from scache.clock import Clock
 from scache.errors import DatabaseFault
 from scache.store.faults import COMMIT, Faults
+from scache.unix import memory
 
 COMMIT_INTERVAL = 0.05
 """Seconds from the first write of a batch to its commit."""
@@ -22,6 +23,9 @@ COUNT = (
     "INSERT INTO counter (name, value) VALUES (?, ?) "
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
+
+REFUSALS = (sqlite3.Error, MemoryError)
+"""The errors of a statement that the database refuses. MemoryError stands for SQLITE_NOMEM."""
 
 Parameters = Sequence[int | float | bytearray | bytes | str | None]
 Operation = tuple[str, Parameters]
@@ -95,7 +99,7 @@ class Batch:
                     connection.execute(sql, parameters)
             sql = COUNT
             connection.executemany(COUNT, self._counted.items())
-        except sqlite3.Error as error:
+        except REFUSALS as error:
             raise self._refused(sql, error) from error
         if not (self._operations or self._counted):
             self.on_pending()
@@ -117,18 +121,19 @@ class Batch:
             self.begin()
         try:
             self._cursor.execute(sql, parameters)
-        except sqlite3.Error as error:
+            self._operations.append((sql, parameters))
+        except REFUSALS as error:
             raise self._refused(sql, error) from error
-        self._operations.append((sql, parameters))
         return self._cursor
 
     def add(self, sql: str, parameters: Parameters) -> sqlite3.Cursor:
         """Execute one write that makes the database grow, for a request.
 
-        Raises DatabaseFault also while an earlier commit fails or earlier rows are held back.
+        Raises DatabaseFault also while an earlier commit fails, earlier rows are held back, or the
+        process is out of memory.
         """
-        if self.commit_failed or self._held_back:
-            raise DatabaseFault(self.fault)
+        if self.commit_failed or self._held_back or not memory.restore():
+            raise DatabaseFault(self.fault or "out of memory")
         return self.execute(sql, parameters)
 
     def ignored(self, writes: int = 1) -> DatabaseFault:
@@ -143,16 +148,16 @@ class Batch:
         Return the number of rows added. After a refusal the batch is held back until the next
         commit, when `before_commit` tries again.
         """
-        if self.commit_failed:
-            raise DatabaseFault(self.fault)
+        if self.commit_failed or not memory.restore():
+            raise DatabaseFault(self.fault or "out of memory")
         if not self._connection.in_transaction:
             self.begin()
         try:
             self._cursor.executemany(sql, rows)
-        except sqlite3.Error as error:
+            self._operations.append((sql, rows))
+        except REFUSALS as error:
             self._held_back = True
             raise self._refused(sql, error) from error
-        self._operations.append((sql, rows))
         return self._cursor.rowcount
 
     def execute_eventually(self, sql: str, parameters: Parameters) -> sqlite3.Cursor | None:
@@ -179,7 +184,7 @@ class Batch:
         if self._connection.in_transaction:
             try:
                 self._connection.execute(*undoing)
-            except sqlite3.Error as error:
+            except REFUSALS as error:
                 self._refused(undoing[0], error)
 
     def query(self, sql: str, parameters: Parameters) -> list[tuple[Any, ...]]:
@@ -193,7 +198,7 @@ class Batch:
                 self.begin()
         try:
             rows = self._cursor.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except REFUSALS as error:
             raise self._fault(sql, error) from error
         if self.faults.failing:
             self.faults.succeeded((sql,))
@@ -221,7 +226,7 @@ class Batch:
             return False
         try:
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except REFUSALS as error:
             self.commit_failed = True
             self._fault(COMMIT, error)
             return False
@@ -254,7 +259,7 @@ class Batch:
 
         Operations that are not committed are executed again there. Never raises.
         """
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*REFUSALS):
             self._roll_back()
         self._connection = connection
         self._cursor = connection.cursor()
@@ -268,7 +273,7 @@ class Batch:
                 self._cursor.execute(COUNT, (name, value))
                 if not self._cursor.rowcount:
                     raise _ignored()
-            except sqlite3.Error as error:
+            except REFUSALS as error:
                 self._held_back = True
                 self._refused(COUNT, error)
                 return
@@ -280,13 +285,15 @@ class Batch:
         if self._connection.in_transaction:
             self._connection.rollback()
 
-    def _refused(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
+    def _refused(self, sql: str, error: sqlite3.Error | MemoryError) -> DatabaseFault:
         """Roll back after a failed write, so that `begin` executes the kept operations again."""
         self._roll_back()
         return self._fault(sql, error)
 
-    def _fault(self, sql: str, error: sqlite3.Error) -> DatabaseFault:
+    def _fault(self, sql: str, error: sqlite3.Error | MemoryError) -> DatabaseFault:
         """Record the fault of a statement, log it once, and return what to raise."""
+        if isinstance(error, MemoryError):
+            memory.release()
         known = len(self.faults.failing)
         fault = self.faults.failed(sql, error, self._connection)
         if len(self.faults.failing) > known:

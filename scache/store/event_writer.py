@@ -9,6 +9,7 @@ from itertools import chain
 from scache.errors import DatabaseFault
 from scache.model import AuditEvent, Status
 from scache.store.batch import Batch, Parameters, text
+from scache.unix import memory
 from scache.vocabulary import EVENTS_DROPPED, EVENTS_TRIMMED
 
 ROWS_AT_ONCE = 64
@@ -234,6 +235,9 @@ class EventWriter:
         self._grown = True
         try:
             write(self._batch)
+        except MemoryError:
+            memory.release()
+            self._drop_what_is_too_much()
         except DatabaseFault:
             self._drop_what_is_too_much()
 
@@ -281,9 +285,13 @@ class EventWriter:
         return len(self.saves) + len(self.bindings) + len(self.finds) + len(self._others)
 
     def _drop_what_is_too_much(self) -> None:
-        """Drop all pending events if there are too many of them, or too long ones."""
+        """Drop all pending events if there are too many of them, or too long ones.
+
+        Without memory, any number is too many.
+        """
         pending = self._pending()
-        if pending > MAX_PENDING or self.long_pending > MAX_LONG_SIZE:
+        too_many = pending > MAX_PENDING or self.long_pending > MAX_LONG_SIZE
+        if too_many or not memory.restore():
             self.long_pending = 0
             self._batch.counts[EVENTS_DROPPED] += pending
             for rows in (self.saves.rows, self.bindings.rows, self.finds.rows, self._others):

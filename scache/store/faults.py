@@ -80,13 +80,15 @@ class Faults:
         return self._told and not self.text
 
     def failed(
-        self, sql: str, error: sqlite3.Error, connection: sqlite3.Connection
+        self, sql: str, error: sqlite3.Error | MemoryError, connection: sqlite3.Connection
     ) -> DatabaseFault:
         """Record that a statement failed, and log the first failure; return what to raise.
 
         The text of what is returned names the trigger or index that the error may come from.
         """
         code, text = getattr(error, "sqlite_errorcode", 0), str(error)
+        if isinstance(error, MemoryError):  # sqlite3 raises it for this code
+            code, text = sqlite3.SQLITE_NOMEM, "out of memory"
         if code in _UNREADABLE or code & 0xFF in _UNREADABLE:
             if not self.unreadable:
                 self.unreadable = text

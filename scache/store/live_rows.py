@@ -16,6 +16,9 @@ from scache.store.serialized import MAX_DISCONNECTED_CLIENTS
 from scache.store.steps import following
 from scache.vocabulary import CLIENTS_NOT_RECORDED
 
+_BINDING_SIZE = """length(CAST(destination AS BLOB)) + length(CAST(endpoint AS BLOB))
+    + length(CAST(properties AS BLOB))"""
+_GONE = f"id, destination, endpoint, saved_at, expires_at, {_BINDING_SIZE}"
 # CAST keeps any bytes exact in a TEXT column, and SQL tools show them as text.
 _SAVE_CONNECTION = """
     INSERT INTO connection (id, endpoint, properties, saved_at, expires_at, client_id)
@@ -57,13 +60,17 @@ _REMOVE_BINDING = "DELETE FROM binding WHERE destination = CAST(? AS TEXT) AND i
 _CONNECTIONS_OF_ENDPOINT = """
     SELECT id FROM connection WHERE endpoint = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
-_BINDINGS_OF_DESTINATION = """
-    SELECT id, destination, endpoint, saved_at, expires_at FROM binding
+_BINDINGS_OF_DESTINATION = f"""
+    SELECT {_GONE} FROM binding
     WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
-_EXPIRED_BINDINGS = """
-    SELECT id, destination, endpoint, saved_at, expires_at FROM binding
+_EXPIRED_BINDINGS = f"""
+    SELECT {_GONE} FROM binding
     WHERE expires_at <= ? ORDER BY expires_at LIMIT ?
+"""
+_FIRST_BINDING = f"""
+    SELECT {_GONE} FROM binding
+    WHERE expires_at > 0 AND id != ? ORDER BY expires_at LIMIT 1
 """
 _LATEST_EXPIRY_OF_ENDPOINT = """
     SELECT max(expires_at) FROM (
@@ -76,7 +83,9 @@ _ENDPOINTS_OF_DESTINATION = """
     WHERE destination = CAST(? AS TEXT) ORDER BY id LIMIT ?
 """
 _NEXT_BINDING_EXPIRY = "SELECT min(expires_at) FROM binding"
-_DESTINATIONS = "SELECT destination, count(*) FROM binding GROUP BY destination"
+_DESTINATIONS = f"""
+    SELECT destination, count(*), sum({_BINDING_SIZE}) FROM binding GROUP BY destination
+"""
 _ADD_CLIENT = """
     INSERT INTO client (id, pid, uid, gid, connected_at, program)
     VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT))
@@ -101,6 +110,11 @@ class Binding(NamedTuple):
     expires_at: float
     client_id: int
 
+    @property
+    def size(self) -> int:
+        """Bytes of the labels and the properties."""
+        return len(self.destination) + len(self.endpoint) + len(self.properties)
+
 
 class Gone(NamedTuple):
     """A binding that was removed, or is about to be removed."""
@@ -110,6 +124,8 @@ class Gone(NamedTuple):
     endpoint: bytes
     saved_at: float
     expires_at: float
+    size: int
+    """Bytes of the labels and the properties."""
 
 
 class Saved(NamedTuple):
@@ -232,7 +248,7 @@ class LiveRows:
         if not self._batch.execute(_REPLACE_BINDING, replacing).rowcount:
             raise self._batch.ignored()
         times = [stamp - offset for stamp in old_times]
-        replaced = Gone(old_id, row.destination, row.endpoint, *times)
+        replaced = Gone(old_id, row.destination, row.endpoint, *times, row.size)
         return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> None:
@@ -259,11 +275,16 @@ class LiveRows:
     def _gone(self, sql: str, parameters: Parameters) -> list[Gone]:
         offset = self._clock.offset
         return [
-            Gone(row_id, destination, endpoint, saved_at - offset, expires_at - offset)
-            for row_id, destination, endpoint, saved_at, expires_at in self._batch.query(
+            Gone(row_id, destination, endpoint, saved_at - offset, expires_at - offset, size)
+            for row_id, destination, endpoint, saved_at, expires_at, size in self._batch.query(
                 sql, parameters
             )
         ]
+
+    def first_binding(self, besides: int) -> Gone | None:
+        """Return the binding that expires first; ``besides`` is an id to leave out."""
+        self._batch.begin()
+        return next(iter(self._gone(_FIRST_BINDING, (besides,))), None)
 
     def latest_expiry_of_endpoint(self, endpoint: bytes, now: float, limit: int) -> float | None:
         """Return when the latest connection of an endpoint expired that is not removed yet.
@@ -287,9 +308,12 @@ class LiveRows:
         ((expires_at,),) = self._batch.query(_NEXT_BINDING_EXPIRY, ())
         return math.inf if expires_at is None else float(expires_at) - self._clock.offset
 
-    def bindings_by_destination(self) -> dict[bytes, int]:
-        """Count the bindings of each destination. Reads the whole table, so only at the start."""
-        return dict(self._batch.query(_DESTINATIONS, ()))
+    def bindings_by_destination(self) -> list[tuple[bytes, int, int]]:
+        """Return each destination with the number and the bytes of its bindings.
+
+        This reads the whole table, so use it only at the start.
+        """
+        return [(bytes(label), *counts) for label, *counts in self._batch.query(_DESTINATIONS, ())]
 
     def add_client(self, client_id: int, peer: Peer, now: float) -> None:
         """Record that a client has connected. Never refused, but not recorded during a fault."""

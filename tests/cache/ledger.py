@@ -50,3 +50,10 @@ class Ledger:
     """Events that the next commit must add."""
     trimmed: int = 0
     """Number of events that were trimmed."""
+
+    @property
+    def size(self) -> int:
+        """The bytes of the labels and properties of all live connections and bindings."""
+        texts = [row.endpoint + row.properties for row in self.live.values()]
+        texts += [row.destination + row.endpoint + row.properties for row in self.bindings.values()]
+        return sum(map(len, texts))

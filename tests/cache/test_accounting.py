@@ -437,13 +437,13 @@ class Accounts:
         rows = self.select("SELECT * FROM connection ORDER BY id")
         assert [Connection(*row) for row in rows] == [row for _, row in sorted(ledger.live.items())]
         rows = self.select("SELECT * FROM binding ORDER BY id")
-        assert [Binding(*row) for row in rows] == [
-            row for _, row in sorted(ledger.bindings.items())
-        ]
+        bindings = [row for _, row in sorted(ledger.bindings.items())]
+        assert [Binding(*row) for row in rows] == bindings
         rows = self.select("SELECT id, pid, uid, gid, program, disconnected_at FROM client")
         assert {row_id: (Peer(*peer), left) for row_id, *peer, left in rows} == {
             row_id: (peer, ledger.left.get(row_id)) for row_id, peer in ledger.clients.items()
         }
+        assert self.cache.statistics.size == ledger.size
 
     def check_descriptors(self) -> None:
         """Check that the open descriptors are those of live connections and of deliveries."""

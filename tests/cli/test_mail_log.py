@@ -103,8 +103,8 @@ def report() -> list[str]:
     statistics = Statistics(Clock())
     statistics.domain_hits, statistics.domain_misses = 86, 34
     statistics.address_hits, statistics.address_misses = 3, 31
-    statistics.connection_added(b"endpoint")
-    statistics.bindings_added(b"destination")
+    statistics.connection_added(b"endpoint", 8)
+    statistics.bindings_added(b"destination", 11)
     statistics.saved()
     return statistics.report()
 

@@ -270,7 +270,7 @@ def test_connection_that_cannot_be_watched_is_polled_by_each_find(
     with ours:
         descriptors.on_watch_failed = failures.append
         number = theirs.detach()
-        parked = Parked(1, b"e", 0.0, 60.0, number, kind_of(number))
+        parked = Parked(1, b"e", 0.0, 60.0, number, kind_of(number), 1)
         descriptors.park(parked)
         assert descriptors.watch(10) is False
         assert [error.errno for error in failures] == [errno.ENOSPC]

@@ -82,7 +82,7 @@ class TestLiveRows:
         rows.save_binding(Binding(2, label, label, label, NOW, NOW + 60, 1))
         assert rows.oldest_of_endpoint(label, NOW) == saved
         assert rows.oldest_of_destination(label, NOW) == (saved, label, 2)
-        assert rows.bindings_by_destination() == {label: 1}
+        assert rows.bindings_by_destination() == [(label, 1, 3 * len(label))]
         kinds = "SELECT typeof(endpoint), typeof(properties) FROM "
         assert opened.rows(kinds + "connection") == opened.rows(kinds + "binding")
         assert opened.rows(kinds + "connection") == [(b"text", b"text")]
@@ -117,7 +117,7 @@ class TestLiveRows:
         assert rows.save_binding(binding(2, ttl=5)) == Saved(1, added=False)
         assert opened.rows("SELECT id, expires_at FROM binding") == [(1, NOW + 5)]
         later = binding(3)._replace(saved_at=NOW + 5, expires_at=NOW + 9)
-        gone = Gone(1, later.destination, later.endpoint, NOW, NOW + 5)
+        gone = Gone(1, later.destination, later.endpoint, NOW, NOW + 5, later.size)
         assert rows.save_binding(later) == Saved(3, added=False, replaced=gone)
         assert opened.rows("SELECT id, saved_at FROM binding") == [(3, NOW + 5)]
 

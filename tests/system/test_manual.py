@@ -143,7 +143,7 @@ def test_limits_page_has_every_limit(setting: Setting) -> None:
         assert default == "default: as many as open files allow, up to a million"
         return
     number, _, unit = default.partition(" ")
-    factor = {"": 1, "s": 1, "KiB": 1024}[unit]
+    factor = {"": 1, "s": 1, "KiB": 1024, "MiB": 1024**2}[unit]
     assert int(number.replace(",", "")) * factor == int(setting.default)
 
 
@@ -197,9 +197,9 @@ def test_postfix_page_shows_the_statistics_as_logged() -> None:
     statistics.domain_hits, statistics.domain_misses = 86, 34
     statistics.address_hits, statistics.address_misses = 3, 31
     for number in range(31):
-        statistics.connection_added(b"%d" % (number % 2))
-    statistics.bindings_added(b"one")
-    statistics.bindings_added(b"two")
+        statistics.connection_added(b"%d" % (number % 2), 1)
+    statistics.bindings_added(b"one", 3)
+    statistics.bindings_added(b"two", 3)
     statistics.saved()
     begin, *lines = [line.removeprefix("scache[4711]: ") for line in shown.text.splitlines()]
     began, *logged = statistics.report()
