@@ -24,6 +24,9 @@ COUNT = (
     "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 )
 
+_ENOUGH_PAGES = 64
+"""Free pages of a database with which a write needs no more memory: those of four long requests."""
+
 REFUSALS = (sqlite3.Error, MemoryError)
 """The errors of a statement that the database refuses. MemoryError stands for SQLITE_NOMEM."""
 
@@ -132,7 +135,7 @@ class Batch:
         Raises DatabaseFault also while an earlier commit fails, earlier rows are held back, or the
         process is out of memory.
         """
-        if self.commit_failed or self._held_back or not memory.restore():
+        if self.commit_failed or self._held_back or not self._may_grow():
             raise DatabaseFault(self.fault or "out of memory")
         return self.execute(sql, parameters)
 
@@ -148,7 +151,7 @@ class Batch:
         Return the number of rows added. After a refusal the batch is held back until the next
         commit, when `before_commit` tries again.
         """
-        if self.commit_failed or not memory.restore():
+        if self.commit_failed or not self._may_grow():
             raise DatabaseFault(self.fault or "out of memory")
         if not self._connection.in_transaction:
             self.begin()
@@ -159,6 +162,16 @@ class Batch:
             self._held_back = True
             raise self._refused(sql, error) from error
         return self._cursor.rowcount
+
+    def _may_grow(self) -> bool:
+        """Return False while the process is out of memory, unless SQLite has pages to reuse."""
+        if memory.restore():
+            return True
+        try:
+            ((pages,),) = self._connection.execute("PRAGMA freelist_count").fetchall()
+        except REFUSALS:
+            return False
+        return bool(pages >= _ENOUGH_PAGES)
 
     def execute_eventually(self, sql: str, parameters: Parameters) -> sqlite3.Cursor | None:
         """Execute one write now, or keep it for the next transaction and return None.

@@ -247,8 +247,8 @@ class LiveRows:
         replacing = (row.id, saved_at, expires_at, row.client_id, *identity)
         if not self._batch.execute(_REPLACE_BINDING, replacing).rowcount:
             raise self._batch.ignored()
-        times = [stamp - offset for stamp in old_times]
-        replaced = Gone(old_id, row.destination, row.endpoint, *times, row.size)
+        began, ended = (stamp - offset for stamp in old_times)
+        replaced = Gone(old_id, row.destination, row.endpoint, began, ended, row.size)
         return Saved(row.id, added=False, replaced=replaced)
 
     def remove_binding(self, destination: bytes, binding_id: int) -> None:

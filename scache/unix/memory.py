@@ -7,7 +7,7 @@ allocation that fails is often followed by the failure of every other one, even 
 
 from __future__ import annotations
 
-SIZE = 1024 * 1024
+SIZE = 256 * 1024
 """Bytes of the reserve. The kernel provides them only as address space, because nothing is written
 to them."""
 
