@@ -43,7 +43,7 @@ class Holder(NamedTuple):
 def holder(descriptor: int) -> Holder:
     """Return the process that has locked an open file; prefer a daemon, then an exclusive lock."""
     try:
-        locks = _LOCK.findall(Path("/proc/locks").read_text(encoding="ascii"))
+        locks = _LOCK.findall(Path("/proc/locks").read_text(encoding="utf-8"))
     except OSError:
         return Holder()
     status = os.fstat(descriptor)

@@ -289,19 +289,12 @@ class Accounts:
 
     def hit(self, delivery: Delivery) -> None:
         """Expect the hit of a delivery, which is recorded when the delivery has ended."""
-        row, kind = (
-            delivery.connection,
-            "find_endp" if delivery.destination is None else "find_dest",
-        )
+        row = delivery.connection
+        kind = "find_endp" if delivery.destination is None else "find_dest"
         self.ledger.counters[f"{kind}_ok"] += 1
         entry = Entry(delivery.found_at, kind, 0, delivery.destination, row.endpoint, row.id)
-        self.record(
-            entry._replace(
-                binding_id=delivery.binding_id,
-                client_id=delivery.client_id,
-                age=delivery.found_at - row.saved_at,
-            )
-        )
+        by = {"binding_id": delivery.binding_id, "client_id": delivery.client_id}
+        self.record(entry._replace(**by, age=delivery.found_at - row.saved_at))
 
     # Time
 
@@ -468,9 +461,8 @@ class Accounts:
         assert reasons == counted["find_endp_fail"] + counted["find_dest_fail"]
         assert counted == +self.ledger.counters
         left = sum(counted[f"connections_{way}"] for way in WAYS_OUT)
-        assert counted["save_endp_ok"] == left + len(self.ledger.live) + len(
-            self.ledger.in_delivery
-        )
+        here = len(self.ledger.live) + len(self.ledger.in_delivery)
+        assert counted["save_endp_ok"] == left + here
         statistics = self.cache.statistics
         for name in ("address_hits", "address_misses", "domain_hits", "domain_misses"):
             assert getattr(statistics, name) == self.lookups[name]

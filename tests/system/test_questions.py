@@ -1,7 +1,6 @@
 """The questions of the manual, answered on a cache that a real Postfix filled.
 
-The right answers come from the log of Postfix (``conn_use``, and the process of each delivery),
-from the statistics that the daemon logged, and from counting rows of the tables.
+The right answers come from Postfix's log, the daemon's statistics, and the rows of the tables.
 """
 
 from __future__ import annotations
