@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from operator import attrgetter
 
 import anyio
@@ -183,27 +183,22 @@ class Server:
             raise self._failure
 
     def _start_upkeep(self, tasks: TaskGroup) -> None:
-        committed, endure = AutoResetEvent(), maintenance.endure
-        tasks.start_soon(endure, maintenance.watch, self._cache)
-        tasks.start_soon(endure, maintenance.close, self._cache.closer, self._cache.audit_log)
-        tasks.start_soon(endure, maintenance.expire, self._cache, self._clock)
-        tasks.start_soon(endure, maintenance.commit, self._database, committed)
-        tasks.start_soon(endure, maintenance.checkpoint, self._database, self._poller, committed)
-        tasks.start_soon(endure, maintenance.watch_files, self._database)
-        tasks.start_soon(
-            endure, maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected
-        )
-        tasks.start_soon(endure, maintenance.record_clients, self._admission.new, self._arrived)
-        tasks.start_soon(endure, self._followers.run)
-        tasks.start_soon(
-            endure,
-            maintenance.report,
-            self._cache,
-            lambda: self._settings.status_interval,
-            self._report,
-        )
-        tasks.start_soon(endure, self._supervisor.run, self._status, self._end)
-        tasks.start_soon(endure, self._snapshots.run)
+        def begin(task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+            tasks.start_soon(maintenance.endure, task, *arguments)
+
+        committed = AutoResetEvent()
+        begin(maintenance.watch, self._cache)
+        begin(maintenance.close, self._cache.closer, self._cache.audit_log)
+        begin(maintenance.expire, self._cache, self._clock)
+        begin(maintenance.commit, self._database, committed)
+        begin(maintenance.checkpoint, self._database, self._poller, committed)
+        begin(maintenance.watch_files, self._database)
+        begin(maintenance.drop_overdue, self._watchdog, self._sessions, self._client_connected)
+        begin(maintenance.record_clients, self._admission.new, self._arrived)
+        begin(maintenance.report, self._cache, lambda: self._settings.status_interval, self._report)
+        begin(self._followers.run)
+        begin(self._supervisor.run, self._status, self._end)
+        begin(self._snapshots.run)
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Handle SIGNALS: SIGHUP reloads, SIGUSR1 logs statistics, SIGTERM and SIGINT stop.

@@ -293,8 +293,8 @@ class Accounts:
         kind = "find_endp" if delivery.destination is None else "find_dest"
         self.ledger.counters[f"{kind}_ok"] += 1
         entry = Entry(delivery.found_at, kind, 0, delivery.destination, row.endpoint, row.id)
-        by = {"binding_id": delivery.binding_id, "client_id": delivery.client_id}
-        self.record(entry._replace(**by, age=delivery.found_at - row.saved_at))
+        entry = entry._replace(binding_id=delivery.binding_id, client_id=delivery.client_id)
+        self.record(entry._replace(age=delivery.found_at - row.saved_at))
 
     # Time
 

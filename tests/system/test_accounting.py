@@ -164,8 +164,10 @@ class AccountingCheck:
             "WHERE status IS NULL AND kind <> 'put_back' GROUP BY 1, 2"
         ):
             expected[f"{'connections' if of_connection else 'bindings'}_{kind.decode()}"] = count
-        for name in ("clients_connected", "events_dropped"):
+        for name in ("clients_connected", "events_dropped", "finds_continued"):
             counters.pop(name, None)
+        misses = [counters.pop(name) for name in list(counters) if name.startswith("find_misses_")]
+        assert sum(misses) == expected["find_endp_fail"] + expected["find_dest_fail"]
         assert counters == expected
 
     def check_ages(self) -> None:
