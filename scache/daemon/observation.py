@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -55,6 +54,8 @@ class Figures:
 
     def encoded(self) -> bytes:
         """Return the figures of now, in JSON."""
+        import json  # not needed without observers
+
         return json.dumps(self._read(), separators=(",", ":")).encode()
 
     def _read(self) -> Stats:

@@ -234,12 +234,11 @@ class Server:
 
     def _status(self) -> str:
         """Return one line about the state of the daemon, for a supervisor."""
-        statistics = self._cache.statistics
+        statistics, fault = self._cache.statistics, self._database.fault
         line = (
             f"{statistics.connections} connections of {statistics.endpoints} endpoints, "
             f"{self._admission.clients} clients"
         )
-        fault = self._database.fault
         return f"{line}; database: {fault}" if fault else line
 
     def _figures(self) -> dict[str, str]:
@@ -264,6 +263,7 @@ class Server:
             "observers": (MAX_OBSERVERS, admission.observers),
             "connections": (room.connections, statistics.connections),
             "bindings": (settings.max_bindings, statistics.bindings),
+            "bytes": (settings.max_bytes, statistics.size),
         }
 
     def _record_silent_clients(self) -> None:

@@ -23,6 +23,7 @@ _LIMIT_NAMES: Final = {
     "max_connections_per_endpoint": "connections_per_endpoint",
     "max_bindings_per_destination": "bindings_per_destination",
     "max_bindings": "bindings",
+    "max_bytes": "bytes",
     "open_files_limit": "open_files",
 }
 """The labels of limits, by the names that an image has; the others are no numbers of things."""
