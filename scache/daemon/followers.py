@@ -124,7 +124,7 @@ class Followers:
         """Clients that have disconnected, but may have events that are not sent yet."""
 
     def client_connected(self, client_id: int, peer: Peer) -> None:
-        """Remember who is behind the id of a client."""
+        """Remember the peer of a client, because events have its id only."""
         self._peers[client_id] = peer
 
     def client_disconnected(self, client_id: int) -> None:
