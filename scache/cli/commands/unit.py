@@ -20,6 +20,30 @@ HIDDEN = ("/root", "/home", "/run/user")
 _POSTCONF_TIMEOUT = 5.0
 """Seconds to wait for postconf(1)."""
 
+_HARDENING = """\
+CapabilityBoundingSet=
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+"""
+"""What both services do without (systemd.exec(5))."""
+
 _SERVICE = """\
 [Unit]
 Description={description}
@@ -38,29 +62,9 @@ StateDirectory=scache
 StateDirectoryMode=0700
 UMask=0077
 
-CapabilityBoundingSet=
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
 PrivateNetwork=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
 RestrictAddressFamilies=AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
+{hardening}
 [Install]
 WantedBy=multi-user.target
 """
@@ -77,30 +81,10 @@ ExecStart={command} exporter --socket {socket} --listen 127.0.0.1:9837
 Restart=on-failure
 UMask=0077
 
-CapabilityBoundingSet=
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
 IPAddressDeny=any
 IPAddressAllow=localhost
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
+{hardening}
 [Install]
 WantedBy=multi-user.target
 """
@@ -192,6 +176,7 @@ def service_unit(command: Path, socket: Path, private: Path | None) -> str:
         command=_quoted(command),
         options="".join(_continued(options)),
         identity=identity,
+        hardening=_HARDENING,
     )
 
 
@@ -201,6 +186,7 @@ def exporter_unit(command: Path, socket: Path, *, postfix: bool) -> str:
         command=_quoted(command),
         socket=_quoted(socket),
         identity="User=postfix" if postfix else _EXPORTER_USER,
+        hardening=_HARDENING,
     )
 
 
