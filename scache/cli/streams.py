@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scache.cli.daemon_log import occupy_standard_descriptors
-from scache.errors import ScacheError
+from scache.errors import ScacheError, reason_of
 from scache.escape import one_line, shown
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Output(io.FileIO):
         except OSError as error:
             # Buffers are flushed again at exit, which must not fail a second time.
             _open_at(STDOUT, os.O_WRONLY)
-            raise OutputError(f"cannot write the output: {error.strerror}") from error
+            raise OutputError(f"cannot write the output: {reason_of(error)}") from error
 
 
 def guard() -> None:

@@ -22,6 +22,7 @@ from scache.unix import fchownat
 from scache.unix.closing import Closer
 from scache.unix.namespace import UNCHANGED, unmapped, user_name
 from scache.unix.paths import Identity, identity, why_not_created
+from scache.unix.stale_socket import remove_stale
 
 MAX_PATH_SIZE = 107
 """Bytes that the path of a UNIX socket may have (unix(7), sun_path)."""
@@ -107,7 +108,7 @@ class ListeningSocket:
         if make_parent:
             make_directory(path.parent)
         with _named(path), _starting_in(path.parent):
-            _remove_stale(path)
+            remove_stale(path, "--socket")
             self.socket, self._identity = _listening_at(path, mode, owner)
 
     def loss(self) -> Loss | None:
@@ -284,55 +285,6 @@ def _starting_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket on which no process listens; raise SocketError for any other file."""
-    try:
-        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
-    except FileNotFoundError:
-        return
-    if not is_socket:
-        raise SocketError(
-            f"{path} exists and is not a socket: remove it, or choose another --socket"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # Do not wait if the backlog is full: that already shows that a process listens.
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            _unlink_stale(path)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            pass
-        except PermissionError as error:
-            raise SocketError(
-                f"{path} is a socket that this user may not connect to: "
-                "remove it if no daemon uses it, or choose another --socket"
-            ) from error
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                raise
-            raise SocketError(
-                f"{path} is a socket of another program: remove it, or choose another --socket"
-            ) from error
-    raise SocketError(f"another daemon listens on {path}: stop it, or choose another --socket")
-
-
-def _unlink_stale(path: Path) -> None:
-    """Remove a stale socket; raise SocketError if the directory lets only its owner remove it."""
-    try:
-        path.unlink()
-    except PermissionError as error:
-        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
-            raise
-        raise SocketError(
-            f"the socket {path}, on which no process listens, belongs to another user: "
-            "remove it as root or as that user, or choose another --socket"
-        ) from error
 
 
 def _reason(error: OSError, path: Path) -> str:

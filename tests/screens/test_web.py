@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from scache import Client
+from scache.errors import SocketError
 from scache.screens.exporter import web
+from tests.support.daemon import Daemon
 from tests.support.statistics import statistics
 from tests.support.wire import DEADLINE
 
@@ -103,6 +106,19 @@ def test_client_is_disconnected_at_the_deadline(
     with server.connect() as slow:
         slow.sendall(b"GET /metrics HTTP/1.0\r\n")
         assert slow.recv(1) == b""
+
+
+def test_unix_socket_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    """The socket of a daemon stays, and clients of it are served."""
+    path = tmp_path / "socket"
+    with Daemon(path), Client(path) as client:
+        with pytest.raises(
+            SocketError, match=r"another daemon listens on .* choose another --unix"
+        ):
+            web.serving(path, dict).__enter__()
+        assert client.find_endp("e") is None
+        with Client(path) as other:
+            assert other.find_endp("e") is None
 
 
 def test_unix_socket_serves_and_is_removed(tmp_path: Path) -> None:

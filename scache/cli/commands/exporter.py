@@ -13,7 +13,7 @@ from scache.cli.daemon_socket import given_socket, socket_option
 from scache.cli.naming import say
 from scache.cli.shell_completion import files
 from scache.cli.streams import echo
-from scache.errors import EXIT_OK, SocketError
+from scache.errors import EXIT_OK, SocketError, reason_of
 
 ADDRESS = "127.0.0.1:9837"
 
@@ -96,5 +96,5 @@ def exporter(
     except OSError as error:
         shown = ":".join(map(str, where)) if isinstance(where, tuple) else where
         raise SocketError(
-            f"cannot listen on {shown}: {error.strerror or error}; name another address"
+            f"cannot listen on {shown}: {reason_of(error)}; name another address"
         ) from error

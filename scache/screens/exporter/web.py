@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from scache.screens.exporter.families import families
+from scache.unix.stale_socket import remove_stale
 
 PATH: Final = "/metrics"
 
@@ -133,12 +134,10 @@ def serving(
     """Listen on an address, or on a UNIX socket whose path is removed at the end.
 
     Yield the place as text, with the number of a port that was 0, and the server, which serves in
-    its `serve_forever`. Raises OSError.
+    its `serve_forever`. Raises OSError, and SocketError for a path that is in use.
     """
     if isinstance(where, Path):
-        with contextlib.suppress(FileNotFoundError):
-            if where.is_socket():
-                where.unlink()
+        remove_stale(where, "--unix")
         with _Server(str(where), read, socket.AF_UNIX) as server:
             try:
                 yield f"the socket {where}", server
