@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from scache.cli.naming import PATTERNS, Named, give_hints, say
+from scache.cli.option_types import as_text, bytes_of
 from scache.cli.streams import echo
 from scache.cli.target import Target, target_options
 from scache.escape import joined
@@ -51,7 +51,8 @@ _ADVICE = {
     "hung_up": "the server closes idle connections: raise its idle time, or save with a shorter "
     "time to live",
     "purged": "nothing, if the purge was intended; scache events --kind purge_id tells of it",
-    "limit": "raise max_connections and the limit on open files",
+    "limit": "raise max_connections or max_bytes, or the limit on open files: scache stats shows "
+    "which is full",
     "refused": "remove the cause of the refused saves: see scache help limits",
     "fault": "see scache check, the log of the daemon and scache help faults",
     "unknown": "if this goes on, no client saves for this label: compare it with the labels that "
@@ -62,7 +63,7 @@ _ADVICE = {
 
 @click.command(epilog=EPILOG)
 @target_options
-@click.argument("label", metavar="LABEL")
+@click.argument("label", metavar="LABEL", type=as_text)
 def why(*, target: Target, label: str) -> None:
     """Tell why finds missed an endpoint or a destination.
 
@@ -75,7 +76,7 @@ def why(*, target: Target, label: str) -> None:
     if not label:
         raise click.UsageError("LABEL must not be empty")
     with target.image() as image:
-        found = lives(image, os.fsencode(label), MOST + 1)
+        found = lives(image, bytes_of(label), MOST + 1)
         if not found:
             give_hints(image, Named(None, None, [label], []), recorded=True, nothing=True)
             echo("no event and no cached connection or binding has such a label")
