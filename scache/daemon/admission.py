@@ -16,8 +16,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from scache.daemon.access import Principals
+from scache.daemon.client_log import client_logger
 from scache.daemon.idle import IdleTimer
-from scache.daemon.poller import client_logger
 from scache.model import Peer
 from scache.store.audit import AuditLog
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from scache.cache import Cache
-from scache.daemon.poller import client_logger
+from scache.daemon.client_log import client_logger
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.transport import Transport
 from scache.errors import reason_of

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from scache.daemon.auto_reset_event import AutoResetEvent
-from scache.daemon.poller import client_logger
+from scache.daemon.client_log import client_logger
 from scache.daemon.transport import Transport
 from scache.model import AuditEvent, Peer
 from scache.protocol.messages import Follow

@@ -13,13 +13,12 @@ import anyio.lowlevel
 from scache.cache import Cache
 from scache.clock import Clock
 from scache.daemon.auto_reset_event import AutoResetEvent
-from scache.daemon.poller import Poller, client_logger
-from scache.daemon.shortages import OUT_OF_MEMORY
+from scache.daemon.client_log import client_logger, out_of_memory
+from scache.daemon.poller import Poller
 from scache.daemon.watchdog import W, Watchdog
 from scache.store.audit import AuditLog
 from scache.store.batch import COMMIT_INTERVAL, FAULT_RETRY_INTERVAL
 from scache.store.database import Database
-from scache.unix import memory
 from scache.unix.closing import Closer, Look
 
 EXPIRY_PAUSE = 0.01
@@ -72,8 +71,7 @@ async def endure(task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         try:
             await task(*arguments)
         except MemoryError:
-            memory.release()
-            client_logger.warning("%s", OUT_OF_MEMORY)
+            out_of_memory()
             await anyio.sleep(FAULT_RETRY_INTERVAL)
         else:
             return

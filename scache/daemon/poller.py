@@ -15,9 +15,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scache.daemon.client_log import out_of_memory
 from scache.daemon.scheduler import Callback, Scheduler
-from scache.daemon.shortages import OUT_OF_MEMORY
-from scache.unix import memory
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -33,9 +32,6 @@ _FEW = 8
 """Sockets served between two readings of the clock."""
 
 logger = logging.getLogger(__name__)
-
-client_logger = logging.getLogger("scache.clients")
-"""Logger for messages that clients can cause repeatedly; its handler may suppress some of them."""
 
 
 class Poller:
@@ -120,8 +116,7 @@ class Poller:
             try:
                 more = self._serve_once(end)
             except MemoryError:
-                memory.release()
-                client_logger.warning("%s", OUT_OF_MEMORY)
+                out_of_memory()
             except Exception:
                 # A bug in one callback must not stop the daemon: other sockets are still ready.
                 logger.exception("a bug while serving a socket, please report it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scache.cache import Cache
-from scache.daemon.poller import client_logger
+from scache.daemon.client_log import client_logger
 from scache.errors import ProtocolError
 from scache.model import Peer, Status
 from scache.protocol.messages import (

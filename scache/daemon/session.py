@@ -25,6 +25,7 @@ from scache.cache import Cache
 from scache.daemon.access import AccessControl
 from scache.daemon.admin_requests import AdminRequests
 from scache.daemon.admission import Admission
+from scache.daemon.client_log import client_logger
 from scache.daemon.client_requests import (
     ANSWERS,
     OF_OBSERVERS,
@@ -35,7 +36,6 @@ from scache.daemon.client_requests import (
 from scache.daemon.deliveries import Deliveries
 from scache.daemon.descriptor_reply import DescriptorReply
 from scache.daemon.observation import Observation
-from scache.daemon.poller import client_logger
 from scache.daemon.probe import Probe, shortage_message
 from scache.daemon.refusals import Refusals
 from scache.daemon.snapshot_reply import SnapshotReply

@@ -16,12 +16,6 @@ _TEXTS = {
 }
 """By the word of the protocol: the reason why no snapshot can be taken."""
 
-OUT_OF_MEMORY = (
-    "out of memory: lower max_bytes, or allow the daemon more memory "
-    "(ulimit -v, or MemoryMax= in a unit of systemd)"
-)
-"""The log message when a request or a periodic task finds no memory."""
-
 _WORDS = {
     errno.EAGAIN: "processes",
     errno.ENOMEM: "memory",

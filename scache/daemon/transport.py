@@ -6,11 +6,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scache.daemon.poller import READABLE, WRITABLE, Poller, client_logger
+from scache.daemon.client_log import client_logger, out_of_memory
+from scache.daemon.poller import READABLE, WRITABLE, Poller
 from scache.daemon.probe import SHORTAGES
-from scache.daemon.shortages import OUT_OF_MEMORY
 from scache.errors import reason_of
-from scache.unix import credentials, fdpass, memory
+from scache.unix import credentials, fdpass
 from scache.unix.closing import Closer
 
 _MUCH_SIZE = 4096
@@ -226,8 +226,7 @@ class Transport:
     def _give_up(self, error: Exception) -> None:
         """Disconnect the client because of an error that no callback expects."""
         if isinstance(error, MemoryError):
-            memory.release()
-            client_logger.warning("%s", OUT_OF_MEMORY)
+            out_of_memory()
         else:
             client_logger.error(_BUG, exc_info=error)
         self._hang_up()
