@@ -120,7 +120,7 @@ class Cache:
             return self._refuse_endp(endpoint, client_id, str(fault))
         if limits.connections and len(self._descriptors) + self.closer.held >= limits.connections:
             self.connections.evict(now)
-        if limits.size and not self._make_room(now, size=size):
+        if not self._make_room(now, size=size):
             self._rows.remove_connection(endpoint, row.id)
             return self._refuse_for_bytes(endpoint, descriptor, client_id)
         try:
@@ -293,6 +293,15 @@ class Cache:
         """Close a connection; return 1, or 0 if it is not cached."""
         return self.connections.purge_id(connection_id, self.clock.now(), client_id)
 
+    def use_of_limits(self) -> dict[str, tuple[int, int]]:
+        """Return each limit on the whole cache, 0 for none, with what is used of it."""
+        limits, statistics = self._limits, self.statistics
+        return {
+            "connections": (limits.connections, statistics.connections),
+            "bindings": (limits.bindings, statistics.bindings),
+            "bytes": (limits.size, statistics.size),
+        }
+
     def descriptors(self) -> Iterator[tuple[int, int]]:
         """Yield the id and descriptor of each connection that is parked or in delivery."""
         return self._descriptors.items()
@@ -317,6 +326,8 @@ class Cache:
                     self._bindings.evict(binding, now)
                 elif expires_at < math.inf:
                     self.connections.evict(now)
+                else:
+                    return False
                 if self.statistics.size <= most:
                     return True
         except DatabaseFault:

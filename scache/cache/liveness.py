@@ -52,10 +52,10 @@ def kind_of(descriptor: int) -> Kind:
     # Most connections are TCP, and one system call is enough to know them.
     if sockopt.tcp_state(descriptor) in _CONNECTED:
         return Kind.ESTABLISHED
-    kind = sockopt.option(descriptor, _TYPE)
-    if kind is None:
+    socket_type = sockopt.option(descriptor, _TYPE)
+    if socket_type is None:
         return Kind.POLLABLE if _is_pollable(descriptor) else Kind.OPAQUE
-    if kind not in _CONNECTED_TYPES:
+    if socket_type not in _CONNECTED_TYPES:
         return Kind.DATAGRAM
     return Kind.LISTENING if sockopt.option(descriptor, _LISTENS) else Kind.STREAM
 

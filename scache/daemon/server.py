@@ -21,6 +21,7 @@ from scache.daemon.access import AccessControl, Principals
 from scache.daemon.admission import MAX_OBSERVERS, NOT_ALLOWED, Admission
 from scache.daemon.auto_reset_event import AutoResetEvent
 from scache.daemon.capacity import capacity, client_limit_remedy, in_force, limits
+from scache.daemon.client_log import client_logger
 from scache.daemon.followers import Followers
 from scache.daemon.identity import OwnSockets
 from scache.daemon.idle import IdleTimer
@@ -28,7 +29,7 @@ from scache.daemon.launch import Launch
 from scache.daemon.listener import Listener
 from scache.daemon.listening_socket import InheritedSocket, ListeningSocket
 from scache.daemon.observation import Figures, Limited, Observation, Population
-from scache.daemon.poller import Poller, client_logger
+from scache.daemon.poller import Poller
 from scache.daemon.probe import Probe
 from scache.daemon.session import Session
 from scache.daemon.snapshots import Snapshots
@@ -256,15 +257,12 @@ class Server:
         return Population(self._admission.clients, self._admission.observers, len(self._sessions))
 
     def _limits(self) -> Limited:
-        settings, admission, statistics = self._settings, self._admission, self._cache.statistics
+        settings, admission = self._settings, self._admission
         room = capacity(settings, self._open_files)
         return {
             "clients": (room.clients, admission.clients),
             "observers": (MAX_OBSERVERS, admission.observers),
-            "connections": (room.connections, statistics.connections),
-            "bindings": (settings.max_bindings, statistics.bindings),
-            "bytes": (settings.max_bytes, statistics.size),
-        }
+        } | self._cache.use_of_limits()
 
     def _record_silent_clients(self) -> None:
         """Record the clients that have sent nothing yet, so that a snapshot has them."""
