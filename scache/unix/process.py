@@ -26,6 +26,8 @@ NO_THREAD: Final = (
     "systemd)"
 )
 
+_STATM, _DESCRIPTORS = Path("/proc/self/statm"), Path("/proc/self/fd")
+
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 
 
@@ -194,7 +196,7 @@ class OwnUse:
             # The name of the program, in parentheses, may have blanks and parentheses.
             fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
             self.start_time = boot_offset + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-            self._descriptors = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - not itself
+            self._descriptors = len(os.listdir(_DESCRIPTORS)) - 1  # noqa: PTH208 - not itself
 
     def cpu_seconds(self) -> float:
         """Return the processor time of all threads, in seconds."""
@@ -203,7 +205,7 @@ class OwnUse:
     def resident_bytes(self) -> int | None:
         """Return the bytes of memory in use (proc(5), statm); None without /proc."""
         try:
-            return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+            return int(_STATM.read_bytes().split()[1]) * resource.getpagesize()
         except OSError:
             return None
 
@@ -214,6 +216,6 @@ class OwnUse:
         and ``more``, which the caller has opened since.
         """
         try:
-            return Path("/proc/self/fd").stat().st_size or self._descriptors + more
+            return _DESCRIPTORS.stat().st_size or self._descriptors + more
         except OSError:
             return self._descriptors + more
