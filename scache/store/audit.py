@@ -59,10 +59,10 @@ class AuditLog:
         self._asking: set[int] = set()
         """Clients whose latest requests are a ``find_dest`` that missed and any number of
         ``find_endp`` that missed. Another ``find_endp`` continues the same delivery."""
-        self.events = self._writer = EventWriter(batch, limit)
-        self._saves = self._writer.saves.rows
-        self._bindings = self._writer.bindings.rows
-        self._finds = self._writer.finds.rows
+        self.events = EventWriter(batch, limit)
+        self._saves = self.events.saves.rows
+        self._bindings = self.events.bindings.rows
+        self._finds = self.events.finds.rows
 
     # Requests. The frequent ones have forms of their own in the writer.
 
@@ -74,15 +74,15 @@ class AuditLog:
             self.classes.count("save_endp", 0, endpoint)
         self._asking.discard(client_id)
         event = (saved_at + self._clock.offset, text(endpoint), row_id, client_id, ttl)
-        if (followed := self._writer.followed) is not None:
-            followed.append((self._writer.saves, event))
+        if (followed := self.events.followed) is not None:
+            followed.append((self.events.saves, event))
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
-            self._writer.long_pending += len(endpoint)
+            self.events.long_pending += len(endpoint)
         self._saves.append(event)
         if len(self._saves) >= ROWS_AT_ONCE:
-            self._writer.write_saves()
+            self.events.write_saves()
 
     def binding_saved(self, row: Binding, binding_id: int, ttl: float) -> None:
         """Record a ``save_dest`` that succeeded, with the granted time to live.
@@ -96,15 +96,15 @@ class AuditLog:
         self._asking.discard(client_id)
         labels = (text(destination), text(endpoint))
         event = (saved_at + self._clock.offset, *labels, binding_id, client_id, ttl)
-        if (followed := self._writer.followed) is not None:
-            followed.append((self._writer.bindings, event))
+        if (followed := self.events.followed) is not None:
+            followed.append((self.events.bindings, event))
         if not self._recording:
             return
         if len(destination) + len(endpoint) > LONG_LABEL:
-            self._writer.long_pending += len(destination) + len(endpoint)
+            self.events.long_pending += len(destination) + len(endpoint)
         self._bindings.append(event)
         if len(self._bindings) >= ROWS_AT_ONCE:
-            self._writer.write_forms()
+            self.events.write_forms()
 
     def connection_taken(self, kind: str, endpoint: bytes, at: float, client_id: int) -> None:
         """Account for a find that hits; it is recorded when the delivery of its connection ends."""
@@ -126,7 +126,7 @@ class AuditLog:
         self._found_at_age(at - saved_at)
         if destination is not None:
             self.find_hit(delivery)
-            self._writer.add(
+            self.events.add(
                 AuditEvent(
                     at,
                     "found",
@@ -143,15 +143,15 @@ class AuditLog:
         offset = self._clock.offset
         stamps = found_at + offset, at + offset, saved_at + offset
         event = (text(endpoint), row_id, client_id, *stamps)
-        if (followed := self._writer.followed) is not None:
-            followed.append((self._writer.finds, event))
+        if (followed := self.events.followed) is not None:
+            followed.append((self.events.finds, event))
         if not self._recording:
             return
         if len(endpoint) > LONG_LABEL:
-            self._writer.long_pending += 2 * len(endpoint)
+            self.events.long_pending += 2 * len(endpoint)
         self._finds.append(event)
         if len(self._finds) >= ROWS_AT_ONCE:
-            self._writer.write_forms()
+            self.events.write_forms()
 
     def find_hit(self, delivery: Delivery) -> None:
         """Record a find that hit; what has become of its connection is a fact of its own."""
@@ -307,7 +307,7 @@ class AuditLog:
         self.endings.of_connection(endpoint, reason, expires_at if reason == "expired" else at)
         self.connection_ages.of[reason].add(at - saved_at)
         self._counts[CONNECTION_COUNTERS[reason]] += 1
-        self._writer.add(
+        self.events.add(
             AuditEvent(
                 at,
                 reason,
@@ -322,7 +322,7 @@ class AuditLog:
     def connection_put_back(self, delivery: Delivery, at: float) -> None:
         """Record a found connection that was not sent and is parked again."""
         row = delivery.connection
-        self._writer.add(
+        self.events.add(
             AuditEvent(
                 at,
                 "put_back",
@@ -348,7 +348,7 @@ class AuditLog:
         ended_at = gone.expires_at if reason == "expired" else at
         self.endings.of_binding(gone.destination, reason, ended_at)
         self._counts[BINDING_COUNTERS[reason]] += 1
-        self._writer.add(
+        self.events.add(
             AuditEvent(
                 at,
                 reason,
@@ -393,7 +393,7 @@ class AuditLog:
         self._counts[_OUTCOMES[event.kind, event.status]] += 1
         if self.classes.active:
             self.classes.count_event(event)
-        self._writer.add(event)
+        self.events.add(event)
 
 
 def _limit_text(limit: Limit) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import translate
 from typing import Final
 
-from scache.model import AuditEvent
+from scache.model import AuditEvent, Status
 from scache.settings.classes import LabelClass
 from scache.vocabulary import OUTCOMES
 
@@ -82,15 +82,11 @@ class ClassCounts:
                 empty = dict.fromkeys(OUTCOMES, 0)
                 outcomes = requests[name].setdefault(kind, empty)
                 assert isinstance(outcomes, dict)
-                outcomes[_OUTCOMES[status]] = number
+                outcomes[Status(status).name.lower()] = number
         for (name, reason), number in self._misses.items():
             if name in misses:
                 misses[name][reason] = number
         return {"requests": requests, "find_misses": misses}
-
-
-_OUTCOMES: Final = {0: "ok", 1: "bad", 2: "fail"}
-"""The outcomes, by status."""
 
 
 def _compiled(patterns: Sequence[tuple[str, str | None]]) -> list[tuple[str, re.Pattern[str]]]:
