@@ -10,14 +10,12 @@ from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from scache.cache import Cache
@@ -25,6 +23,7 @@ from scache.cache.limits import Limits
 from scache.model import Delivery, Status
 from scache.store.database import MEMORY
 from scache.vocabulary import MISS_COUNTERS, MISS_REASONS
+from tests.support.machines import run_machine
 from tests.support.store_fixture import Opened, locked
 
 TICK = 2**-10
@@ -356,13 +355,4 @@ class WithoutAuditLog(Reasons):
 )
 def test_miss_has_the_reason_of_the_model(machine: type[Reasons], examples: int) -> None:
     """Compare counters at each miss, and the audit log at the end."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(machine, examples)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -16,13 +15,13 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from scache.cache.expiry import GRAIN
 from scache.clock import STEP
 from scache.model import Delivery, Status
 from scache.store.database import MEMORY
+from tests.support.machines import run_machine
 from tests.support.rig import TTL_LIMIT, rigged
 from tests.support.store_fixture import locked
 
@@ -311,13 +310,4 @@ class FileMachine(Machine):
 @pytest.mark.parametrize(("machine", "examples"), [(Machine, 80), (FileMachine, 40)])
 def test_cache_behaves_as_the_model(machine: type[Machine], examples: int) -> None:
     """Compare replies, order, rows and descriptors after any sequence of operations."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(machine, examples)

@@ -1,4 +1,4 @@
-"""Arguments in a locale that is not UTF-8: their bytes are UTF-8 all the same."""
+"""Arguments of commands: they are read as UTF-8 in every locale."""
 
 from __future__ import annotations
 

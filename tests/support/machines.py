@@ -1,10 +1,15 @@
-"""Drivers for the sans-IO halves of the protocol, with numbers in place of descriptors."""
+"""Drivers for the sans-IO halves of the protocol, and for the state machines of Hypothesis.
+
+Numbers take the place of descriptors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from scache.model import Status
 from scache.protocol.codec import NEED_DATA, NeedData
@@ -15,6 +20,21 @@ from scache.protocol.server_events import Event, Save
 
 Chunk = tuple[bytes, tuple[int, ...]]
 """Bytes, and the descriptors attached to the first of them."""
+
+
+def run_machine(machine: type[RuleBasedStateMachine], examples: int) -> None:
+    """Run this number of sequences of at most 50 operations each."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
 
 values = st.binary(max_size=20).map(lambda value: value.replace(b"\0", b""))
 """Strings of the protocol: any bytes but NUL."""
