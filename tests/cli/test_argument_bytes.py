@@ -91,3 +91,13 @@ def test_path_has_the_same_bytes_in_every_locale(tmp_path: Path, locale: tuple[s
         for variable in (f"SCACHE_CONFIG={config}", f"SCACHE_SOCKET={socket}"):
             assert run_command(*locale, variable, *SCACHE, "ping").stderr == ""
         assert run_command(*locale, *SCACHE, "ping", "--socket", socket).stderr == ""
+
+
+def test_why_reads_its_label_as_utf8_in_every_locale(
+    labelled: Path, locale: tuple[str, ...]
+) -> None:
+    """The label is found, and a hint about another one has its characters."""
+    found = run_command(*locale, *SCACHE, "why", "*münchen*", "--database", labelled)
+    assert "saved: 1 connection" in found.stdout
+    missed = run_command(*locale, *SCACHE, "why", "xmünchen", "--database", labelled)
+    assert "no event and no cached connection or binding has such a label" in missed.stdout
