@@ -298,3 +298,28 @@ def test_go_on_with_executes_the_batch_in_another_database(batch: Batch, tmp_pat
         assert batch.commit()
         assert read(path, ITEMS) == [(1,)]
         assert read(path, "SELECT value FROM counter") == [(1,)]
+
+
+def test_write_without_memory_is_refused_and_the_batch_goes_on(
+    write: Write, connection: sqlite3.Connection, batch: Batch, file: Path
+) -> None:
+    """SQLITE_NOMEM, a MemoryError in Python, changes nothing; a commit ends the fault."""
+
+    def nothing_left() -> None:
+        raise MemoryError
+
+    connection.create_function("nothing_left", 0, nothing_left)
+    connection.execute(
+        "CREATE TEMP TRIGGER full BEFORE INSERT ON item WHEN new.id = 2 "
+        "BEGIN SELECT nothing_left(); END"
+    )
+    batch.add(INSERT, (1,))
+    with suppress(DatabaseFault):
+        write(batch, 2)
+    fault = batch.fault
+    assert fault == "out of memory"
+    connection.execute("DROP TRIGGER full")
+    assert batch.commit()
+    assert batch.fault is None
+    kept = [(1,), (2,)] if write is WRITES["execute_eventually"] else [(1,)]
+    assert read(file, ITEMS) == kept
