@@ -51,8 +51,8 @@ class Gone(NamedTuple):
     """The connections or bindings that left for one reason."""
 
     number: int
-    mean_age: float
-    """Seconds since the save."""
+    mean_age: float | None
+    """Seconds since the save; None if no event has an age, as after a step of the clock."""
 
 
 class Missed(NamedTuple):

@@ -128,3 +128,12 @@ def test_why_refuses_an_empty_label(capsys: Capture) -> None:
     """It would match nearly everything."""
     assert execute(["why", ""]) == errors.EXIT_SETTINGS
     assert "must not be empty" in capsys.readouterr().err
+
+
+def test_connection_that_left_at_an_unknown_age_has_none(tmp_path: Path, capsys: Capture) -> None:
+    """The age is not recorded of a lost connection if the clock was set during the run."""
+    path = tmp_path / "cache.db"
+    with filling(path) as cached:
+        cached.event("save_endp", 0, endpoint=b"e", connection_id=1, ttl=5)
+        cached.event("lost", endpoint=b"e", connection_id=1)
+    assert "  left: 1 lost\n" in told(capsys, "e", path)

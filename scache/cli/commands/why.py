@@ -14,7 +14,7 @@ from scache.cli.target import Target, target_options
 from scache.escape import joined
 
 if TYPE_CHECKING:
-    from scache.inspection.lives import Life, Missed
+    from scache.inspection.lives import Gone, Life, Missed
 
 EPILOG = f"""{PATTERNS}
 
@@ -96,11 +96,7 @@ def _told(life: Life) -> Iterator[str]:
     for detail, number in life.refused.items():
         yield f"  refused: {_number(number, 'save')} ({detail})"
     if life.gone:
-        ways = (
-            f"{gone.number} {kind} (at {_seconds(gone.mean_age)} on average)"
-            for kind, gone in life.gone.items()
-        )
-        yield f"  left: {', '.join(ways)}"
+        yield f"  left: {', '.join(_left(kind, gone) for kind, gone in life.gone.items())}"
     if life.endpoints:
         yield f"  bound to: {', '.join(map(joined, life.endpoints))}"
     if not life.finds:
@@ -114,6 +110,11 @@ def _told(life: Life) -> Iterator[str]:
     for reason, missed in life.misses.items():
         if advice := _advice(reason, missed, life):
             yield f"  to change ({reason}): {advice}"
+
+
+def _left(kind: str, gone: Gone) -> str:
+    age = "" if gone.mean_age is None else f" (at {_seconds(gone.mean_age)} on average)"
+    return f"{gone.number} {kind}{age}"
 
 
 def _advice(reason: str | None, missed: Missed, life: Life) -> str | None:
